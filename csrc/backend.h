@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What csrc/cpu and csrc/cuda implement: the ops of ops.h on checked arguments, the same names in both.
+#pragma once
+
+#include "pyparareal/layout.h"
+#include "pyparareal/types.h"
+
+#ifndef PYPARAREAL_WITH_CUDA
+#define PYPARAREAL_WITH_CUDA 0
+#endif
+
+namespace pyparareal {
+
+#define PYPARAREAL_DECLARE_BACKEND                                                                              \
+  Status parareal_update(const MutableView& u, const ConstView& f_old, const ConstView& g_new,                  \
+                         const ConstView& g_old, const ConstView& u_old, const MutableView& jump, Norm norm,    \
+                         const Exec& exec);                                                                     \
+  Status slice_norms(const MutableView& norms, const ConstView& u, const ConstView& u_old, Norm norm,           \
+                     const Exec& exec);                                                                         \
+  Status copy_slices(const MutableView& to, const ConstView& from, const Exec& exec);                           \
+  Status c_relax(const MutableView& u_new, const ConstView& phi, const ConstView& u, double omega, const Exec& exec);
+
+namespace cpu {
+PYPARAREAL_DECLARE_BACKEND
+}
+namespace cuda {
+PYPARAREAL_DECLARE_BACKEND
+}
+#undef PYPARAREAL_DECLARE_BACKEND
+
+namespace cuda {
+
+int device_count();     // 0 without a usable driver
+int driver_version();   // 0 without a driver
+int runtime_version();
+Status stream_device(void* stream, int current_device, int* device);
+
+// A point in a stream's work. Owns a cudaEvent_t.
+class Event {
+ public:
+  Event() = default;
+  Event(Event&& other) noexcept : event_(other.event_) { other.event_ = nullptr; }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  ~Event();
+  Status record(void* stream, int device);
+  bool done() const;
+
+ private:
+  void* event_ = nullptr;
+};
+
+}  // namespace cuda
+
+// Calls `body` with a value of the storage type of `dtype`.
+template <class Body>
+auto with_storage_type(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::float64:
+      return body(double{});
+    case DType::float32:
+      return body(float{});
+    case DType::float16:
+      return body(Half{});
+    default:
+      return body(BFloat16{});
+  }
+}
+
+// Scratch for partial norms: one double per chunk, none where a slice is a single chunk.
+inline std::size_t norm_workspace_bytes(const Space& space) {
+  const int64_t chunks = space.chunks();
+  return chunks > 1 ? static_cast<std::size_t>(space.slices * chunks) * sizeof(double) : 0;
+}
+
+}  // namespace pyparareal

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// pyparareal._core: borrow the arrays, find the stream, let go of the GIL, call ops.h, raise what went wrong.
+// Arguments are positional and outputs are given; pyparareal/ops.py adds defaults and allocation.
+#include <memory>
+#include <string>
+
+#include "../backend.h"
+#include "array.h"
+#include "errors.h"
+#include "pyparareal/capsule.h"
+#include "pyparareal/ops.h"
+#include "stream.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "../cpu/parallel.h"
+#include "../cpu/tiles.h"
+
+#ifndef PYPARAREAL_VERSION
+#define PYPARAREAL_VERSION "unknown"
+#endif
+#ifndef PYPARAREAL_CUDA_ARCHS
+#define PYPARAREAL_CUDA_ARCHS ""
+#endif
+
+namespace pyparareal::bindings {
+namespace {
+
+// Calls without the GIL; the arrays are borrowed from arguments the caller holds.
+template <class Call>
+void run(const Call& call) {
+  Status status;
+  Py_BEGIN_ALLOW_THREADS;
+  status = call();
+  Py_END_ALLOW_THREADS;
+  raise_unless_ok(status);
+}
+
+// 0 follows torch.get_num_threads() where torch is loaded. Asked for only where a team could form.
+int32_t thread_count(py::int_ threads, const Array& like) {
+  const auto wanted = threads.cast<int64_t>();
+  if (wanted < 0 || wanted > INT32_MAX)
+    throw py::value_error("threads: got " + std::to_string(wanted) + ", expected 0 (the default) or more");
+  const Space space = space_of(like.view);
+  if (wanted > 0 || like.view.device != Device::cpu || space.slices * space.features < cpu::bytes_per_thread / 8)
+    return static_cast<int32_t>(wanted);
+  PyObject* torch = PyDict_GetItemString(PyImport_GetModuleDict(), "torch");
+  if (!torch || !py::hasattr(torch, "get_num_threads")) return 0;
+  return py::handle(torch).attr("get_num_threads")().cast<int32_t>();
+}
+
+// Scratch of one call: host memory here, device memory from the framework the output belongs to.
+class Workspace {
+ public:
+  Workspace(std::size_t bytes, const Array& like, py::handle like_object, Exec& exec) {
+    if (bytes == 0) return;
+    exec.workspace_bytes = bytes;
+    if (like.view.device == Device::cpu) {
+      host_.reset(new double[bytes / sizeof(double)]);
+      exec.workspace = host_.get();
+    } else {
+      device_ = py::module_::import("pyparareal.arrays").attr("device_scratch")(like_object, bytes);
+      exec.workspace = borrow(device_, "workspace").view.data;
+    }
+  }
+  py::handle object() const { return device_; }
+
+ private:
+  std::unique_ptr<double[]> host_;
+  py::object device_ = py::none();
+};
+
+Norm norm_of(int norm) { return static_cast<Norm>(norm); }
+
+void parareal_update(py::handle out, py::handle f_old, py::handle g_new, py::handle g_old, py::handle u_old,
+                     py::handle jump, int norm, py::handle stream, py::int_ threads) {
+  const Array f = borrow(f_old, "f_old"), g = borrow(g_new, "g_new"), h = borrow(g_old, "g_old");
+  const Array old = borrow_optional(u_old, "u_old"), u = borrow_output(out, "out");
+  const Array norms = jump.is_none() ? Array{} : borrow_output(jump, "jump");
+  const Stream on = resolve_stream(stream, f, f_old);
+  Exec exec{on.handle, thread_count(threads, f), nullptr, 0};
+  const Workspace scratch(parareal_update_workspace_bytes(old.input()), u, out, exec);
+  run([&] {
+    return pyparareal::parareal_update(u.view, f.input(), g.input(), h.input(), old.input(), norms.view, norm_of(norm),
+                                       exec);
+  });
+  keep_alive(on, f, {out, f_old, g_new, g_old, u_old, jump, scratch.object()});
+}
+
+void slice_norms(py::handle out, py::handle u, py::handle u_old, int norm, py::handle stream, py::int_ threads) {
+  const Array state = borrow(u, "u"), old = borrow_optional(u_old, "u_old"), norms = borrow_output(out, "out");
+  const Stream on = resolve_stream(stream, state, u);
+  Exec exec{on.handle, thread_count(threads, state), nullptr, 0};
+  const Workspace scratch(slice_norms_workspace_bytes(state.input()), norms, out, exec);
+  run([&] { return pyparareal::slice_norms(norms.view, state.input(), old.input(), norm_of(norm), exec); });
+  keep_alive(on, state, {out, u, u_old, scratch.object()});
+}
+
+void extract(py::handle out, py::handle u, int64_t start, int64_t step, py::handle stream, py::int_ threads) {
+  const Array fine = borrow(u, "u"), coarse = borrow_output(out, "out");
+  const Stream on = resolve_stream(stream, fine, u);
+  const Exec exec{on.handle, thread_count(threads, coarse), nullptr, 0};
+  run([&] { return pyparareal::extract(coarse.view, fine.input(), start, step, exec); });
+  keep_alive(on, fine, {out, u});
+}
+
+void inject(py::handle u, py::handle v, int64_t start, int64_t step, py::handle stream, py::int_ threads) {
+  const Array coarse = borrow(v, "v"), fine = borrow_output(u, "u");
+  const Stream on = resolve_stream(stream, fine, u);
+  const Exec exec{on.handle, thread_count(threads, coarse), nullptr, 0};
+  run([&] { return pyparareal::inject(fine.view, coarse.input(), start, step, exec); });
+  keep_alive(on, fine, {u, v});
+}
+
+void c_relax(py::handle out, py::handle phi, py::handle u, double omega, py::handle stream, py::int_ threads) {
+  const Array left = borrow(phi, "phi"), right = borrow(u, "u"), result = borrow_output(out, "out");
+  const Stream on = resolve_stream(stream, left, phi);
+  const Exec exec{on.handle, thread_count(threads, left), nullptr, 0};
+  run([&] { return pyparareal::c_relax(result.view, left.input(), right.input(), omega, exec); });
+  keep_alive(on, left, {out, phi, u});
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = PYPARAREAL_VERSION;
+  info["compiler"] = __VERSION__;
+  info["cuda"] = static_cast<bool>(PYPARAREAL_WITH_CUDA);
+#if PYPARAREAL_WITH_CUDA
+  info["cuda_version"] = cuda::runtime_version();
+#else
+  info["cuda_version"] = py::none();
+#endif
+  info["cuda_archs"] = PYPARAREAL_CUDA_ARCHS;
+#if defined(_OPENMP)
+  info["openmp"] = true;
+  info["threads"] = omp_get_max_threads();
+#else
+  info["openmp"] = false;
+  info["threads"] = 1;
+#endif
+  info["simd"] = cpu::tiles().name;
+  return info;
+}
+
+void select_simd(const std::string& name) {
+  if (!cpu::select_tiles(name.c_str()))
+    throw py::value_error("name: got '" + name + "', expected best, baseline, avx2 or avx512, as far as this "
+                          "processor runs it");
+}
+
+OpsTable ops_table = {ops_table_version,
+                      sizeof(OpsTable),
+                      pyparareal::parareal_update,
+                      pyparareal::parareal_update_workspace_bytes,
+                      pyparareal::slice_norms,
+                      pyparareal::slice_norms_workspace_bytes,
+                      pyparareal::extract,
+                      pyparareal::inject,
+                      pyparareal::c_relax};
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "The kernels of ops.h on borrowed arrays; see pyparareal.ops for the documented functions.";
+  module.def("parareal_update", parareal_update, py::arg("out"), py::arg("f_old"), py::arg("g_new"), py::arg("g_old"),
+             py::arg("u_old").none(true), py::arg("jump").none(true), py::arg("norm"), py::arg("stream").none(true),
+             py::arg("threads"));
+  module.def("slice_norms", slice_norms, py::arg("out"), py::arg("u"), py::arg("u_old").none(true), py::arg("norm"),
+             py::arg("stream").none(true), py::arg("threads"));
+  module.def("extract", extract, py::arg("out"), py::arg("u"), py::arg("start"), py::arg("step"),
+             py::arg("stream").none(true), py::arg("threads"));
+  module.def("inject", inject, py::arg("u"), py::arg("v"), py::arg("start"), py::arg("step"),
+             py::arg("stream").none(true), py::arg("threads"));
+  module.def("c_relax", c_relax, py::arg("out"), py::arg("phi"), py::arg("u"), py::arg("omega"),
+             py::arg("stream").none(true), py::arg("threads"));
+  module.def("build_info", build_info, "What this extension was built with.");
+  module.def("select_simd", select_simd, py::arg("name"), "Choose the instruction set of the CPU kernels.");
+  module.def("held_calls", held_calls, "Calls on foreign streams whose arrays are still held.");
+#if PYPARAREAL_WITH_CUDA
+  module.def("cuda_device_count", cuda::device_count, "CUDA devices the driver offers; 0 without a usable driver.");
+  module.def("cuda_driver_version", cuda::driver_version, "CUDA version of the driver, e.g. 13000; 0 without one.");
+#else
+  module.def("cuda_device_count", [] { return 0; }, "CUDA devices; always 0 in this CPU-only build.");
+  module.def("cuda_driver_version", [] { return 0; }, "CUDA version of the driver; always 0 in this CPU-only build.");
+#endif
+  module.attr("ops_table") = py::capsule(&ops_table, ops_capsule_name);
+}
+
+}  // namespace pyparareal::bindings

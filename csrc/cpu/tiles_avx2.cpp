@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "tiles.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,bmi2")
+#endif
+
+#include "tiles_body.h"
+
+namespace pyparareal::cpu {
+
+const TileSet& tiles_avx2() {
+  static constexpr TileSet set = make_tile_set("avx2");
+  return set;
+}
+
+}  // namespace pyparareal::cpu

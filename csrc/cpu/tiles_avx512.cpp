@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "tiles.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,prefer-vector-width=512")
+#endif
+
+#include "tiles_body.h"
+
+namespace pyparareal::cpu {
+
+const TileSet& tiles_avx512() {
+  static constexpr TileSet set = make_tile_set("avx512");
+  return set;
+}
+
+}  // namespace pyparareal::cpu

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The kernels as a table of C function pointers, exported by pyparareal._core in a capsule, so that
+// other extension modules call them without linking them a second time. cy_ops.pxd wraps this table.
+#pragma once
+
+#include "pyparareal/ops.h"
+
+namespace pyparareal {
+
+inline constexpr const char* ops_capsule_name = "pyparareal._core.ops_table";
+// Raised when an entry changes or goes; appended entries only grow `bytes`.
+inline constexpr uint32_t ops_table_version = 1;
+
+struct OpsTable {
+  uint32_t version;
+  uint32_t bytes;
+  Status (*parareal_update)(MutableView, ConstView, ConstView, ConstView, ConstView, MutableView, Norm, Exec);
+  std::size_t (*parareal_update_workspace_bytes)(const ConstView&);
+  Status (*slice_norms)(MutableView, ConstView, ConstView, Norm, Exec);
+  std::size_t (*slice_norms_workspace_bytes)(const ConstView&);
+  Status (*extract)(MutableView, ConstView, int64_t, int64_t, Exec);
+  Status (*inject)(MutableView, ConstView, int64_t, int64_t, Exec);
+  Status (*c_relax)(MutableView, ConstView, ConstView, double, Exec);
+};
+
+}  // namespace pyparareal

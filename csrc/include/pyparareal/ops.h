@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// THE kernel API, on one page. Each op has the same name in pyparareal/reference.py (the
+// specification), csrc/cpu, csrc/cuda, pyparareal/ops.py and pyparareal/cy_ops.pxd.
+//
+//   u      state                    f  fine-propagated      g  coarse-propagated    v   restricted state
+//   r      residual                 n  slice                k  iteration            nu  extra FC sweeps
+//   omega  C-point weight           m  coarsening factor
+//
+// States are [slices, batch, features...]; norms are float64 [slices]. An output may be the same view
+// as an input; any other overlap is refused. Inputs may have any strides (a zero stride repeats), but
+// unit-stride features are the fast path. Calls never allocate, never synchronise, are safe from
+// several threads, and give the same bits for every number of threads and on every device.
+#pragma once
+
+#include "pyparareal/types.h"
+
+namespace pyparareal {
+
+// u[n] = f_old[n] + (g_new[n] - g_old[n])               and, with u_old, jump[n] = norm(u[n] - u_old[n])
+// The bracket first: it is exactly zero once the state left of slice n has converged, so u[n] is then
+// bitwise the fine solution. The FAS pair step F_i + (Phi_c(u[i-1]) - G_i) is this same op.
+Status parareal_update(MutableView u,      // [slices, batch, features...]
+                       ConstView f_old,    // like u; u may be the same view
+                       ConstView g_new,    // like u; u may be the same view
+                       ConstView g_old,    // like u; u may be the same view
+                       ConstView u_old,    // like u, or absent; u may be the same view
+                       MutableView jump,   // float64 [slices], present if and only if u_old is
+                       Norm norm, Exec exec);
+std::size_t parareal_update_workspace_bytes(const ConstView& u_old);
+
+// norms[n] = norm(u[n] - u_old[n]), or norm(u[n]) where u_old is absent
+Status slice_norms(MutableView norms,  // float64 [slices]
+                   ConstView u,        // [slices, batch, features...]
+                   ConstView u_old,    // like u, or absent
+                   Norm norm, Exec exec);
+std::size_t slice_norms_workspace_bytes(const ConstView& u);
+
+// v[j] = u[start + j * step]                             restriction by injection: the states of a coarse grid
+Status extract(MutableView v,  // [points, batch, features...]
+               ConstView u,    // [slices, batch, features...], start + (points - 1) * step < slices
+               int64_t start, int64_t step, Exec exec);
+
+// u[start + j * step] = v[j]                             coarse states assigned; the other points of u untouched
+Status inject(MutableView u,  // [slices, batch, features...]
+              ConstView v,    // [points, batch, features...]
+              int64_t start, int64_t step, Exec exec);
+
+// u_new[n] = omega * phi[n] + (1 - omega) * u[n]         weighted Jacobi at C-points; exactly phi at omega = 1
+Status c_relax(MutableView u_new,  // [slices, batch, features...]
+               ConstView phi,      // like u_new; u_new may be the same view
+               ConstView u,        // like u_new; u_new may be the same view
+               double omega, Exec exec);
+
+}  // namespace pyparareal

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Plain-old-data arguments of the kernel API: dtypes, borrowed views, execution place, status.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pyparareal {
+
+enum class DType : int32_t { float64 = 0, float32 = 1, float16 = 2, bfloat16 = 3 };
+enum class Device : int32_t { cpu = 0, cuda = 1 };
+
+inline constexpr int max_ndim = 8;
+
+// A borrowed strided array [slices, batch, features...]: time axis first. Owns nothing and is valid
+// for the duration of a call. `stride` counts elements and may be zero (inputs) or negative.
+template <class Pointer>
+struct View {
+  Pointer data = nullptr;
+  DType dtype = DType::float64;
+  Device device = Device::cpu;
+  int32_t device_id = 0;
+  int32_t ndim = 0;  // 0 marks an optional operand that is absent
+  int64_t shape[max_ndim] = {};
+  int64_t stride[max_ndim] = {};
+
+  bool present() const { return ndim > 0; }
+};
+using ConstView = View<const void*>;
+using MutableView = View<void*>;
+
+// What is reduced per slice: sum of squares (not rooted, so that partial results combine), sum of
+// absolute values, or the largest absolute value. A NaN in a slice makes its norm NaN.
+enum class Norm : int32_t { sum_squares = 0, sum_abs = 1, max_abs = 2 };
+
+// Where and with what a call runs. `stream` is a cudaStream_t (ignored on the CPU); `threads` 0 means
+// the OpenMP default (ignored on CUDA); the scratch has at least the bytes the op's twin asked for.
+struct Exec {
+  void* stream = nullptr;
+  int32_t threads = 0;
+  void* workspace = nullptr;
+  std::size_t workspace_bytes = 0;
+};
+
+enum class StatusCode : int32_t { ok = 0, invalid_value = 1, invalid_type = 2, cuda_error = 3 };
+
+// The outcome of a call. Anything but `ok` was found before a launch, except `cuda_error`; the
+// message names the argument, what it got and what was expected.
+struct Status {
+  StatusCode code = StatusCode::ok;
+  char message[252] = {0};
+
+  bool ok() const { return code == StatusCode::ok; }
+};
+
+}  // namespace pyparareal

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Array libraries behind one small face: NumPy, torch and CuPy arrays are created and read alike.
+
+Nothing is imported here but NumPy: an array's own library is already loaded when its array arrives.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+Array = Any
+"""A NumPy, torch or CuPy array (or, for the kernels, any object with ``__dlpack__``)."""
+
+
+def namespace(u: Array) -> Any:
+    """The module ``u`` comes from: ``numpy``, ``torch`` or ``cupy``.
+
+    Raises
+    ------
+    TypeError
+        If ``u`` is an array of another library (give ``out=`` to use it with the kernels) or no array.
+    """
+    if isinstance(u, np.ndarray):
+        return np
+    for name, kind in (("torch", "Tensor"), ("cupy", "ndarray")):
+        module = sys.modules.get(name)
+        if module is not None and isinstance(u, getattr(module, kind)):
+            return module
+    raise TypeError(
+        f"got {type(u).__name__}, expected a NumPy, CuPy or torch array; arrays of other libraries need out= given"
+    )
+
+
+def is_torch(u: Array) -> bool:
+    """True for a torch tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(u, torch.Tensor)
+
+
+def empty(like: Array, shape: tuple[int, ...], dtype: str | None = None) -> Array:
+    """An uninitialised contiguous array of ``shape``, of the library and on the device of ``like``.
+
+    ``dtype`` is a name such as ``"float64"``; default: the dtype of ``like``.
+    """
+    module = namespace(like)
+    kind = like.dtype if dtype is None else getattr(module, dtype)
+    if module is np:
+        return np.empty(shape, kind)
+    if is_torch(like):
+        return module.empty(shape, dtype=kind, device=like.device)
+    with like.device:
+        return module.empty(shape, kind)
+
+
+def empty_like(u: Array, slices: int | None = None) -> Array:
+    """An uninitialised contiguous array like ``u``, with another number of slices if given."""
+    shape = tuple(u.shape)
+    return empty(u, shape if slices is None else (slices, *shape[1:]))
+
+
+def to_numpy(u: Array) -> np.ndarray[Any, Any]:
+    """``u`` as a NumPy array on the host. Waits for the device where there is one."""
+    if isinstance(u, np.ndarray):
+        return u
+    if is_torch(u):
+        return u.detach().cpu().numpy()  # type: ignore[no-any-return]
+    return namespace(u).asnumpy(u)  # type: ignore[no-any-return]
+
+
+def device_scratch(like: Array, nbytes: int) -> Array:
+    """``nbytes`` (a multiple of 8) of uninitialised scratch on the device of ``like``, as float64."""
+    if sys.modules.get("torch") is None and sys.modules.get("cupy") is None:
+        raise TypeError("scratch on a CUDA device needs torch or CuPy: import one of them")
+    return empty(like, (nbytes // 8,), "float64")

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The exceptions that are not a caller's mistake (those are ``ValueError`` and ``TypeError``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class PararealError(RuntimeError):
+    """Base of every run-time failure raised by this package."""
+
+
+class CudaError(PararealError):
+    """A CUDA call failed; the message has the call and the runtime's text."""
+
+
+class ConvergenceError(PararealError):
+    """A solve ended without reaching its tolerance; ``solution`` is what it had reached."""
+
+    def __init__(self, message: str, solution: Any = None) -> None:
+        super().__init__(message)
+        self.solution = solution
