@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Parareal: one fine step over every slice at once, one coarse chain that carries the corrections.
+
+    U_0[n+1] = G(U_0[n])
+    U_k[n+1] = F(U_{k-1}[n]) + (G(U_k[n]) - G(U_{k-1}[n]))              k = 1, 2, ...
+
+``F`` takes the ``m`` fine steps of a slice, ``G`` one cheap step across it. J.-L. Lions, Y. Maday,
+G. Turinici, C. R. Acad. Sci. Paris 332 (2001), pp. 661-668; in this form M. J. Gander, S. Vandewalle,
+SIAM J. Sci. Comput. 29 (2007), pp. 556-578, eq. (2.2).
+
+After ``k`` iterations the first ``k`` slices are exact: slice ``n`` then starts from a final state, the
+bracket is zero, and ``U_k[n+1]`` is the fine result itself. The prefix of exact slices, and of slices
+whose jump ``|U_k - U_{k-1}|`` has fallen below the tolerance, is frozen and not computed again. This
+holds even if slices further right overflow meanwhile: ``keep_going`` iterates through that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import arrays, ops
+from .norms import NORMS
+from .propagators import Propagator, advance
+from .runtime import Runtime
+from .solution import Status
+from .time_grid import TimeGrid
+
+Array = Any
+Callback = Callable[[int, Array, float], Any]
+
+
+@dataclass
+class Parareal:
+    """Fine and coarse propagator, the grid of the fine one, and the rule to stop; :meth:`run` does the work.
+
+    Attributes
+    ----------
+    residuals : list of float
+        Per iteration the largest jump of a slice that was not yet known to be exact.
+    converged : list of int
+        Per iteration the length of the frozen prefix.
+    """
+
+    fine: Propagator
+    coarse: Propagator
+    grid: TimeGrid
+    m: int
+    tol: float
+    max_iterations: int
+    norm: str
+    freeze: bool
+    keep_going: bool
+    runtime: Runtime
+    callback: Callback | None = None
+    residuals: list[float] = field(default_factory=list)
+    converged: list[int] = field(default_factory=list)
+    fine_steps: int = 0
+    coarse_steps: int = 0
+
+    def run(self, u: Array, *, guessed: bool = False) -> Status:
+        """Iterate on ``u [slices + 1, batch, features...]`` in place; ``u[0]`` is the initial value.
+
+        With ``guessed`` the other rows are the starting guess, otherwise the coarse chain makes it.
+        """
+        slices = self.grid.slices(self.m)
+        f, g = arrays.empty_like(u[1:]), arrays.empty_like(u[1:])
+        self._guess(u, g, guessed)
+        jump = ops.slice_norms(u[1:], norm="max_abs")
+        if not (self.keep_going or math.isfinite(self.runtime.reduce(jump, np.maximum))):
+            return Status.NON_FINITE_GUESS
+
+        done = 0
+        for k in range(1, self.max_iterations + 1):
+            with self.runtime.mark("parareal.fine"):
+                starts = self.runtime.shift(u)[done:]
+                self.runtime.map(self.fine, starts, self.grid.starts(self.m, done, slices), self.m, out=f[done:])
+                self.fine_steps += self.m * len(starts)
+
+            u[done + 1] = f[done]  # this slice started from a final state
+            done += 1
+
+            with self.runtime.mark("parareal.coarse"):
+                self._correct(u, f, g, jump, done)
+
+            residual = self.runtime.reduce(jump[done:], np.maximum)
+            below = self._below_tolerance(jump[done:])
+            done += below if self.freeze or done + below == slices else 0
+            self.residuals.append(residual)
+            self.converged.append(done)
+            if not (self.keep_going or math.isfinite(residual)):
+                return Status.NON_FINITE
+            if self.callback is not None and self.callback(k, u, residual):
+                return Status.STOPPED
+            if done == slices:
+                return Status.CONVERGED
+        return Status.MAX_ITERATIONS
+
+    def _guess(self, u: Array, g: Array, guessed: bool) -> None:
+        """``U_0[n+1] = G(U_0[n])``, or ``G`` of a given guess; either way ``g[n] = G(U_0[n])``."""
+
+        def predict(n: int, start: Array, end: Array) -> None:
+            advance(self.coarse, start, slice(n, n + 1, 1), out=g[n : n + 1])
+            end[...] = g[n : n + 1]
+
+        with self.runtime.mark("parareal.guess"):
+            if guessed:
+                self.runtime.map(self.coarse, self.runtime.shift(u), slice(0, len(g), 1), out=g)
+            else:
+                self.runtime.chain(predict, u, 0)
+            self.coarse_steps += len(g)
+
+    def _correct(self, u: Array, f: Array, g: Array, jump: Array, first: int) -> None:
+        """``u[n+1] = f[n] + (G(u[n]) - g[n])`` from left to right, ``g[n] = G(u[n])``, and the jump of ``u[n+1]``."""
+        g_new, norm = arrays.empty_like(g[:1]), NORMS[self.norm]
+
+        def correct(n: int, start: Array, end: Array) -> None:
+            here = slice(n, n + 1)
+            advance(self.coarse, start, slice(n, n + 1, 1), out=g_new)
+            # Bracket first: it is exactly zero where the start no longer changes, and then the end is F exactly.
+            ops.parareal_update(f[here], g_new, g[here], end, norm=norm.op, out=end, jump=jump[here])
+            g[here] = g_new
+
+        self.runtime.chain(correct, u, first)
+        self.coarse_steps += len(g) - first
+        jump[first:] = norm.finish(jump[first:], math.prod(u.shape[1:]))
+
+    def _below_tolerance(self, jump: Array) -> int:
+        """How many leading slices jumped by less than the tolerance."""
+        ahead = len(jump) - np.arange(len(jump))
+        return len(jump) - int(self.runtime.reduce(np.where(arrays.to_numpy(jump) < self.tol, 0, ahead), np.maximum))

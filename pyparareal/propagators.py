@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One step of the serial chain, batched over slices: the protocol, and adapters for what users have.
+
+A propagator lives on one grid. ``step(u, points)`` takes the states ``u[j]`` at the grid points
+``points[j]`` and returns the states at ``points[j] + 1``: every slice advances by one step of that
+grid, all of them in one call. The stride of ``points`` is the distance between neighbouring slices,
+also when only one slice is passed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from . import arrays
+from .tableaux import RK4, Tableau
+from .time_grid import TimeGrid, count_points, part_of_points, shift_points
+
+Array = Any
+
+
+@runtime_checkable
+class Propagator(Protocol):
+    """``u[i+1] = Phi_i(u[i])`` for a set of points at once.
+
+    ``batch_invariant`` promises that the bits of one slice do not depend on how many slices share the
+    call, nor on its position among them. Where both propagators keep the promise, the exactness
+    theorems hold bit for bit; where not, to rounding, or with ``deterministic=True``.
+
+    Two methods are optional. ``relax(u, points, m, out)`` takes ``m`` steps in one call and writes the
+    end states to ``out`` (which may be ``u``); its bits are those of ``m`` calls of ``step``.
+    ``rediscretise(m)`` returns the same scheme on ``grid.coarsen(m)``.
+    """
+
+    batch_invariant: bool
+
+    def step(self, u: Array, points: slice) -> Array:
+        """``[slices, batch, features...]`` at ``points`` to the same shape at ``points + 1``."""
+        ...
+
+
+def advance(phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array) -> None:
+    """``out[j] = Phi^m(u[j])`` from ``points[j]``; ``u`` is never handed out for writing.
+
+    The step gets a copy: a step that works in place must not change the state it was given, and
+    one that returns the same buffer at every call must not change an earlier result.
+    """
+    out[...] = u
+    if hasattr(phi, "relax"):
+        phi.relax(out, points, m, out)
+        return
+    v = out
+    for j in range(m):
+        v = require_like(phi.step(v, shift_points(points, j)), out, phi)
+    out[...] = v
+
+
+def require_like(u_next: Array, u: Array, phi: Propagator) -> Array:
+    """``u_next``, or the error that it does not have the shape, dtype and device of ``u``."""
+    for what in ("shape", "dtype", "device"):
+        got, expected = getattr(u_next, what, None), getattr(u, what, None)
+        if got != expected:
+            raise ValueError(
+                f"{type(phi).__name__}.step: returned {what} {got}, expected {expected}: "
+                "a step keeps shape, dtype and device"
+            )
+    return u_next
+
+
+class Map:
+    """A plain callable ``phi(u) -> u_next``, or ``phi(u, points)`` with ``pass_points=True``, as propagator.
+
+    Parameters
+    ----------
+    phi : callable
+        Batched over the leading slice axis.
+    batch_invariant : bool
+        Your promise about ``phi`` (see :class:`Propagator`). Element-wise arithmetic keeps it, matrix
+        products and convolutions usually do not.
+    """
+
+    def __init__(self, phi: Callable[..., Array], *, pass_points: bool = False, batch_invariant: bool = False) -> None:
+        if not callable(phi):
+            raise TypeError(f"phi: got {type(phi).__name__}, expected a callable")
+        self._phi, self._pass_points, self.batch_invariant = phi, pass_points, batch_invariant
+
+    def step(self, u: Array, points: slice) -> Array:
+        return self._phi(u, points) if self._pass_points else self._phi(u)
+
+
+class RungeKutta:
+    """Explicit Runge-Kutta steps of ``u' = rhs(t, u)``; every step of the grid is cut into ``substeps``.
+
+    Parameters
+    ----------
+    rhs : callable
+        ``rhs(t, u)`` with ``u [slices, batch, features...]`` and ``t`` broadcastable to it.
+    grid : TimeGrid
+        The grid whose steps are taken.
+    tableau : Tableau
+        From :mod:`pyparareal.tableaux`; classic RK4 by default.
+    batch_invariant : bool
+        Your promise about ``rhs``; the scheme itself is element-wise.
+    """
+
+    def __init__(
+        self,
+        rhs: Callable[[Array, Array], Array],
+        grid: TimeGrid,
+        tableau: Tableau = RK4,
+        *,
+        substeps: int = 1,
+        batch_invariant: bool = False,
+    ) -> None:
+        if not callable(rhs):
+            raise TypeError(f"rhs: got {type(rhs).__name__}, expected a callable rhs(t, u)")
+        if not isinstance(grid, TimeGrid):
+            raise TypeError(f"grid: got {type(grid).__name__}, expected a TimeGrid")
+        if not isinstance(substeps, int) or isinstance(substeps, bool) or substeps < 1:
+            raise ValueError(f"substeps: got {substeps!r}, expected an integer of at least 1")
+        self.rhs, self.grid, self.tableau, self.substeps = rhs, grid, tableau, substeps
+        self.batch_invariant = batch_invariant
+
+    def step(self, u: Array, points: slice) -> Array:
+        return self._step(column(self.grid.times(points), u), u, points)
+
+    def relax(self, u: Array, points: slice, m: int, out: Array) -> None:
+        # All times of the relaxation at once: row j of the strided view below is times(points + j).
+        last = points.start + (count_points(points) - 1) * points.step + m
+        t = column(self.grid.times(slice(points.start, last)), u)
+        v = u
+        for j in range(m):
+            v = self._step(t[j : last - points.start - m + 1 + j : points.step], v, shift_points(points, j))
+            if j == 0:
+                require_like(v, u, self)
+        out[...] = v
+
+    def rediscretise(self, m: int) -> RungeKutta:
+        """The same scheme with steps ``m`` times as long."""
+        return RungeKutta(
+            self.rhs, self.grid.coarsen(m), self.tableau, substeps=self.substeps, batch_invariant=self.batch_invariant
+        )
+
+    def _step(self, t: Array, u: Array, points: slice) -> Array:
+        h: Any = self.grid.dt(points)
+        h = h / self.substeps if isinstance(h, float) else column(h / self.substeps, u)
+        for s in range(self.substeps):
+            u = self._substep(t + s * h if s else t, u, h)
+        return u
+
+    def _substep(self, t: Array, u: Array, h: Any) -> Array:
+        """``k_i = rhs(t + c_i h, u + h sum_j a_ij k_j)`` and ``u + h sum_i b_i k_i``."""
+        stages: list[Array] = []
+        for c, row in self.tableau.stages:
+            v = u
+            for a, j in row:
+                v = v + (a * h) * stages[j]
+            stages.append(self.rhs(t + c * h if c else t, v))
+        for b, j in self.tableau.weights:
+            u = u + (b * h) * stages[j]
+        return u
+
+
+class ImplicitEuler:
+    """``(I - dt A) u[i+1] = u[i]`` for one tridiagonal ``A``, all slices in one Thomas solve; batch-invariant.
+
+    Parameters
+    ----------
+    lower, diagonal, upper : float64 arrays ``[features - 1], [features], [features - 1]``
+        The three diagonals of ``A`` in ``u' = A u``; the solve does not pivot, so ``I - dt A`` should be
+        diagonally dominant, as it is for diffusion.
+    grid : TimeGrid
+        The grid whose steps are taken.
+    """
+
+    batch_invariant = True
+
+    def __init__(self, lower: Array, diagonal: Array, upper: Array, grid: TimeGrid) -> None:
+        self.lower, self.diagonal, self.upper = (np.asarray(d, dtype=np.float64) for d in (lower, diagonal, upper))
+        n = len(self.diagonal)
+        if self.lower.shape != (n - 1,) or self.upper.shape != (n - 1,):
+            raise ValueError(f"lower, upper: got shapes {self.lower.shape}, {self.upper.shape}, expected ({n - 1},)")
+        self.grid = grid
+        self._factors = functools.lru_cache(maxsize=8)(self._factorise)
+
+    def step(self, u: Array, points: slice) -> Array:
+        if u.shape[-1:] != self.diagonal.shape:
+            raise ValueError(f"u: got {u.shape[-1:]} features, expected {self.diagonal.shape}")
+        h = self.grid.dt(points)
+        if isinstance(h, float):
+            return self._solve(u, h)
+        u_next = arrays.empty_like(u)
+        for n, size in enumerate(h):  # step sizes differ, and so do the factors
+            u_next[n : n + 1] = self._solve(u[n : n + 1], float(size))
+        return u_next
+
+    def rediscretise(self, m: int) -> ImplicitEuler:
+        """The same scheme with steps ``m`` times as long."""
+        return ImplicitEuler(self.lower, self.diagonal, self.upper, self.grid.coarsen(m))
+
+    def _factorise(self, h: float) -> tuple[list[float], list[float], list[float]]:
+        """Thomas: ratios of the forward sweep, pivots, and the upper diagonal of ``I - h A``."""
+        below, pivot, above = -h * self.lower, 1 - h * self.diagonal, -h * self.upper
+        ratio = np.zeros_like(below)
+        for i in range(len(below)):
+            ratio[i] = below[i] / pivot[i]
+            pivot[i + 1] -= ratio[i] * above[i]
+        return ratio.tolist(), pivot.tolist(), above.tolist()
+
+    def _solve(self, u: Array, h: float) -> Array:
+        ratio, pivot, above = self._factors(h)
+        x = [u[..., i] for i in range(len(pivot))]
+        for i in range(1, len(x)):
+            x[i] = x[i] - ratio[i - 1] * x[i - 1]
+        x[-1] = x[-1] / pivot[-1]
+        for i in range(len(x) - 2, -1, -1):
+            x[i] = (x[i] - above[i] * x[i + 1]) / pivot[i]
+        return arrays.namespace(u).stack(x, -1)
+
+
+class Blocks:
+    """torch modules as steps: one module for all steps, or a list with the module of step ``i`` at index ``i``.
+
+    A shared module sees ``[slices * batch, features...]`` in one call. ``batch_invariant`` is false:
+    matrix products and convolutions round differently for different batch sizes.
+    """
+
+    batch_invariant = False
+
+    def __init__(self, modules: Any) -> None:
+        # A ModuleList is callable, but only raises when called.
+        several = isinstance(modules, Sequence) or type(modules).__name__ == "ModuleList"
+        self._shared = None if several else modules
+        self._list = list(modules) if several else []
+        self.steps = len(self._list) if several else None
+        if several and not self._list:
+            raise ValueError("modules: got an empty list, expected one module per step")
+
+    def step(self, u: Array, points: slice) -> Array:
+        if self._shared is not None:
+            flat = self._shared(u.reshape(u.shape[0] * u.shape[1], *u.shape[2:]))
+            return flat.reshape(u.shape[:2] + flat.shape[1:])
+        steps = range(points.start, points.stop, points.step)
+        return arrays.namespace(u).stack([self._list[i](u[n]) for n, i in enumerate(steps)])
+
+
+class Blocked:
+    """``phi`` in fixed, padded blocks of slices: the bits of a slice no longer depend on its company.
+
+    A matrix product may round a row differently when the number of rows changes. Here every call has
+    the same number of slices, and slice ``n`` always sits at the same place of the same block; the
+    places of slices that are not there are filled with copies of one that is.
+
+    Parameters
+    ----------
+    phi : Propagator
+    steps : int
+        Steps of the grid that ``phi`` lives on.
+    block : int
+        Slices per call; a single slice costs as much as a block.
+    """
+
+    batch_invariant = True
+
+    def __init__(self, phi: Propagator, steps: int, *, block: int = 8) -> None:
+        if block < 1:
+            raise ValueError(f"block: got {block}, expected at least 1")
+        self.phi, self.steps, self.block = phi, steps, block
+
+    def step(self, u: Array, points: slice) -> Array:
+        offset, m = points.start % points.step, points.step
+        all_points = slice(offset, self.steps, m)  # slice n of the grid starts its step at all_points[n]
+        slices, first = count_points(all_points), points.start // m
+        last, size = first + count_points(points), min(self.block, slices)
+        u_next = arrays.empty_like(u)
+        for home in range(first - first % size, last, size):
+            begin, end = max(first, home), min(last, home + size)
+            left = min(home, slices - size)  # the last block is moved left, onto the grid
+            members = [min(max(n, begin), end - 1) - first for n in range(left, left + size)]
+            padded = self.phi.step(u[members], part_of_points(all_points, left, left + size))
+            require_like(padded, u[members], self.phi)
+            u_next[begin - first : end - first] = padded[begin - left : end - left]
+        return u_next
+
+
+def column(values: Any, u: Array) -> Array:
+    """Per-slice numbers ``[slices]`` in the library, dtype and device of ``u``, shaped to broadcast against it."""
+    shaped = values.reshape((len(values),) + (1,) * (u.ndim - 1))
+    if isinstance(u, np.ndarray):
+        return shaped.astype(u.dtype, copy=False)
+    return arrays.namespace(u).asarray(shaped, dtype=u.dtype, device=u.device)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One process, one device: parallel in time means batched over slices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .. import _trace, arrays, reference
+from ..propagators import Propagator, advance
+from ..time_grid import part_of_points
+from .protocol import Link
+
+Array = Any
+
+
+class LocalRuntime:
+    """All slices in one call per fine step.
+
+    Parameters
+    ----------
+    slices_per_call : int, optional
+        Cut the batch into calls of at most so many slices, to bound the memory of a step. With a
+        batch-invariant propagator this does not change a bit of the result.
+    """
+
+    def __init__(self, *, slices_per_call: int | None = None) -> None:
+        if slices_per_call is not None and slices_per_call < 1:
+            raise ValueError(f"slices_per_call: got {slices_per_call}, expected at least 1")
+        self.slices_per_call = slices_per_call
+        self.seconds: dict[str, float] = {}
+
+    def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array) -> None:
+        size = self.slices_per_call or max(1, len(u))
+        for n in range(0, len(u), size):
+            end = min(n + size, len(u))
+            advance(phi, u[n:end], part_of_points(points, n, end), m, out=out[n:end])
+
+    def shift(self, u: Array) -> Array:
+        return u[:-1]  # one range holds all slices: the left neighbour's end is the row before
+
+    def chain(self, link: Link, u: Array, first: int) -> None:
+        for n in range(first, len(u) - 1):
+            link(n, u[n : n + 1], u[n + 1 : n + 2])
+
+    def reduce(self, values: Array, combine: Any = np.add) -> float:
+        return float(reference.tree_sum(arrays.to_numpy(values), combine))
+
+    @contextmanager
+    def mark(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            with _trace.mark(name):
+                yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The five verbs: ``map``, ``shift``, ``chain``, ``reduce``, ``mark``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..propagators import Propagator
+
+Array = Any
+Link = Callable[[int, Array, Array], None]
+
+
+class Runtime(Protocol):
+    """What a method may ask for.
+
+    A runtime owns a contiguous range of slices, numbered ``0 .. S - 1`` here. Their states are one
+    array ``u [S + 1, batch, features...]``: row ``n`` is the start of slice ``n`` and row ``n + 1`` its end,
+    so row 0 belongs to the left neighbour (or is the initial value) and the rest is ours.
+    """
+
+    seconds: dict[str, float]
+
+    def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array) -> None:
+        """``out[n] = Phi^m(u[n])`` for all slices at once, slice ``n`` starting from ``points[n]``."""
+        ...
+
+    def shift(self, u: Array) -> Array:
+        """The starts ``u[0 .. S - 1]``, after row 0 has received the left neighbour's end state."""
+        ...
+
+    def chain(self, link: Link, u: Array, first: int) -> None:
+        """``link(n, u[n], u[n + 1])`` for ``n = first, first + 1, ...``, each after the one before: the serial part.
+
+        ``link`` reads the first state, ``[1, batch, features...]``, and writes the second.
+        """
+        ...
+
+    def reduce(self, values: Array, combine: Any = np.add) -> float:
+        """Combine ``values [S]`` over the fixed binary tree on the global slice index; 0 if there are none.
+
+        ``combine`` is ``np.add`` or, for values that are not negative, ``np.maximum``.
+        """
+        ...
+
+    def mark(self, name: str) -> AbstractContextManager[None]:
+        """Name the enclosed work in the trace and add its host seconds to ``seconds[name]``."""
+        ...
