@@ -1,0 +1,2 @@
+build:
+	.venv/bin/pip install -e . --no-build-isolation
