@@ -13,6 +13,13 @@
 #define PYPARAREAL_HD inline __attribute__((always_inline))
 #endif
 
+// Unrolled, rarely taken loops cost registers on the device.
+#ifdef __CUDA_ARCH__
+#define PYPARAREAL_NO_UNROLL _Pragma("unroll 1")
+#else
+#define PYPARAREAL_NO_UNROLL
+#endif
+
 namespace pyparareal {
 
 // 16-bit floats are storage only: arithmetic is float32, rounded once to nearest even.

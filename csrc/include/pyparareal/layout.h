@@ -27,6 +27,7 @@ struct Layout {
 
   PYPARAREAL_HD int64_t offset(int64_t feature) const {
     int64_t at = 0;
+    PYPARAREAL_NO_UNROLL
     for (int axis = ndim - 1; axis > 0; --axis) {
       const int64_t rest = feature / shape[axis];
       at += (feature - rest * shape[axis]) * stride[axis];

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Device guard, error text and kernel launch, once for every CUDA launcher.
+#pragma once
+
+#ifdef PYPARAREAL_EMULATE_CUDA
+#include "emulate_cuda.h"  // tests/cpp: the same sources run thread by thread on the host
+#else
+#include <cuda_runtime.h>
+#endif
+
+#include <cstdio>
+
+#include "pyparareal/types.h"
+
+namespace pyparareal::cuda {
+
+inline constexpr int threads_per_block = 256;
+inline constexpr int64_t most_blocks = 2147483647;  // gridDim.x
+
+inline Status status_of(cudaError_t error, const char* call) {
+  Status status;
+  if (error == cudaSuccess) return status;
+  status.code = StatusCode::cuda_error;
+  std::snprintf(status.message, sizeof status.message, "%s: %s", call, cudaGetErrorString(error));
+  return status;
+}
+
+// Makes a device current for a scope and restores the caller's.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    int current = 0;
+    if (status_ = status_of(cudaGetDevice(&current), "cudaGetDevice"); !status_.ok() || current == device) return;
+    status_ = status_of(cudaSetDevice(device), "cudaSetDevice");
+    if (status_.ok()) previous_ = current;
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  ~DeviceGuard() {
+    if (previous_ >= 0) cudaSetDevice(previous_);
+  }
+  const Status& status() const { return status_; }
+
+ private:
+  int previous_ = -1;
+  Status status_;
+};
+
+inline unsigned blocks_for(int64_t threads, int64_t per_block) {
+  const int64_t blocks = (threads + per_block - 1) / per_block;
+  return static_cast<unsigned>(blocks < 1 ? 1 : blocks > most_blocks ? most_blocks : blocks);
+}
+
+// Launches and reports what the launch itself found. Kernels walk their items with a grid stride.
+template <class... Parameters, class... Arguments>
+Status launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, unsigned threads,
+              std::size_t shared_bytes, void* stream, const Arguments&... arguments) {
+#ifdef PYPARAREAL_EMULATE_CUDA
+  (void)stream;
+  emulate_launch(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
+#else
+  kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+#endif
+  return status_of(cudaGetLastError(), name);
+}
+
+}  // namespace pyparareal::cuda

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// extract and inject: both are a copy of slices between a grid and every m-th point of a finer one.
+#include "../backend.h"
+#include "rows.cuh"
+
+namespace pyparareal::cuda {
+namespace {
+
+template <class Bits, bool packed>
+__global__ void __launch_bounds__(threads_per_block) copy_kernel(Space space, Operand<Bits, packed> to, Operand<Bits, packed> from) {
+  constexpr int rows = Operand<Bits, packed>::rows;
+  for_chunks<Bits>(space, [&](const Place& place, int first_lane) {
+    for (int row = 0; row < rows_per_chunk; row += rows) {
+      const int64_t feature = place.begin + row * lanes + first_lane;
+      Pack<Bits> packs[rows];
+#pragma unroll
+      for (int i = 0; i < rows; ++i)
+        load_pack(packs[i], from, from.slice(place.slice), feature + i * lanes, place.end);
+#pragma unroll
+      for (int i = 0; i < rows; ++i)
+        store_pack(to, to.slice(place.slice), feature + i * lanes, place.end, packs[i]);
+    }
+  });
+}
+
+template <class Bits>
+Status copy(const MutableView& to, const ConstView& from, const Exec& exec) {
+  const Space space = space_of(from);
+  return with_packing<Bits>(
+      [&](auto packing) {
+        constexpr bool packed = decltype(packing)::value;
+        return launch("copy_slices", copy_kernel<Bits, packed>, blocks_for_chunks<Bits>(space), threads_per_block, 0,
+                      exec.stream, space, operand_of<Bits, packed>(to), operand_of<Bits, packed>(from));
+      },
+      to, from);
+}
+
+}  // namespace
+
+Status copy_slices(const MutableView& to, const ConstView& from, const Exec& exec) {
+  if (to.data == from.data) return {};
+  const DeviceGuard guard(from.device_id);
+  if (!guard.status().ok()) return guard.status();
+
+  switch (from.dtype) {
+    case DType::float64:
+      return copy<uint64_t>(to, from, exec);
+    case DType::float32:
+      return copy<uint32_t>(to, from, exec);
+    default:
+      return copy<uint16_t>(to, from, exec);
+  }
+}
+
+}  // namespace pyparareal::cuda
