@@ -13,9 +13,11 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-if __package__ in (None, ""):
-    sys.path[0:1] = []
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
+if __package__ in (None, ""):  # started as a script: bench is the one beside it, pyparareal an installed one first
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import bench  # noqa: F401
+
+    sys.path.append(sys.path.pop(0))
 
 from bench import gpu_ledger, machine, run
 

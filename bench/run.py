@@ -24,9 +24,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-if __package__ in (None, ""):  # started as a script: an installed pyparareal goes before the one in the tree
-    sys.path[0:1] = []
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
+if __package__ in (None, ""):  # started as a script: bench is the one beside it, pyparareal an installed one first
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import bench  # noqa: F401
+
+    sys.path.append(sys.path.pop(0))
 
 from bench import cases, machine
 

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every op once on tiny odd CUDA arrays, for compute-sanitizer: ``bench/sanitize_cases.py [--device cpu|cuda]``.
+
+Data is made on the host and only copied, so no kernel but ours is instrumented. Run it with
+``PYTORCH_NO_CUDA_MEMORY_CACHING=1``: then each array is an allocation of its own, and one element
+past its end is an error the checker sees. Results are compared with ``pyparareal.reference``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+if __package__ in (None, ""):  # started as a script: bench is the one beside it, pyparareal an installed one first
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import bench  # noqa: F401
+
+    sys.path.append(sys.path.pop(0))
+
+from pyparareal import ops, reference
+
+# Empty, one element, odd tails of every vector width, one past a norm chunk, several chunks, many slices.
+SHAPES = [(0, 3), (2, 0), (1, 1), (3, 1, 7), (2, 3, 5), (5, 33), (2, 1025), (3, 2051), (70, 3)]
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+NORMS = reference.NORMS
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run all; 1 if a result differs from the reference."""
+    parser = argparse.ArgumentParser(prog="bench/sanitize_cases.py")
+    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    device = parser.parse_args(argv).device
+    generator = torch.Generator().manual_seed(1)
+    wrong = []
+    count = 0
+    for shape, dtype in itertools.product(SHAPES, DTYPES):
+        host = [torch.randn(shape, generator=generator).to(dtype) for _ in range(4)]
+        for name, got, expected in _ops_on(host, device):
+            count += 1
+            if not _same(got, expected, dtype):
+                wrong.append(f"{name} {shape} {dtype}")
+    if device == "cuda":
+        torch.cuda.synchronize()
+    print(f"{count} results compared, {len(wrong)} differ: {'; '.join(wrong[:10])}")
+    return 1 if wrong or not count else 0
+
+
+def _ops_on(host: list[Any], device: str) -> Any:
+    """``(name, result, reference)`` of each op on the device copies of the host arrays ``f, g, h, u``."""
+    f, g, h, u_old = (x.to(device) for x in host)
+    rf, rg, rh, ru = (_wide(x) for x in host)
+    dtype = f.dtype
+    yield "parareal_update", ops.parareal_update(f, g, h), reference.parareal_update(rf, rg, rh)
+    rounded = _round(reference.parareal_update(rf, rg, rh), dtype)
+    for norm in NORMS:
+        u, jump = ops.parareal_update(f, g, h, u_old, norm=norm)
+        yield "parareal_update", u, rounded
+        yield f"jump {norm}", jump, reference.slice_norms(rounded, ru, norm=norm)
+        yield f"slice_norms {norm}", ops.slice_norms(f, norm=norm), reference.slice_norms(rf, norm=norm)
+        yield f"slice_norms of jump {norm}", ops.slice_norms(f, g, norm=norm), reference.slice_norms(rf, rg, norm=norm)
+    aliased = f.clone()
+    yield "parareal_update in place", ops.parareal_update(aliased, g, h, out=aliased), rounded
+    for omega in (1.0, 0.7):
+        yield f"c_relax {omega}", ops.c_relax(f, g, omega), reference.c_relax(rf, rg, omega)
+    for start, step in ((0, 1), (0, 2), (1, 3)):
+        yield f"extract {start}::{step}", ops.extract(f, start=start, step=step), rf[start::step]
+        v, target = host[1][start::step].contiguous(), host[0].to(device).clone()
+        ops.inject(v.to(device), target, start=start, step=step)
+        yield f"inject {start}::{step}", target, reference.inject(_wide(v), rf.copy(), start=start, step=step)
+    if f.dim() == 3:  # strides that are no plain copy: every second batch row, from an odd address
+        views = [x.to(device)[:, :, 1:] for x in host]
+        expected = reference.parareal_update(*(_wide(x[:, :, 1:]) for x in host[:3]))
+        yield "parareal_update of views", ops.parareal_update(*views[:3]), expected
+
+
+def _wide(x: Any) -> np.ndarray[Any, Any]:
+    """The same values in a dtype NumPy knows: exact, and float32 is the arithmetic of the 16-bit dtypes."""
+    return (x if x.dtype == torch.float64 else x.float()).numpy()
+
+
+def _round(x: np.ndarray[Any, Any], dtype: Any) -> np.ndarray[Any, Any]:
+    return _wide(torch.from_numpy(x).to(dtype))
+
+
+def _same(got: Any, expected: np.ndarray[Any, Any], dtype: Any) -> bool:
+    got = got.cpu()
+    if got.dtype == dtype:
+        expected = _round(np.ascontiguousarray(expected), dtype)
+        got = torch.from_numpy(_wide(got))
+    return np.array_equal(got.numpy(), expected)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
