@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import arrays
-from .propagators import ImplicitEuler, RungeKutta
+from .propagators import ImplicitEuler, RungeKutta, like
 from .tableaux import COOPER_VERNER_8, EULER, MIDPOINT, RK4, Tableau
 from .time_grid import TimeGrid
 
@@ -55,7 +55,7 @@ class Problem:
         scale, middle = 2 / (upper - lower), (upper + lower) / 2
 
         def rhs(t: Array, w: Array) -> Array:
-            s, c = _like(scale, w), _like(middle, w)
+            s, c = like(scale, w), like(middle, w)
             return self.rhs(t, w / s + c) * s
 
         w0 = (np.array(self.u0) - middle) * scale
@@ -187,10 +187,3 @@ def heat_1d(points: int = 63, slices: int = 32, m: int = 32, t1: float = 0.5) ->
     fine = ImplicitEuler(off, np.full(points, -2 / dx**2), off, grid)
     u0 = np.sin(np.pi * x) + np.sin(3 * np.pi * x) / 2
     return {"fine": fine, "coarse": fine.rediscretise(m), "u0": u0, "grid": grid, "m": m}
-
-
-def _like(values: np.ndarray[Any, Any], u: Array) -> Array:
-    """``values`` in the library, dtype and device of ``u``."""
-    if isinstance(u, np.ndarray):
-        return values.astype(u.dtype, copy=False)
-    return arrays.namespace(u).asarray(values, dtype=u.dtype, device=u.device)

@@ -9,7 +9,6 @@ also when only one slice is passed.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -184,7 +183,7 @@ class ImplicitEuler:
         if self.lower.shape != (n - 1,) or self.upper.shape != (n - 1,):
             raise ValueError(f"lower, upper: got shapes {self.lower.shape}, {self.upper.shape}, expected ({n - 1},)")
         self.grid = grid
-        self._factors = functools.lru_cache(maxsize=8)(self._factorise)
+        self._factors: dict[float, tuple[list[float], list[float], list[float]]] = {}
 
     def step(self, u: Array, points: slice) -> Array:
         if u.shape[-1:] != self.diagonal.shape:
@@ -211,7 +210,9 @@ class ImplicitEuler:
         return ratio.tolist(), pivot.tolist(), above.tolist()
 
     def _solve(self, u: Array, h: float) -> Array:
-        ratio, pivot, above = self._factors(h)
+        if h not in self._factors:
+            self._factors[h] = self._factorise(h)
+        ratio, pivot, above = self._factors[h]
         x = [u[..., i] for i in range(len(pivot))]
         for i in range(1, len(x)):
             x[i] = x[i] - ratio[i - 1] * x[i - 1]
@@ -287,8 +288,14 @@ class Blocked:
 
 
 def column(values: Any, u: Array) -> Array:
-    """Per-slice numbers ``[slices]`` in the library, dtype and device of ``u``, shaped to broadcast against it."""
-    shaped = values.reshape((len(values),) + (1,) * (u.ndim - 1))
+    """Per-slice numbers ``[slices]``, like ``u`` and shaped to broadcast against it."""
+    return like(values.reshape((len(values),) + (1,) * (u.ndim - 1)), u)
+
+
+def like(values: Any, u: Array) -> Array:
+    """A NumPy array in the library, dtype and device of ``u``."""
     if isinstance(u, np.ndarray):
-        return shaped.astype(u.dtype, copy=False)
-    return arrays.namespace(u).asarray(shaped, dtype=u.dtype, device=u.device)
+        return values.astype(u.dtype, copy=False)
+    if arrays.is_torch(u):
+        return arrays.namespace(u).as_tensor(values, dtype=u.dtype, device=u.device)
+    return arrays.namespace(u).asarray(values, dtype=u.dtype)

@@ -10,7 +10,7 @@ from pyparareal import problems
 from pyparareal.errors import ConvergenceError
 from pyparareal.propagators import Blocks, Map, RungeKutta
 from pyparareal.runtime import LocalRuntime
-from pyparareal.solution import Status
+from pyparareal.solution import Stats, Status
 from pyparareal.solve import serial_solve, solve
 from pyparareal.time_grid import TimeGrid
 
@@ -255,10 +255,20 @@ def test_stats():
     assert np.isnan(chain.predicted_speedup)
 
 
+def test_cost_ratio_is_a_coarse_step_over_the_fine_steps_of_one_slice():
+    seconds = {"parareal.guess": 1.0, "parareal.coarse": 2.0, "parareal.fine": 80.0}
+    stats = Stats(5, 4, fine_steps=40, coarse_steps=6, critical_fine_steps=8, critical_coarse_steps=6, serial_steps=20)
+    assert np.isnan(stats.cost_ratio)
+    # 3 s for 6 coarse steps, 80 s for 40 fine ones: 0.5 s against 4 * 2 s
+    assert dataclasses.replace(stats, seconds=seconds).cost_ratio == 0.5 / 8
+
+
 def test_a_runtime_can_be_used_again():
     runtime = LocalRuntime()
     first, second = (solve(**decay(), runtime=runtime).stats.seconds["parareal.fine"] for _ in range(2))
     assert first + second == pytest.approx(runtime.seconds["parareal.fine"])
+    first, second = (serial(decay(), runtime=runtime).stats.seconds["serial"] for _ in range(2))
+    assert first + second == pytest.approx(runtime.seconds["serial"])
     with pytest.raises(ValueError, match="slices_per_call: got 0"):
         LocalRuntime(slices_per_call=0)
 
@@ -274,6 +284,7 @@ def test_a_runtime_can_be_used_again():
         ({"m": 25}, ValueError, "m: got 25"),
         ({"m": 2.0}, TypeError, "m: got 2.0"),
         ({"tol": -1.0}, ValueError, "tol: got -1.0"),
+        ({"tol": float("inf")}, ValueError, "tol: got inf"),
         ({"tol": float("nan")}, ValueError, "tol: got nan"),
         ({"tol": "small"}, TypeError, "tol: got 'small'"),
         ({"max_iterations": 0}, ValueError, "max_iterations: got 0"),
@@ -362,3 +373,17 @@ def test_wrong_torch_arguments():
         solve(**decay(u0=torch.ones(2), fine=lambda u: u.double(), coarse=lambda u: u))
     with pytest.raises(ValueError, match=r"initial: got dtype torch\.float64"):
         solve(**decay(u0=torch.ones(2)), initial=torch.ones(7, 2, dtype=torch.float64))
+
+
+@pytest.mark.gpu
+def test_torch_states_on_a_gpu():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    case = neuron()
+    expected = solve(**case, tol=1e-6)
+    got = solve(**case | {"u0": torch.tensor(case["u0"], device="cuda")}, tol=1e-6)
+    assert got.u.is_cuda
+    assert got.iterations == expected.iterations
+    # The device may fuse a product into a sum: the rounding of 8000 steps of a stable oscillator differs.
+    np.testing.assert_allclose(got.u.cpu().numpy(), expected.u, atol=8000 * 4 * np.finfo(float).eps)
