@@ -27,8 +27,7 @@ Status valid_norm(Norm norm) {
 
 Status valid_exec(const Exec& exec) {
   if (exec.threads < 0)
-    return validate::fail(StatusCode::invalid_value, "threads: got %d, expected 0 (the default) or more",
-                          exec.threads);
+    return validate::fail(StatusCode::invalid_value, "threads: got %d, expected 0 (the default) or more", exec.threads);
   return {};
 }
 
@@ -82,23 +81,20 @@ Status parareal_update(MutableView u, ConstView f_old, ConstView g_new, ConstVie
                        MutableView jump, Norm norm, Exec exec) {
   const Operand out("out", u), f("f_old", f_old), g("g_new", g_new), h("g_old", g_old), old("u_old", u_old),
       norms("jump", jump);
-  Status status = first_failure(
-      [&] { return validate::state(f); }, [&] { return validate::same_state(g, f); },
-      [&] { return validate::same_state(h, f); }, [&] { return validate::same_state(out, f); },
-      [&] { return u_old.present() ? validate::same_state(old, f) : Status{}; },
-      [&] { return validate::writable(out, {f, g, h, old}); }, [&] { return valid_norm(norm); },
-      [&] { return valid_exec(exec); });
+  Status status =
+      first_failure([&] { return validate::state(f); }, [&] { return validate::same_state(g, f); },
+                    [&] { return validate::same_state(h, f); }, [&] { return validate::same_state(out, f); },
+                    [&] { return u_old.present() ? validate::same_state(old, f) : Status{}; },
+                    [&] { return validate::writable(out, {f, g, h, old}); }, [&] { return valid_norm(norm); },
+                    [&] { return valid_exec(exec); });
   if (!status.ok()) return status;
   if (u_old.present() != jump.present())
     return validate::fail(StatusCode::invalid_value, "jump: got %s, expected %s", jump.present() ? "an array" : "none",
                           jump.present() ? "u_old as well" : "a float64 array, because u_old is given");
   if (jump.present()) {
-    status = first_failure([&] { return validate::norms(norms, f); },
-                           [&] { return validate::writable(norms, {f, g, h, old, out}); },
-                           [&] {
-                             return validate::workspace("parareal_update", parareal_update_workspace_bytes(u_old),
-                                                        exec);
-                           });
+    status = first_failure(
+        [&] { return validate::norms(norms, f); }, [&] { return validate::writable(norms, {f, g, h, old, out}); },
+        [&] { return validate::workspace("parareal_update", parareal_update_workspace_bytes(u_old), exec); });
     if (!status.ok()) return status;
   } else if (no_elements(u)) {
     return status;
@@ -110,12 +106,12 @@ Status parareal_update(MutableView u, ConstView f_old, ConstView g_new, ConstVie
 
 Status slice_norms(MutableView norms, ConstView u, ConstView u_old, Norm norm, Exec exec) {
   const Operand out("out", norms), state("u", u), old("u_old", u_old);
-  Status status = first_failure(
-      [&] { return validate::state(state); },
-      [&] { return u_old.present() ? validate::same_state(old, state) : Status{}; },
-      [&] { return validate::norms(out, state); }, [&] { return validate::writable(out, {state, old}); },
-      [&] { return valid_norm(norm); }, [&] { return valid_exec(exec); },
-      [&] { return validate::workspace("slice_norms", slice_norms_workspace_bytes(u), exec); });
+  Status status =
+      first_failure([&] { return validate::state(state); },
+                    [&] { return u_old.present() ? validate::same_state(old, state) : Status{}; },
+                    [&] { return validate::norms(out, state); }, [&] { return validate::writable(out, {state, old}); },
+                    [&] { return valid_norm(norm); }, [&] { return valid_exec(exec); },
+                    [&] { return validate::workspace("slice_norms", slice_norms_workspace_bytes(u), exec); });
   if (!status.ok() || u.shape[0] == 0) return status;
   return on_device(
       u.device, [&] { return cpu::slice_norms(norms, u, u_old, norm, exec); },
@@ -124,30 +120,30 @@ Status slice_norms(MutableView norms, ConstView u, ConstView u_old, Norm norm, E
 
 Status extract(MutableView v, ConstView u, int64_t start, int64_t step, Exec exec) {
   const Operand coarse("out", v), fine("u", u);
-  Status status = first_failure(
-      [&] { return validate::state(fine); }, [&] { return validate::state(coarse); },
-      [&] { return validate::same_kind(coarse, fine); }, [&] { return valid_points(coarse, fine, start, step); },
-      [&] { return valid_exec(exec); });
+  Status status =
+      first_failure([&] { return validate::state(fine); }, [&] { return validate::state(coarse); },
+                    [&] { return validate::same_kind(coarse, fine); },
+                    [&] { return valid_points(coarse, fine, start, step); }, [&] { return valid_exec(exec); });
   if (!status.ok() || no_elements(v)) return status;
   const ConstView points = time_points(u, start, step, v.shape[0], validate::item_bytes(u.dtype));
   if (Status overlap = validate::writable(coarse, {Operand("u", points)}); !overlap.ok()) return overlap;
   return on_device(
-      u.device, [&] { return cpu::copy_slices(v, points, exec); },
-      [&] { return cuda::copy_slices(v, points, exec); });
+      u.device, [&] { return cpu::copy_slices(v, points, exec); }, [&] { return cuda::copy_slices(v, points, exec); });
 }
 
 Status inject(MutableView u, ConstView v, int64_t start, int64_t step, Exec exec) {
   const Operand coarse("v", v), fine("u", u);
-  Status status = first_failure(
-      [&] { return validate::state(fine); }, [&] { return validate::state(coarse); },
-      [&] { return validate::same_kind(coarse, fine); }, [&] { return valid_points(coarse, fine, start, step); },
-      [&] { return valid_exec(exec); });
+  Status status =
+      first_failure([&] { return validate::state(fine); }, [&] { return validate::state(coarse); },
+                    [&] { return validate::same_kind(coarse, fine); },
+                    [&] { return valid_points(coarse, fine, start, step); }, [&] { return valid_exec(exec); });
   if (!status.ok() || no_elements(v)) return status;
   const MutableView points = time_points(u, start, step, v.shape[0], validate::item_bytes(u.dtype));
-  if (Status overlap = validate::writable(Operand("u", points), {coarse}); !overlap.ok()) return overlap;
+  status = first_failure([&] { return validate::writable(fine, {}); },
+                         [&] { return validate::writable(Operand("u", points), {coarse}); });
+  if (!status.ok()) return status;
   return on_device(
-      u.device, [&] { return cpu::copy_slices(points, v, exec); },
-      [&] { return cuda::copy_slices(points, v, exec); });
+      u.device, [&] { return cpu::copy_slices(points, v, exec); }, [&] { return cuda::copy_slices(points, v, exec); });
 }
 
 Status c_relax(MutableView u_new, ConstView phi, ConstView u, double omega, Exec exec) {
@@ -157,9 +153,9 @@ Status c_relax(MutableView u_new, ConstView phi, ConstView u, double omega, Exec
       [&] { return validate::same_state(out, left); }, [&] { return validate::writable(out, {left, right}); },
       [&] { return valid_exec(exec); },
       [&] {
-        return omega - omega == 0.0 ? Status{}
-                                    : validate::fail(StatusCode::invalid_value,
-                                                     "omega: got %g, expected a finite weight", omega);
+        return omega - omega == 0.0
+                   ? Status{}
+                   : validate::fail(StatusCode::invalid_value, "omega: got %g, expected a finite weight", omega);
       });
   if (!status.ok() || no_elements(u_new)) return status;
   if (omega == 1.0) {

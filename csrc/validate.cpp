@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "validate.h"
 
+#include <algorithm>
+#include <cstdlib>
+
 namespace pyparareal::validate {
 namespace {
 
@@ -38,6 +41,23 @@ bool same_strides(const Operand& a, const Operand& b) {
   for (int axis = 0; axis < a.ndim; ++axis)
     if (a.shape[axis] != b.shape[axis] || (a.shape[axis] > 1 && a.stride[axis] != b.stride[axis])) return false;
   return true;
+}
+
+// Whether two indices of a view may name one element. Exact for every view made by slicing and
+// transposing, whose axes nest; interleaved axes (as_strided) count as repeating.
+bool may_repeat(const Operand& operand) {
+  int order[max_ndim], axes = 0;
+  for (int axis = 0; axis < operand.ndim; ++axis)
+    if (operand.shape[axis] > 1) order[axes++] = axis;
+  std::sort(order, order + axes,
+            [&](int a, int b) { return std::abs(operand.stride[a]) < std::abs(operand.stride[b]); });
+  int64_t reach = 0;
+  for (int i = 0; i < axes; ++i) {
+    const int64_t stride = std::abs(operand.stride[order[i]]);
+    if (stride <= reach) return true;
+    reach += (operand.shape[order[i]] - 1) * stride;
+  }
+  return false;
 }
 
 // Interleaved slices, such as u[0::2] and u[1::2], touch the same range but no common byte.
@@ -103,8 +123,8 @@ Status state(const Operand& operand) {
 
 Status same_kind(const Operand& operand, const Operand& like) {
   if (operand.dtype != like.dtype)
-    return fail(StatusCode::invalid_type, "%s: got dtype %s, expected %s like %s", operand.name,
-                name_of(operand.dtype), name_of(like.dtype), like.name);
+    return fail(StatusCode::invalid_type, "%s: got dtype %s, expected %s like %s", operand.name, name_of(operand.dtype),
+                name_of(like.dtype), like.name);
   if (operand.device != like.device || operand.device_id != like.device_id)
     return fail(StatusCode::invalid_value, "%s: got device %s, expected %s like %s", operand.name,
                 describe_device(operand).c_str(), describe_device(like).c_str(), like.name);
@@ -142,6 +162,8 @@ Status writable(const Operand& output, std::initializer_list<Operand> inputs) {
     if (output.shape[axis] > 1 && output.stride[axis] == 0)
       return fail(StatusCode::invalid_value, "%s: got a zero stride on axis %d, expected an output without repetition",
                   output.name, axis);
+  if (may_repeat(output))
+    return fail(StatusCode::invalid_value, "%s: overlaps itself, expected an output without repetition", output.name);
   for (const Operand& input : inputs)
     if (input.ndim > 0 && !empty(input) && overlaps_partially(output, input))
       return fail(StatusCode::invalid_value, "%s: overlaps %s partially, expected the same view or no common element",

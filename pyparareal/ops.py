@@ -29,10 +29,11 @@ CudaError
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from pyparareal import _core
-from pyparareal.arrays import Array, empty, empty_like
+from pyparareal.arrays import Array, empty, empty_like, namespace
 
 _NORMS = {"sum_squares": 0, "sum_abs": 1, "max_abs": 2}
 
@@ -75,14 +76,14 @@ def parareal_update(
     jump : array float64 [slices]
         Only if ``u_old`` is given: then the result is the pair ``(u, jump)``.
     """
+    kind = _norm_code(norm)
     if out is None:
-        out = empty_like(f_old)
+        out = _new("f_old", f_old)
     if u_old is None:
         _core.parareal_update(out, f_old, g_new, g_old, None, jump, 0, stream, threads)
         return out
-    kind = _norm_code(norm)
     if jump is None:
-        jump = empty(f_old, tuple(f_old.shape[:1]), "float64")
+        jump = _new_norms("f_old", f_old)
     _core.parareal_update(out, f_old, g_new, g_old, u_old, jump, kind, stream, threads)
     return out, jump
 
@@ -115,7 +116,7 @@ def slice_norms(
     """
     kind = _norm_code(norm)
     if out is None:
-        out = empty(u, tuple(u.shape[:1]), "float64")
+        out = _new_norms("u", u)
     _core.slice_norms(out, u, u_old, kind, stream, threads)
     return out
 
@@ -149,9 +150,9 @@ def extract(
     v : array [count, batch, features...]
     """
     if out is None:
-        out = empty_like(u, _count_points(u, start, step, count))
-    elif count is not None and count != out.shape[0]:
-        raise ValueError(f"count: got {count}, expected {out.shape[0]}, the slices of out")
+        out = _new("u", u, _count_points(u, start, step, count))
+    elif count is not None and _shape("out", out)[0] != count:
+        raise ValueError(f"count: got {count!r}, expected {out.shape[0]}, the slices of out")
     _core.extract(out, u, start, step, stream, threads)
     return out
 
@@ -190,7 +191,7 @@ def c_relax(
     out, stream, threads : see the module.
     """
     if out is None:
-        out = empty_like(phi)
+        out = _new("phi", phi)
     _core.c_relax(out, phi, u, omega, stream, threads)
     return out
 
@@ -202,12 +203,54 @@ def _norm_code(norm: str) -> int:
         raise ValueError(f"norm: got {norm!r}, expected one of {', '.join(_NORMS)}") from None
 
 
+def _new(argument: str, like: Array, slices: int | None = None) -> Array:
+    try:
+        return empty_like(like, slices)
+    except (AttributeError, TypeError):
+        _refuse_unknown(argument, like)
+        raise
+
+
+def _new_norms(argument: str, like: Array) -> Array:
+    try:
+        return empty(like, tuple(like.shape[:1]), "float64")
+    except (AttributeError, TypeError):
+        _refuse_unknown(argument, like)
+        raise
+
+
+def _refuse_unknown(argument: str, like: Array) -> None:
+    try:
+        namespace(like)
+    except TypeError as error:
+        raise TypeError(f"{argument}: {error}") from None
+
+
+def _shape(argument: str, u: Array) -> tuple[int, ...]:
+    shape = tuple(getattr(u, "shape", ()))
+    if not shape:
+        _refuse_unknown(argument, u)
+        raise ValueError(f"{argument}: got 0 axes, expected 1 to 8: [slices, batch, features...]")
+    return shape
+
+
+def _integer(argument: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{argument}: got {type(value).__name__}, expected an int") from None
+
+
 def _count_points(u: Array, start: int, step: int, count: int | None) -> int:
+    slices = _shape("u", u)[0]
+    start, step = _integer("start", start), _integer("step", step)
     if step < 1:
         raise ValueError(f"step: got {step}, expected 1 or more")
     if start < 0:
         raise ValueError(f"start: got {start}, expected 0 or more")
-    room = len(range(start, u.shape[0], step))
-    if count is not None and not 0 <= count <= room:
+    room = len(range(start, slices, step))
+    if count is None:
+        return room
+    if not 0 <= _integer("count", count) <= room:
         raise ValueError(f"count: got {count}, expected 0 to {room}, the points of u from {start} in steps of {step}")
-    return room if count is None else count
+    return count

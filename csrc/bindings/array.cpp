@@ -16,6 +16,8 @@ struct Reader {
   Protocol protocol = Protocol::none;
   const DLPackExchangeAPI* exchange = nullptr;
   bool knows_grad = false;
+  bool torch = false;           // has a negative bit and a version
+  const char* hides = nullptr;  // why the memory of this type is not the values of the array
 };
 
 [[noreturn]] void wrong_type(const char* argument, py::handle object) {
@@ -38,10 +40,22 @@ const DLPackExchangeAPI* exchange_of(py::handle type) {
   return api && api->dltensor_from_py_object_no_sync ? api : nullptr;
 }
 
+// Types whose memory would be read without error, and wrongly.
+const char* hides(py::handle object) {
+  PyObject* masked = PyDict_GetItemString(PyImport_GetModuleDict(), "numpy.ma");
+  if (masked && py::isinstance(object, py::handle(masked).attr("MaskedArray")))
+    return "expected an array without a mask: call .filled()";
+  if (py::hasattr(object, "fake_mode")) return "expected a real array, not one that is being traced";
+  return nullptr;
+}
+
 Reader reader_of(py::handle object) {
   const py::handle type(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())));
   Reader reader;
   reader.knows_grad = py::hasattr(object, "requires_grad");
+  PyObject* torch = PyDict_GetItemString(PyImport_GetModuleDict(), "torch");
+  reader.torch = torch && py::isinstance(object, py::handle(torch).attr("Tensor"));
+  reader.hides = hides(object);
   reader.exchange = exchange_of(type);
   if (reader.exchange)
     reader.protocol = Protocol::exchange;
@@ -83,6 +97,26 @@ void refuse_grad(py::handle object, const char* argument) {
                           "torch.ops.pyparareal ops");
 }
 
+// torch's lazy negation (an .imag of a .conj()) is a bit beside the memory.
+void refuse_negative(py::handle object, const char* argument) {
+  static PyObject* name = PyUnicode_InternFromString("is_neg");
+  PyObject* flag = PyObject_CallMethodNoArgs(object.ptr(), name);
+  if (!flag) throw py::error_already_set();
+  const bool negative = flag == Py_True;
+  Py_DECREF(flag);
+  if (negative)
+    throw py::value_error(
+        std::string(argument) +
+        ": has its negative bit set, expected a tensor that holds its own values: call .resolve_neg()");
+}
+
+void refuse_misaligned(const MutableView& view, const char* argument) {
+  const auto item = static_cast<uintptr_t>(validate::item_bytes(view.dtype));
+  if (reinterpret_cast<uintptr_t>(view.data) % item != 0)
+    throw py::value_error(std::string(argument) + ": is not aligned to its item size of " + std::to_string(item) +
+                          " bytes, expected an aligned array");
+}
+
 DType dtype_of(const DLDataType& type, const char* argument) {
   if (type.lanes == 1 && type.code == kDLFloat) {
     if (type.bits == 64) return DType::float64;
@@ -91,8 +125,9 @@ DType dtype_of(const DLDataType& type, const char* argument) {
   }
   if (type.lanes == 1 && type.code == kDLBfloat && type.bits == 16) return DType::bfloat16;
   static const char* kinds[] = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};
-  wrong_dtype(argument, (type.code < 7 ? kinds[type.code] : "code " + std::to_string(type.code)) +
-                            std::to_string(type.bits));
+  wrong_dtype(argument,
+              (type.code < 7 ? kinds[type.code] : "of DLPack code " + std::to_string(type.code) + " and bits ") +
+                  std::to_string(type.bits));
 }
 
 void set_device(MutableView& view, const DLDevice& device, const char* argument) {
@@ -137,19 +172,22 @@ void read_tensor(const DLTensor& tensor, MutableView& view, const char* argument
   else
     set_dense_strides(view);
   refuse_no_data(view, argument);
+  refuse_misaligned(view, argument);
 }
 
-// A protocol method failed: say which argument, keep the producer's reason.
-[[noreturn]] void producer_failed(const char* argument) {
-  py::error_already_set error;
-  throw py::type_error(std::string(argument) + ": cannot be read as an array: " + std::string(py::str(error.value())));
+// A protocol method failed: say which argument, keep the first line of the producer's reason (torch
+// appends its C++ stack).
+[[noreturn]] void producer_failed(const char* argument, const py::error_already_set& error) {
+  const std::string reason = py::str(error.value());
+  throw py::type_error(std::string(argument) + ": cannot be read as an array: " + reason.substr(0, reason.find('\n')));
 }
 
 Array from_exchange(py::handle object, const Reader& reader, const char* argument) {
   Array array;
   array.exchange = reader.exchange;
   DLTensor tensor;
-  if (reader.exchange->dltensor_from_py_object_no_sync(object.ptr(), &tensor) != 0) producer_failed(argument);
+  if (reader.exchange->dltensor_from_py_object_no_sync(object.ptr(), &tensor) != 0)
+    producer_failed(argument, py::error_already_set());
   read_tensor(tensor, array.view, argument);
   return array;
 }
@@ -187,8 +225,7 @@ Array from_numpy(py::handle object, const char* argument) {
       throw py::value_error(std::string(argument) + ": got a stride of " + std::to_string(source.strides(axis)) +
                             " bytes, expected a multiple of the item size " + std::to_string(item));
   }
-  if (reinterpret_cast<uintptr_t>(array.view.data) % static_cast<uintptr_t>(item) != 0)
-    throw py::value_error(std::string(argument) + ": is not aligned to its item size, expected an aligned array");
+  refuse_misaligned(array.view, argument);
   return array;
 }
 
@@ -208,8 +245,7 @@ py::object export_dlpack(py::handle object, const char* argument) {
       return object.attr("__dlpack__")(**keywords);
     }
   } catch (py::error_already_set& error) {
-    throw py::type_error(std::string(argument) +
-                         ": cannot be read as an array: " + std::string(py::str(error.value())));
+    producer_failed(argument, error);
   }
 }
 
@@ -220,6 +256,7 @@ Array from_dlpack(py::handle object, const char* argument) {
   if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
     auto* managed = static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule, "dltensor_versioned"));
     array.read_only = (managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY) != 0;
+    array.copied = (managed->flags & DLPACK_FLAG_BITMASK_IS_COPIED) != 0;
     read_tensor(managed->dl_tensor, array.view, argument);
   } else if (PyCapsule_IsValid(capsule, "dltensor")) {
     auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor"));
@@ -246,8 +283,9 @@ Array from_cuda_interface(py::handle object, const char* argument) {
   array.view.data = reinterpret_cast<void*>(data[0].cast<uintptr_t>());
   array.read_only = data[1].cast<bool>();
   array.view.device = Device::cuda;
-  array.view.device_id =
-      py::hasattr(object, "device") && py::hasattr(object.attr("device"), "id") ? object.attr("device").attr("id").cast<int>() : 0;
+  array.view.device_id = py::hasattr(object, "device") && py::hasattr(object.attr("device"), "id")
+                             ? object.attr("device").attr("id").cast<int>()
+                             : 0;
   const auto shape = py::tuple(fields["shape"]);
   set_ndim(array.view, static_cast<int64_t>(shape.size()), argument);
   for (int axis = 0; axis < array.view.ndim; ++axis) array.view.shape[axis] = shape[axis].cast<int64_t>();
@@ -280,7 +318,10 @@ ConstView Array::input() const {
 
 Array borrow(py::handle object, const char* argument) {
   const Reader& reader = cached_reader(object);
+  if (reader.hides)
+    throw py::type_error(std::string(argument) + ": got " + Py_TYPE(object.ptr())->tp_name + ", " + reader.hides);
   if (reader.knows_grad) refuse_grad(object, argument);
+  if (reader.torch) refuse_negative(object, argument);
   switch (reader.protocol) {
     case Protocol::exchange:
       return from_exchange(object, reader, argument);
@@ -298,11 +339,23 @@ Array borrow(py::handle object, const char* argument) {
 Array borrow_output(py::handle object, const char* argument) {
   Array array = borrow(object, argument);
   if (array.read_only) throw py::value_error(std::string(argument) + ": is read-only, expected a writable array");
+  if (array.copied)
+    throw py::value_error(std::string(argument) + ": was exported as a copy, expected an array written in place");
   return array;
 }
 
 Array borrow_optional(py::handle object, const char* argument) {
   return object.is_none() ? Array{} : borrow(object, argument);
+}
+
+void mark_written(py::handle object) {
+  if (!cached_reader(object).torch) return;
+  static PyObject* increment = nullptr;  // kept for the life of the process, like torch itself
+  if (!increment)
+    increment = py::object(py::module_::import("torch.autograd.graph").attr("increment_version")).release().ptr();
+  PyObject* none = PyObject_CallOneArg(increment, object.ptr());
+  if (!none) throw py::error_already_set();
+  Py_DECREF(none);
 }
 
 }  // namespace pyparareal::bindings

@@ -19,6 +19,7 @@ namespace py = pybind11;
 struct Array {
   MutableView view;
   bool read_only = false;
+  bool copied = false;  // the producer exported a copy: what is written is lost
   const DLPackExchangeAPI* exchange = nullptr;
   py::object owner;
 
@@ -33,5 +34,8 @@ Array borrow_output(py::handle object, const char* argument);
 
 // As borrow; None gives an absent operand.
 Array borrow_optional(py::handle object, const char* argument);
+
+// Counts an in-place write of a torch tensor, so that autograd refuses a backward pass that saved it before.
+void mark_written(py::handle object);
 
 }  // namespace pyparareal::bindings

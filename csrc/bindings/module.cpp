@@ -38,9 +38,34 @@ void run(const Call& call) {
   raise_unless_ok(status);
 }
 
+int64_t integer(py::handle value, const char* argument) {
+  PyObject* index = PyNumber_Index(value.ptr());
+  if (!index) {
+    PyErr_Clear();
+    throw py::type_error(std::string(argument) + ": got " + Py_TYPE(value.ptr())->tp_name + ", expected an int");
+  }
+  const long long result = PyLong_AsLongLong(index);
+  Py_DECREF(index);
+  if (result == -1 && PyErr_Occurred()) {
+    PyErr_Clear();
+    throw py::value_error(std::string(argument) + ": got " + std::string(py::str(value)) +
+                          ", expected at most 63 bits");
+  }
+  return result;
+}
+
+double number(py::handle value, const char* argument) {
+  const double result = PyFloat_AsDouble(value.ptr());
+  if (result == -1.0 && PyErr_Occurred()) {
+    PyErr_Clear();
+    throw py::type_error(std::string(argument) + ": got " + Py_TYPE(value.ptr())->tp_name + ", expected a float");
+  }
+  return result;
+}
+
 // 0 follows torch.get_num_threads() where torch is loaded. Asked for only where a team could form.
-int32_t thread_count(py::int_ threads, const Array& like) {
-  const auto wanted = threads.cast<int64_t>();
+int32_t thread_count(py::handle threads, const Array& like) {
+  const int64_t wanted = integer(threads, "threads");
   if (wanted < 0 || wanted > INT32_MAX)
     throw py::value_error("threads: got " + std::to_string(wanted) + ", expected 0 (the default) or more");
   const Space space = space_of(like.view);
@@ -75,7 +100,7 @@ class Workspace {
 Norm norm_of(int norm) { return static_cast<Norm>(norm); }
 
 void parareal_update(py::handle out, py::handle f_old, py::handle g_new, py::handle g_old, py::handle u_old,
-                     py::handle jump, int norm, py::handle stream, py::int_ threads) {
+                     py::handle jump, int norm, py::handle stream, py::handle threads) {
   const Array f = borrow(f_old, "f_old"), g = borrow(g_new, "g_new"), h = borrow(g_old, "g_old");
   const Array old = borrow_optional(u_old, "u_old"), u = borrow_output(out, "out");
   const Array norms = jump.is_none() ? Array{} : borrow_output(jump, "jump");
@@ -87,39 +112,48 @@ void parareal_update(py::handle out, py::handle f_old, py::handle g_new, py::han
                                        exec);
   });
   keep_alive(on, f, {out, f_old, g_new, g_old, u_old, jump, scratch.object()});
+  mark_written(out);
+  if (!jump.is_none()) mark_written(jump);
 }
 
-void slice_norms(py::handle out, py::handle u, py::handle u_old, int norm, py::handle stream, py::int_ threads) {
+void slice_norms(py::handle out, py::handle u, py::handle u_old, int norm, py::handle stream, py::handle threads) {
   const Array state = borrow(u, "u"), old = borrow_optional(u_old, "u_old"), norms = borrow_output(out, "out");
   const Stream on = resolve_stream(stream, state, u);
   Exec exec{on.handle, thread_count(threads, state), nullptr, 0};
   const Workspace scratch(slice_norms_workspace_bytes(state.input()), norms, out, exec);
   run([&] { return pyparareal::slice_norms(norms.view, state.input(), old.input(), norm_of(norm), exec); });
   keep_alive(on, state, {out, u, u_old, scratch.object()});
+  mark_written(out);
 }
 
-void extract(py::handle out, py::handle u, int64_t start, int64_t step, py::handle stream, py::int_ threads) {
+void extract(py::handle out, py::handle u, py::handle start, py::handle step, py::handle stream, py::handle threads) {
   const Array fine = borrow(u, "u"), coarse = borrow_output(out, "out");
   const Stream on = resolve_stream(stream, fine, u);
   const Exec exec{on.handle, thread_count(threads, coarse), nullptr, 0};
-  run([&] { return pyparareal::extract(coarse.view, fine.input(), start, step, exec); });
+  const int64_t first = integer(start, "start"), pitch = integer(step, "step");
+  run([&] { return pyparareal::extract(coarse.view, fine.input(), first, pitch, exec); });
   keep_alive(on, fine, {out, u});
+  mark_written(out);
 }
 
-void inject(py::handle u, py::handle v, int64_t start, int64_t step, py::handle stream, py::int_ threads) {
+void inject(py::handle u, py::handle v, py::handle start, py::handle step, py::handle stream, py::handle threads) {
   const Array coarse = borrow(v, "v"), fine = borrow_output(u, "u");
   const Stream on = resolve_stream(stream, fine, u);
   const Exec exec{on.handle, thread_count(threads, coarse), nullptr, 0};
-  run([&] { return pyparareal::inject(fine.view, coarse.input(), start, step, exec); });
+  const int64_t first = integer(start, "start"), pitch = integer(step, "step");
+  run([&] { return pyparareal::inject(fine.view, coarse.input(), first, pitch, exec); });
   keep_alive(on, fine, {u, v});
+  mark_written(u);
 }
 
-void c_relax(py::handle out, py::handle phi, py::handle u, double omega, py::handle stream, py::int_ threads) {
+void c_relax(py::handle out, py::handle phi, py::handle u, py::handle omega, py::handle stream, py::handle threads) {
   const Array left = borrow(phi, "phi"), right = borrow(u, "u"), result = borrow_output(out, "out");
   const Stream on = resolve_stream(stream, left, phi);
   const Exec exec{on.handle, thread_count(threads, left), nullptr, 0};
-  run([&] { return pyparareal::c_relax(result.view, left.input(), right.input(), omega, exec); });
+  const double weight = number(omega, "omega");
+  run([&] { return pyparareal::c_relax(result.view, left.input(), right.input(), weight, exec); });
   keep_alive(on, left, {out, phi, u});
+  mark_written(out);
 }
 
 py::dict build_info() {
@@ -146,18 +180,15 @@ py::dict build_info() {
 
 void select_simd(const std::string& name) {
   if (!cpu::select_tiles(name.c_str()))
-    throw py::value_error("name: got '" + name + "', expected best, baseline, avx2 or avx512, as far as this "
+    throw py::value_error("name: got '" + name +
+                          "', expected best, baseline, avx2 or avx512, as far as this "
                           "processor runs it");
 }
 
-OpsTable ops_table = {ops_table_version,
-                      sizeof(OpsTable),
-                      pyparareal::parareal_update,
-                      pyparareal::parareal_update_workspace_bytes,
-                      pyparareal::slice_norms,
-                      pyparareal::slice_norms_workspace_bytes,
-                      pyparareal::extract,
-                      pyparareal::inject,
+OpsTable ops_table = {ops_table_version,           sizeof(OpsTable),
+                      pyparareal::parareal_update, pyparareal::parareal_update_workspace_bytes,
+                      pyparareal::slice_norms,     pyparareal::slice_norms_workspace_bytes,
+                      pyparareal::extract,         pyparareal::inject,
                       pyparareal::c_relax};
 
 }  // namespace

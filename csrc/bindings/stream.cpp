@@ -21,9 +21,11 @@ uintptr_t handle_of(py::handle stream) {
     throw py::type_error(std::string("stream: got ") + Py_TYPE(stream.ptr())->tp_name +
                          ", expected None, an object with __cuda_stream__ or a non-negative int");
   const long long value = PyLong_AsLongLong(stream.ptr());
-  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  const bool too_large = value == -1 && PyErr_Occurred();
+  PyErr_Clear();
   if (value < 0)
-    throw py::value_error("stream: got " + std::to_string(value) + ", expected a non-negative int");
+    throw py::value_error("stream: got " + (too_large ? std::string(py::str(stream)) : std::to_string(value)) +
+                          ", expected a non-negative int of 63 bits");
   return static_cast<uintptr_t>(value);
 }
 
@@ -48,7 +50,9 @@ std::list<Held>& held() {
   return *calls;
 }
 
-void let_go() { held().remove_if([](Held& call) { return call.event.done(); }); }
+void let_go() {
+  held().remove_if([](Held& call) { return call.event.done(); });
+}
 #endif
 
 }  // namespace
@@ -65,8 +69,8 @@ Stream resolve_stream(py::handle stream, const Array& array, py::handle array_ob
   int device = array.view.device_id;
   raise_unless_ok(cuda::stream_device(result.handle, array.view.device_id, &device));
   if (device != array.view.device_id)
-    throw py::value_error("stream: got a stream of cuda:" + std::to_string(device) + ", expected one of cuda:" +
-                          std::to_string(array.view.device_id) + " like the arrays");
+    throw py::value_error("stream: got a stream of cuda:" + std::to_string(device) +
+                          ", expected one of cuda:" + std::to_string(array.view.device_id) + " like the arrays");
 #endif
   return result;
 }

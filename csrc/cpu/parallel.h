@@ -25,7 +25,8 @@ inline constexpr int64_t streaming_bytes = 8 << 20;
 inline int team_size(int threads, int64_t items, int64_t bytes) {
 #ifdef _OPENMP
   const int64_t most = threads > 0 ? threads : omp_get_max_threads();
-  return static_cast<int>(std::clamp<int64_t>(std::min(most, bytes / bytes_per_thread), 1, std::max<int64_t>(items, 1)));
+  return static_cast<int>(
+      std::clamp<int64_t>(std::min(most, bytes / bytes_per_thread), 1, std::max<int64_t>(items, 1)));
 #else
   (void)threads, (void)items, (void)bytes;
   return 1;
@@ -54,6 +55,7 @@ void share(int team, int64_t items, const Body& body) {
 template <class Body>
 void for_chunks(const Space& space, int64_t first, int64_t last, const Body& body) {
   const int64_t chunks = space.chunks();
+  if (first >= last) return;  // of no features there are no chunks to divide by
   int64_t slice = first / chunks, index = first % chunks;
   for (int64_t item = first; item < last; ++item) {
     const int64_t feature = index * chunk;

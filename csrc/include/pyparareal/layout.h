@@ -77,10 +77,10 @@ Layout layout_of(const View<Pointer>& view) {
 // The view of the C-points start, start + step, ... of a time grid: `count` slices of `view`.
 template <class Pointer>
 View<Pointer> time_points(View<Pointer> view, int64_t start, int64_t step, int64_t count, std::size_t item_bytes) {
-  using Byte = typename std::conditional<std::is_const<typename std::remove_pointer<Pointer>::type>::value,
-                                         const char, char>::type;
+  using Byte = typename std::conditional<std::is_const<typename std::remove_pointer<Pointer>::type>::value, const char,
+                                         char>::type;
   if (count > 0) view.data = static_cast<Byte*>(view.data) + start * view.stride[0] * static_cast<int64_t>(item_bytes);
-  view.stride[0] *= step;
+  if (count > 1) view.stride[0] *= step;  // else the step is never taken, and may be past any int64
   view.shape[0] = count;
   return view;
 }
