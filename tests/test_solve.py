@@ -2,6 +2,7 @@
 """The entry: every way a solve can end, every argument that can be wrong."""
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -263,12 +264,25 @@ def test_cost_ratio_is_a_coarse_step_over_the_fine_steps_of_one_slice():
     assert dataclasses.replace(stats, seconds=seconds).cost_ratio == 0.5 / 8
 
 
+@pytest.mark.parametrize(("deterministic", "sizes"), [(False, {3, 2, 1}), (True, {3})])
+def test_all_slices_are_one_call(deterministic, sizes):
+    seen = set()
+
+    def step(u):
+        seen.add(len(u))
+        return 0.9 * u
+
+    solve(**decay(m=8, tol=0.0, fine=step), deterministic=deterministic)
+    assert seen == sizes
+
+
 def test_a_runtime_can_be_used_again():
-    runtime = LocalRuntime()
+    runtime, begin = LocalRuntime(), time.perf_counter()
     first, second = (solve(**decay(), runtime=runtime).stats.seconds["parareal.fine"] for _ in range(2))
     assert first + second == pytest.approx(runtime.seconds["parareal.fine"])
     first, second = (serial(decay(), runtime=runtime).stats.seconds["serial"] for _ in range(2))
     assert first + second == pytest.approx(runtime.seconds["serial"])
+    assert sum(runtime.seconds.values()) < time.perf_counter() - begin  # phases do not overlap
     with pytest.raises(ValueError, match="slices_per_call: got 0"):
         LocalRuntime(slices_per_call=0)
 
