@@ -225,7 +225,7 @@ class ImplicitEuler:
 class Blocks:
     """torch modules as steps: one module for all steps, or a list with the module of step ``i`` at index ``i``.
 
-    A shared module sees ``[slices * batch, features...]`` in one call. ``batch_invariant`` is false:
+    A shared module sees ``[slices * batch, features...]`` in one call (``[slices, features]`` without a batch axis). ``batch_invariant`` is false:
     matrix products and convolutions round differently for different batch sizes.
     """
 
@@ -241,6 +241,8 @@ class Blocks:
             raise ValueError("modules: got an empty list, expected one module per step")
 
     def step(self, u: Array, points: slice) -> Array:
+        if self._shared is not None and u.ndim < 3:
+            return self._shared(u)
         if self._shared is not None:
             flat = self._shared(u.reshape(u.shape[0] * u.shape[1], *u.shape[2:]))
             return flat.reshape(u.shape[:2] + flat.shape[1:])

@@ -215,6 +215,7 @@ def test_torch_blocks():
     assert shared.steps is None
     expected = torch.tanh(layers[0](u.reshape(10, 3))).reshape(2, 5, 3)
     assert torch.equal(shared.step(u, slice(0, 2, 1)), expected)
+    assert torch.equal(shared.step(u[:, 0], slice(0, 2, 1)), torch.tanh(layers[0](u[:, 0])))
     assert not shared.batch_invariant
 
 
