@@ -16,7 +16,8 @@ struct Reader {
   Protocol protocol = Protocol::none;
   const DLPackExchangeAPI* exchange = nullptr;
   bool knows_grad = false;
-  bool torch = false;           // has a negative bit and a version
+  bool torch = false;  // has a negative bit and a version
+  PyCFunction is_neg = nullptr;
   const char* hides = nullptr;  // why the memory of this type is not the values of the array
 };
 
@@ -55,6 +56,14 @@ Reader reader_of(py::handle object) {
   reader.knows_grad = py::hasattr(object, "requires_grad");
   PyObject* torch = PyDict_GetItemString(PyImport_GetModuleDict(), "torch");
   reader.torch = torch && py::isinstance(object, py::handle(torch).attr("Tensor"));
+  if (reader.torch) {
+    // Called several times per op: the C method itself saves the attribute look-up.
+    const py::object method = type.attr("is_neg");
+    if (Py_TYPE(method.ptr()) == &PyMethodDescr_Type) {
+      const PyMethodDef* def = reinterpret_cast<PyMethodDescrObject*>(method.ptr())->d_method;
+      if (def->ml_flags == METH_NOARGS) reader.is_neg = def->ml_meth;
+    }
+  }
   reader.hides = hides(object);
   reader.exchange = exchange_of(type);
   if (reader.exchange)
@@ -98,9 +107,9 @@ void refuse_grad(py::handle object, const char* argument) {
 }
 
 // torch's lazy negation (an .imag of a .conj()) is a bit beside the memory.
-void refuse_negative(py::handle object, const char* argument) {
+void refuse_negative(py::handle object, const Reader& reader, const char* argument) {
   static PyObject* name = PyUnicode_InternFromString("is_neg");
-  PyObject* flag = PyObject_CallMethodNoArgs(object.ptr(), name);
+  PyObject* flag = reader.is_neg ? reader.is_neg(object.ptr(), nullptr) : PyObject_CallMethodNoArgs(object.ptr(), name);
   if (!flag) throw py::error_already_set();
   const bool negative = flag == Py_True;
   Py_DECREF(flag);
@@ -321,7 +330,7 @@ Array borrow(py::handle object, const char* argument) {
   if (reader.hides)
     throw py::type_error(std::string(argument) + ": got " + Py_TYPE(object.ptr())->tp_name + ", " + reader.hides);
   if (reader.knows_grad) refuse_grad(object, argument);
-  if (reader.torch) refuse_negative(object, argument);
+  if (reader.torch) refuse_negative(object, reader, argument);
   switch (reader.protocol) {
     case Protocol::exchange:
       return from_exchange(object, reader, argument);
@@ -348,12 +357,20 @@ Array borrow_optional(py::handle object, const char* argument) {
   return object.is_none() ? Array{} : borrow(object, argument);
 }
 
-void mark_written(py::handle object) {
-  if (!cached_reader(object).torch) return;
+void mark_written(py::handle first, py::handle second) {
+  if (!cached_reader(first).torch) return;
   static PyObject* increment = nullptr;  // kept for the life of the process, like torch itself
-  if (!increment)
-    increment = py::object(py::module_::import("torch.autograd.graph").attr("increment_version")).release().ptr();
-  PyObject* none = PyObject_CallOneArg(increment, object.ptr());
+  if (!increment) {
+    py::object function = py::getattr(py::module_::import("torch._C"), "_increment_version", py::none());
+    // The public function is the same behind a Python call that costs more than the op's dispatch.
+    if (function.is_none()) function = py::module_::import("torch.autograd.graph").attr("increment_version");
+    increment = function.release().ptr();
+  }
+  const bool both = second && !second.is_none();
+  PyObject* tensors = both ? PyTuple_Pack(2, first.ptr(), second.ptr()) : PyTuple_Pack(1, first.ptr());
+  if (!tensors) throw py::error_already_set();
+  PyObject* none = PyObject_CallOneArg(increment, tensors);
+  Py_DECREF(tensors);
   if (!none) throw py::error_already_set();
   Py_DECREF(none);
 }

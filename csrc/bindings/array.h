@@ -35,7 +35,7 @@ Array borrow_output(py::handle object, const char* argument);
 // As borrow; None gives an absent operand.
 Array borrow_optional(py::handle object, const char* argument);
 
-// Counts an in-place write of a torch tensor, so that autograd refuses a backward pass that saved it before.
-void mark_written(py::handle object);
+// Counts an in-place write of torch tensors, so that autograd refuses a backward pass that saved them before.
+void mark_written(py::handle first, py::handle second = {});
 
 }  // namespace pyparareal::bindings

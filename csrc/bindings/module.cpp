@@ -112,8 +112,7 @@ void parareal_update(py::handle out, py::handle f_old, py::handle g_new, py::han
                                        exec);
   });
   keep_alive(on, f, {out, f_old, g_new, g_old, u_old, jump, scratch.object()});
-  mark_written(out);
-  if (!jump.is_none()) mark_written(jump);
+  mark_written(out, jump);
 }
 
 void slice_norms(py::handle out, py::handle u, py::handle u_old, int norm, py::handle stream, py::handle threads) {
