@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Neural networks whose depth runs in parallel. Needs torch: ``pip install "pyparareal[torch]"``.
+
+Names are loaded on first use, so that importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import models as models
+    from .parareal_network import PararealNetwork as PararealNetwork
+
+__all__ = ["PararealNetwork", "models"]
+
+_HOME = {"PararealNetwork": ".parareal_network"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "models":
+        return importlib.import_module(".models", __name__)
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

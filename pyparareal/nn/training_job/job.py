@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The whole job: train the serial network, its parareal version, measure both, write the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import models
+from ..parareal_network import PararealNetwork
+from . import checkpoint, report
+from .data import Split, load, steps_per_epoch
+from .loop import Progress, State, evaluate, make_optimiser, train
+from .settings import Settings
+from .step_time import StepTimes, measure
+
+
+class Interrupted(Exception):
+    """The job was asked to stop; everything done so far is saved in ``file``."""
+
+    def __init__(self, file: Path, state: State) -> None:
+        super().__init__(f"saved {file} at epoch {state.epoch + 1}, step {state.step + 1}")
+        self.file = file
+
+
+@dataclass
+class Run:
+    """One network of the job."""
+
+    name: str  # "serial" or "parareal"
+    net: nn.Module
+    file: Path
+    identity: dict[str, Any]
+    state: State
+
+
+ProgressBar = Callable[[Run, int], Any]  # (run, steps in all) -> context manager giving a Progress
+
+
+def run_job(
+    settings: Settings,
+    out: Path,
+    *,
+    compare_serial: bool = True,
+    resume: bool = False,
+    restart: bool = False,
+    interrupted: Callable[[], bool] = lambda: False,
+    progress: ProgressBar | None = None,
+) -> dict[str, Any]:
+    """Train, evaluate, measure; write ``report.json``, ``report.html``, ``curves.png``, ``metrics.json`` and weights.
+
+    Parameters
+    ----------
+    out : directory; made if missing
+    compare_serial : also train the serial network, first, in the same way
+    resume : continue the checkpoints in ``out``, bit for bit
+    restart : allow an unfinished run in ``out`` to be overwritten
+    interrupted : asked before every step; True saves and raises :class:`Interrupted`
+
+    Returns
+    -------
+    dict
+        What ``report.json`` holds: settings, per network parameters, accuracies, measured and predicted
+        seconds per step.
+
+    Raises
+    ------
+    checkpoint.CheckpointError, ValueError, ImportError, OSError, loop.TrainingDiverged
+    """
+    started = time.perf_counter()
+    data = load(settings.data)
+    names = ["serial", "parareal"] if compare_serial else ["parareal"]
+    files = {name: out / f"{name}.checkpoint" for name in names}
+    _require_resumable(out, list(files.values()), resume, restart)
+    settings = _resolved(settings, list(files.values()), resume)
+    with _reproducible(settings):
+        # Built before training: what cannot be built is refused before the first step.
+        runs = [Run(name, *_build(name, settings, data, files[name]), State()) for name in names]
+        if not resume:
+            # As a whole: one network of an older run left behind would be continued by a later --resume.
+            for file in out.glob("*.checkpoint"):
+                file.unlink()
+        for run in runs:
+            _train_run(run, settings, data, resume, interrupted, progress)
+        times = _measure(runs, settings, data)
+        result = _result(runs, settings, data, times)
+    result["seconds"] = time.perf_counter() - started
+    _write(out, result, runs)
+    return result
+
+
+def recheck(out: Path) -> dict[str, float]:
+    """Test accuracy of the weights found in ``out``, loaded into newly built networks."""
+    found = {}
+    for file in sorted(out.glob("*.safetensors")):
+        tensors, rest = checkpoint.read_tensors(file)
+        settings = Settings(**rest["identity"]["settings"])
+        data = load(settings.data)
+        with _reproducible(settings):
+            net, _, _ = _build(rest["identity"]["network"], settings, data, file)
+            net.load_state_dict(tensors)
+            found[rest["identity"]["network"]] = evaluate(net, data.test)[1]
+    return found
+
+
+def _build(name: str, settings: Settings, data: Split, file: Path) -> tuple[nn.Module, Path, dict[str, Any]]:
+    """Network, checkpoint file and identity. Equal seeds give both networks the same initial body."""
+    torch.manual_seed(settings.seed)
+    channels = data.image_shape[0]
+    serial = models.build(settings.model, channels=channels, classes=data.classes, width=settings.width)
+    net: nn.Module = serial
+    identity: dict[str, Any] = {"settings": settings.as_dict(), "network": name}
+    # Built in both cases, so that unsuitable parts are refused before the serial network is trained.
+    parareal = models.build_parareal(
+        serial,
+        data.image_shape,
+        settings.parts,
+        correction=settings.correction,
+        coarse_units=settings.coarse_units,
+        preprocess_units=settings.preprocess_units,
+    )
+    if name == "parareal":
+        net = parareal
+        identity["part_sizes"] = list(parareal.part_sizes)
+    torch.manual_seed(settings.seed)
+    return net, file, identity
+
+
+def _train_run(
+    run: Run,
+    settings: Settings,
+    data: Split,
+    resume: bool,
+    interrupted: Callable[[], bool],
+    progress: ProgressBar | None,
+) -> None:
+    torch.manual_seed(settings.seed)
+    optimiser = make_optimiser(run.net, settings)
+    if resume and run.file.exists():
+        run.state.update(checkpoint.load(run.file, run.net, optimiser, run.identity))
+
+    def save() -> None:
+        checkpoint.save(run.file, run.net, optimiser, run.identity, run.state.as_dict())
+
+    total = settings.epochs * steps_per_epoch(len(data.train), settings.batch_size)
+    with (progress or _no_progress)(run, total) as bar:
+        done = train(run.net, optimiser, data, settings, run.state, save=save, interrupted=interrupted, progress=bar)
+    if not done:
+        raise Interrupted(run.file, run.state)
+
+
+def _measure(runs: list[Run], settings: Settings, data: Split) -> dict[str, StepTimes]:
+    nets = {}
+    for run in runs:
+        net = run.net
+        if isinstance(net, models.ResNet):
+            # The same code measures both: one part is the serial network.
+            stem, body, head = net.split()
+            net = PararealNetwork(body, 1, preprocess=[stem], coarse=[], head=head)
+        nets[run.name] = net
+    batch = data.train.take(torch.arange(min(settings.batch_size, len(data.train))))
+    return measure(nets, batch.x, batch.y)  # type: ignore[arg-type]
+
+
+def _result(runs: list[Run], settings: Settings, data: Split, times: dict[str, StepTimes]) -> dict[str, Any]:
+    networks = {}
+    for run in runs:
+        loss, accuracy = evaluate(run.net, data.test)
+        step = times[run.name]
+        devices = range(1, settings.parts + 1)
+        networks[run.name] = {
+            "parameters": sum(p.numel() for p in run.net.parameters()),
+            "test_accuracy": accuracy,
+            "test_loss": loss,
+            "validation_accuracy": run.state.history[-1]["validation_accuracy"],
+            "seconds_per_step": step.step,
+            # A chain of layers does not become faster by more devices.
+            "predicted_seconds_per_step": {
+                str(p): step.predicted_step(p if run.name == "parareal" else 1) for p in devices
+            },
+            "pieces": dataclasses.asdict(step),
+            "training_seconds": sum(run.state.step_seconds),
+            "steps": len(run.state.step_seconds),
+            "history": run.state.history,
+            "execution": getattr(run.net, "executed", None) or "serial",
+            "part_sizes": run.identity.get("part_sizes", []),
+        }
+    images = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
+    versions = {"torch": str(torch.__version__), "python": platform.python_version()}
+    return {"settings": settings.as_dict(), "images": images, "networks": networks, "versions": versions}
+
+
+def _write(out: Path, result: dict[str, Any], runs: list[Run]) -> None:
+    """``metrics.json`` and the weights hold no times: equal settings give equal bytes."""
+    metrics = {
+        name: {key: row[key] for key in ("parameters", "test_accuracy", "test_loss", "history")}
+        for name, row in result["networks"].items()
+    }
+    for run in runs:
+        rest = {"identity": run.identity, "format": checkpoint.FORMATS["weights"]}
+        checkpoint.write_tensors(out / f"{run.name}.safetensors", run.net.state_dict(), rest)
+    checkpoint.write_atomically(out / "metrics.json", json.dumps(metrics, indent=1).encode())
+    checkpoint.write_atomically(out / "report.json", json.dumps(result, indent=1).encode())
+    report.write(out, result)
+
+
+def _require_resumable(out: Path, files: list[Path], resume: bool, restart: bool) -> None:
+    found = [file for file in files if file.exists()]
+    if resume and not found:
+        raise checkpoint.CheckpointError(
+            f"{out}: got no checkpoint to resume, expected {' or '.join(f.name for f in files)}"
+        )
+    if resume or restart:
+        return
+    for file in found:
+        epochs = checkpoint.read_settings(file).epochs
+        if checkpoint.read_progress(file)["epoch"] < epochs:
+            raise checkpoint.CheckpointError(
+                f"{file}: an unfinished run; add --resume to continue it or --restart to overwrite it"
+            )
+
+
+def _resolved(settings: Settings, files: list[Path], resume: bool) -> Settings:
+    """``threads=0`` becomes what the resumed run used, or torch's default: the number decides the bits."""
+    if settings.threads:
+        return settings
+    recorded = [checkpoint.read_settings(file).threads for file in files if resume and file.exists()]
+    return dataclasses.replace(settings, threads=recorded[0] if recorded else torch.get_num_threads())
+
+
+@contextmanager
+def _reproducible(settings: Settings) -> Iterator[None]:
+    """Fixed thread count and deterministic algorithms inside, the caller's choices afterwards."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+class _Silent:
+    def step(self, loss: float, accuracy: float, images: int, seconds: float) -> None:
+        pass
+
+
+@contextmanager
+def _no_progress(run: Run, total: int) -> Iterator[Progress]:
+    yield _Silent()
