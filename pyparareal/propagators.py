@@ -225,8 +225,9 @@ class ImplicitEuler:
 class Blocks:
     """torch modules as steps: one module for all steps, or a list with the module of step ``i`` at index ``i``.
 
-    A shared module sees ``[slices * batch, features...]`` in one call (``[slices, features]`` without a batch axis). ``batch_invariant`` is false:
-    matrix products and convolutions round differently for different batch sizes.
+    A shared module sees ``[slices * batch, features...]`` in one call, or ``[slices, features]`` for states without
+    a batch axis. ``batch_invariant`` is false: matrix products and convolutions round differently for different
+    batch sizes.
     """
 
     batch_invariant = False

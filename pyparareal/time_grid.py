@@ -46,7 +46,7 @@ class TimeGrid:
     t1: float
     steps: int
     trailing: int
-    _dt: float
+    _dt: float | Array
     _times: Array | None
 
     def __init__(self, t0: float, t1: float, steps: int, *, trailing: int = 0) -> None:
@@ -77,7 +77,7 @@ class TimeGrid:
             t1=float(t[-1]),
             steps=len(t) - 1,
             trailing=_integer("trailing", trailing, 0),
-            _dt=math.nan,
+            _dt=np.diff(t),
             _times=t,
         )
         return grid
@@ -122,7 +122,7 @@ class TimeGrid:
 
     def dt(self, points: slice = slice(None)) -> float | Array:
         """``t[i+1] - t[i]`` for the steps that start at ``points``: one float if uniform, else float64 ``[points]``."""
-        return self._dt if self._times is None else np.diff(self._times)[points]
+        return self._dt if isinstance(self._dt, float) else self._dt[points]
 
     # Index arithmetic: C-points, F-points, slices
 
