@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyparareal.solve import serial_solve, solve
+from pyparareal.solver import serial_solve, solve
 
 
 def run(case, **options):

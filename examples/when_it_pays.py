@@ -10,9 +10,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from pyparareal import problems
+from pyparareal import problems, solve
 from pyparareal.solution import predicted_speedup
-from pyparareal.solve import solve
 
 TOL = 5e-7
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555")

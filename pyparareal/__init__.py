@@ -14,17 +14,19 @@ from typing import Any
 from pyparareal._version import __version__ as __version__
 
 _LAZY = {
-    "solve": "pyparareal.solve",
-    "serial_solve": "pyparareal.solve",
+    "solve": "pyparareal.solver",
+    "serial_solve": "pyparareal.solver",
     "TimeGrid": "pyparareal.time_grid",
     "Propagator": "pyparareal.propagators",
     "Solution": "pyparareal.solution",
     "Status": "pyparareal.solution",
+    "predicted_speedup": "pyparareal.solution",
+    "LocalRuntime": "pyparareal.runtime",
     "PararealError": "pyparareal.errors",
     "CudaError": "pyparareal.errors",
     "ConvergenceError": "pyparareal.errors",
 }
-_MODULES = ("arrays", "nn", "ops", "problems", "propagators", "reference", "streams", "torch_ops")
+_MODULES = ("arrays", "nn", "ops", "problems", "propagators", "reference", "streams", "tableaux", "torch_ops")
 
 __all__ = ["__version__", "get_include", *_LAZY, *_MODULES]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pyparareal import problems
-from pyparareal.solve import solve
+from pyparareal.solver import solve
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "parareal.json").read_text())
 PUBLISHED = {"fitzhugh_nagumo": 11, "lorenz": 15, "brusselator": 19, "hopf": 19, "burgers": 90}

@@ -12,7 +12,7 @@ from pyparareal import ops, parareal, problems, tableaux
 from pyparareal.propagators import Map
 from pyparareal.runtime import LocalRuntime
 from pyparareal.solution import Status, predicted_speedup
-from pyparareal.solve import serial_solve, solve
+from pyparareal.solver import serial_solve, solve
 from pyparareal.time_grid import TimeGrid
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")

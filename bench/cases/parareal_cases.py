@@ -38,7 +38,7 @@ def theorems() -> Result:
 def golden() -> Result:
     """Published runs whose iterations, converged intervals and jumps are all reproduced."""
     from pyparareal import problems
-    from pyparareal.solve import solve
+    from pyparareal.solver import solve
 
     stored = json.loads(GOLDEN.read_text())
     matched, metrics, seconds = 0, {}, {}
@@ -81,7 +81,7 @@ def _poor_coarse_propagators() -> list[dict[str, Any]]:
 
 
 def _exact_prefixes(arguments: dict[str, Any]) -> tuple[int, int, int]:
-    from pyparareal.solve import serial_solve, solve
+    from pyparareal.solver import serial_solve, solve
 
     grid, m = arguments["grid"], arguments["m"]
     slices = grid.slices(m)

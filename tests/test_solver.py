@@ -12,7 +12,7 @@ from pyparareal.errors import ConvergenceError
 from pyparareal.propagators import Blocks, Map, RungeKutta
 from pyparareal.runtime import LocalRuntime
 from pyparareal.solution import Stats, Status
-from pyparareal.solve import serial_solve, solve
+from pyparareal.solver import serial_solve, solve
 from pyparareal.time_grid import TimeGrid
 
 STEPS = 24
