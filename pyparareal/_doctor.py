@@ -101,27 +101,24 @@ def _cuda(core: Any) -> Iterator[Finding]:
         yield Finding("cuda kernels", "not built: arrays in host memory only", False, BUILD_CUDA)
         return
     archs = str(info.get("cuda_archs", "")).replace(";", ", sm_")
-    yield Finding("cuda kernels", f"built for sm_{archs} with CUDA {info.get('cuda_version')}", True)
-    installed, supported, built = _driver(), int(core.cuda_driver_version()), _built_for(info.get("cuda_version"))
+    yield Finding("cuda kernels", f"built for sm_{archs} with CUDA {_dotted(info['cuda_version'])}", True)
+    installed, supported, built = _driver(), int(core.cuda_driver_version()), int(info["cuda_version"])
     get = f"install an NVIDIA driver >= {NEEDED_DRIVER}: https://www.nvidia.com/drivers"
     if installed is None and not supported:
         yield Finding("driver", f"none; falls back to the CPU (CUDA 13 needs driver >= {NEEDED_DRIVER})", False, get)
-    elif supported < built:
-        has = f"{installed or 'unknown'}, for CUDA {supported // 1000}.{supported % 1000 // 10}"
+    elif supported // 1000 < built // 1000:  # within a major version, older drivers run newer builds
+        has = f"{installed or 'unknown'}, for CUDA {_dotted(supported)}"
         text = f"{has}: too old for this build, which needs driver >= {NEEDED_DRIVER}; falls back to the CPU"
         yield Finding("driver", text, False, get)
     else:
-        yield Finding("driver", f"{installed or 'unknown'}, for CUDA up to {supported // 1000}", True)
+        yield Finding("driver", f"{installed or 'unknown'}, for CUDA up to {_dotted(supported)}", True)
     count = int(core.cuda_device_count())
     yield Finding("cuda devices", str(count), count > 0, "nvidia-smi lists them; unset CUDA_VISIBLE_DEVICES")
 
 
-def _built_for(version: Any) -> int:
-    """The least driver API version (13000 for CUDA 13.x) that runs a build with this CUDA version."""
-    if isinstance(version, int):
-        return version // 1000 * 1000
-    major = str(version or "0").partition(".")[0]
-    return int(major) * 1000 if major.isdigit() else 0
+def _dotted(version: int) -> str:
+    """13.0 of 13000."""
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _driver() -> str | None:

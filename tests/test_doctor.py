@@ -93,7 +93,7 @@ def test_built_without_cuda():
         (None, 13000, 1, True, "unknown"),
     ],
 )
-@pytest.mark.parametrize("version", [13000, "13.0"])
+@pytest.mark.parametrize("version", [13000, 13010])
 def test_driver(installed, supported, devices, ok, said, version, monkeypatch):
     monkeypatch.setattr(_doctor, "_driver", lambda: installed)
     findings = list(_doctor._cuda(fake_core(info={"cuda_version": version}, driver=supported, devices=devices)))
