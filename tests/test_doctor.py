@@ -112,6 +112,14 @@ def test_missing_libraries_get_their_command(monkeypatch):
     assert [f.mend.split("'")[1] for f in findings] == [f"pyparareal[{extra}]" for extra in ("torch", "cupy", "train")]
 
 
+def test_cupy_is_not_imported_without_a_device(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "cupy", None)  # an import of it would raise
+    (finding,) = _doctor._cupy(fake_core(devices=0))
+    assert finding.ok is None
+    assert "installed" in finding.value
+
+
 def test_a_broken_library_is_a_finding(monkeypatch):
     monkeypatch.setitem(sys.modules, "brokenlib", types.ModuleType("brokenlib"))
     finding = _doctor._library("brokenlib", lambda name: np.asarray)
