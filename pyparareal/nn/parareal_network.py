@@ -6,7 +6,7 @@ Lee, Lee, Park, "Parareal Neural Networks Emulating a Parallel-in-Time Algorithm
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 
 from torch import Tensor, nn
@@ -124,8 +124,7 @@ class PararealNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x [batch, features...] -> h(U_N) [batch, out]``."""
         inputs = [c(x) for c in self.preprocess]
-        outputs = [g(x_j) for g, x_j in zip(self.fine, inputs, strict=True)]
-        self._require_matching(inputs, outputs)
+        outputs = self._fine_outputs(inputs, lambda g, x_j: g(x_j))
         correct = self._correct_residual if self.correction == "residual" else self._correct_difference
         y = correct(inputs, outputs)
         self.executed = "serial"
@@ -140,14 +139,23 @@ class PararealNetwork(nn.Module):
         if not isinstance(example, Tensor):
             raise TypeError(f"example: got {type(example).__name__}, expected a tensor [batch, features...]")
         inputs = [meta_output(c, example) for c in self.preprocess]
-        outputs = [meta_output(g, x_j) for g, x_j in zip(self.fine, inputs, strict=True)]
-        self._require_matching(inputs, outputs)
+        outputs = self._fine_outputs(inputs, meta_output)
         for j, f in enumerate(self.coarse, start=1):
             require_same_kind(meta_output(f, outputs[j - 1]), outputs[j], *_coarse_words(j))
         return [tuple(inputs[0].shape), *(tuple(y.shape) for y in outputs)]
 
     def extra_repr(self) -> str:
         return f"part_sizes={self.part_sizes}, correction={self.correction!r}, execution={self.execution!r}"
+
+    def _fine_outputs(self, inputs: list[Tensor], call: Callable[[nn.Module, Tensor], Tensor]) -> list[Tensor]:
+        """``y_j = g^j(x_j)``; a guess that is no possible output of the part before is refused before it is used."""
+        outputs: list[Tensor] = []
+        for j, (g, x_j) in enumerate(zip(self.fine, inputs, strict=True)):
+            if j > 0:
+                what = f"interface {j}: preprocess[{j}] (C^{j + 1}) must guess the output of part {j}"
+                require_same_kind(x_j, outputs[-1], what, f"y_{j} = g^{j}(x_{j})")
+            outputs.append(call(g, x_j))
+        return outputs
 
     def _correct_residual(self, inputs: list[Tensor], outputs: list[Tensor]) -> Tensor:
         """Paper: ``r~_{j+1} = r_{j+1} + F^j(r~_j)``; returns ``y_N + F^{N-1}(r~_{N-1})``, all ``[batch, X_j]``."""
@@ -168,11 +176,6 @@ class PararealNetwork(nn.Module):
             require_same_kind(g_new, outputs[j], *_coarse_words(j))
             u = outputs[j] + (g_new - g_old)
         return u
-
-    def _require_matching(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        for j in range(1, self.parts):
-            what = f"interface {j}: preprocess[{j}] (C^{j + 1}) must guess the output of part {j}"
-            require_same_kind(inputs[j], outputs[j - 1], what, f"y_{j} = g^{j}(x_{j})")
 
 
 def part_sizes(blocks: int, parts: int | Sequence[int] | None = None) -> tuple[int, ...]:
