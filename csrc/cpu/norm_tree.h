@@ -17,19 +17,15 @@ class NormPartials {
 
   double& at(int64_t slice, int64_t index) { return partials_[slice * chunks_ + index]; }
 
-  void reduce(Norm norm, int team) {
+  // Serial: one addition per thousand elements of the pass before it, less than a second fork-join costs.
+  void reduce(Norm norm) {
     if (chunks_ == 1) return;
-    if (chunks_ == 0) {
-      std::fill(norms_, norms_ + slices_, 0.0);
-      return;
-    }
-    share(std::min<int64_t>(team, slices_), slices_, [&](int64_t first, int64_t last) {
-      for (int64_t slice = first; slice < last; ++slice) {
-        double* values = partials_ + slice * chunks_;
-        norms_[slice] = norm == Norm::max_abs ? tree<Norm::max_abs>(values, chunks_)
+    for (int64_t slice = 0; slice < slices_; ++slice) {
+      double* values = partials_ + slice * chunks_;
+      norms_[slice] = chunks_ == 0              ? 0.0
+                      : norm == Norm::max_abs ? tree<Norm::max_abs>(values, chunks_)
                                               : tree<Norm::sum_abs>(values, chunks_);
-      }
-    });
+    }
   }
 
  private:

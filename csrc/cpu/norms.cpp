@@ -26,7 +26,7 @@ Status norms_of(const MutableView& norms, const ConstView& u, const ConstView& u
       partials.at(slice, index) = chunk_norm(tile_of(data, state, slice, feature, count, scratch[0]), before, count);
     });
   });
-  partials.reduce(norm, team);
+  partials.reduce(norm);
   return {};
 }
 

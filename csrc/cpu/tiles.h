@@ -4,6 +4,8 @@
 // everywhere. Vector width cannot change a bit: every sum has the lane order of layout.h.
 #pragma once
 
+#include <type_traits>
+
 #include "pyparareal/layout.h"
 
 namespace pyparareal::cpu {

@@ -2,7 +2,8 @@
 #include "tiles.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#pragma GCC push_options
+#include <immintrin.h>
+#define PYPARAREAL_F16C
 #pragma GCC target("avx2,fma,f16c,bmi2")
 #endif
 

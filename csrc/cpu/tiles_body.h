@@ -5,35 +5,83 @@
 namespace pyparareal::cpu {
 namespace {
 
+// Elements as what arithmetic is done in, and back. 16-bit tiles are widened whole: the conversions then
+// vectorise, or are one instruction where the target has them (F16C rounds to nearest even, as store()).
+template <class T>
+void widen(typename Compute<T>::type* to, const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = load(from[i]);
+}
+
+template <class T>
+void narrow(T* to, const typename Compute<T>::type* from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) store(to[i], from[i]);
+}
+
+#ifdef PYPARAREAL_F16C  // g++ does not define __F16C__ after a target pragma
+template <>
+void widen<Half>(float* to, const Half* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+  for (; i < count; ++i) to[i] = load(from[i]);
+}
+
+template <>
+void narrow<Half>(Half* to, const float* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  for (; i < count; ++i) store(to[i], from[i]);
+}
+#endif
+
+template <class T>
+inline constexpr bool is_narrow = !std::is_same_v<T, typename Compute<T>::type>;
+
 template <class T>
 void update_tile(T* u, const T* f_old, const T* g_new, const T* g_old, int64_t count) {
+  if constexpr (is_narrow<T>) {
+    alignas(64) float f[chunk], g[chunk], h[chunk];
+    widen(f, f_old, count), widen(g, g_new, count), widen(h, g_old, count);
+    update_tile(f, f, g, h, count);
+    narrow(u, f, count);
+  } else {
 #pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) store(u[i], parareal_update_formula(load(f_old[i]), load(g_new[i]), load(g_old[i])));
+    for (int64_t i = 0; i < count; ++i) u[i] = parareal_update_formula(f_old[i], g_new[i], g_old[i]);
+  }
 }
 
 template <class T>
 void c_relax_tile(T* u_new, const T* phi, const T* u, typename Compute<T>::type omega,
                   typename Compute<T>::type one_minus_omega, int64_t count) {
+  if constexpr (is_narrow<T>) {
+    alignas(64) float left[chunk], right[chunk];
+    widen(left, phi, count), widen(right, u, count);
+    c_relax_tile(left, left, right, omega, one_minus_omega, count);
+    narrow(u_new, left, count);
+  } else {
 #pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) store(u_new[i], c_relax_formula(load(phi[i]), load(u[i]), omega, one_minus_omega));
+    for (int64_t i = 0; i < count; ++i) u_new[i] = c_relax_formula(phi[i], u[i], omega, one_minus_omega);
+  }
 }
 
-template <Norm norm, class T, bool with_old>
-void add_row(double* sums, const T* u, const T* u_old, int64_t count) {
+template <Norm norm, class C, bool with_old>
+void add_row(double* sums, const C* u, const C* u_old, int64_t count) {
   for (int64_t lane = 0; lane < count; ++lane) {
-    double d = static_cast<double>(load(u[lane]));
-    if (with_old) d = d - static_cast<double>(load(u_old[lane]));
+    double d = static_cast<double>(u[lane]);
+    if (with_old) d = d - static_cast<double>(u_old[lane]);
     sums[lane] = norm_combine<norm>(sums[lane], norm_term<norm>(d));
   }
 }
 
-template <Norm norm, class T, bool with_old>
-double chunk_norm_tile(const T* u, const T* u_old, int64_t count) {
+template <Norm norm, class C, bool with_old>
+double chunk_norm_wide(const C* u, const C* u_old, int64_t count) {
   alignas(64) double sums[lanes] = {};
   const int64_t whole = count - count % lanes;
   for (int64_t row = 0; row < whole; row += lanes)
-    add_row<norm, T, with_old>(sums, u + row, with_old ? u_old + row : nullptr, lanes);
-  add_row<norm, T, with_old>(sums, u + whole, with_old ? u_old + whole : nullptr, count - whole);
+    add_row<norm, C, with_old>(sums, u + row, with_old ? u_old + row : nullptr, lanes);
+  add_row<norm, C, with_old>(sums, u + whole, with_old ? u_old + whole : nullptr, count - whole);
   // Lanes past a short chunk's end hold +0, which changes no bit: halves of zeros are not folded.
   int64_t width = lanes;
   while (width / 2 >= count && width > 1) width /= 2;
@@ -46,7 +94,15 @@ double chunk_norm_tile(const T* u, const T* u_old, int64_t count) {
 
 template <Norm norm, class T>
 double chunk_norm_tile(const T* u, const T* u_old, int64_t count) {
-  return u_old ? chunk_norm_tile<norm, T, true>(u, u_old, count) : chunk_norm_tile<norm, T, false>(u, u_old, count);
+  using C = typename Compute<T>::type;
+  if constexpr (is_narrow<T>) {
+    alignas(64) C now[chunk], old[chunk];
+    widen(now, u, count);
+    if (u_old) widen(old, u_old, count);
+    return chunk_norm_tile<norm, C>(now, u_old ? old : nullptr, count);
+  } else {
+    return u_old ? chunk_norm_wide<norm, C, true>(u, u_old, count) : chunk_norm_wide<norm, C, false>(u, u_old, count);
+  }
 }
 
 template <class T>

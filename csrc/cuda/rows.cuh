@@ -61,7 +61,7 @@ template <class T, bool packed, class Pointer>
 Operand<T, packed> operand_of(const View<Pointer>& view) {
   T* data = static_cast<T*>(const_cast<void*>(static_cast<const void*>(view.data)));
   if constexpr (packed)
-    return {data, view.stride[0]};
+    return {data, view.present() ? view.stride[0] : 0};
   else
     return {data, layout_of(view)};
 }

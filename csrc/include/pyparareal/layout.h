@@ -20,8 +20,10 @@ PYPARAREAL_HD int64_t chunks_of(int64_t features) { return (features + chunk - 1
 struct Layout {
   int64_t slice_stride = 0;
   int32_t ndim = 1;
-  int64_t shape[max_ndim] = {1};
-  int64_t stride[max_ndim] = {1};
+  int64_t shape[max_ndim];
+  int64_t stride[max_ndim];
+
+  PYPARAREAL_HD Layout() { shape[0] = stride[0] = 1; }
 
   PYPARAREAL_HD bool contiguous() const { return ndim == 1 && stride[0] == 1; }
 
@@ -56,6 +58,7 @@ Space space_of(const View<Pointer>& view) {
 template <class Pointer>
 Layout layout_of(const View<Pointer>& view) {
   Layout layout;
+  if (!view.present()) return layout;
   layout.slice_stride = view.stride[0];
   int axes = 0;
   for (int axis = 1; axis < view.ndim; ++axis) {

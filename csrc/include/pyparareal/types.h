@@ -13,7 +13,8 @@ enum class Device : int32_t { cpu = 0, cuda = 1 };
 inline constexpr int max_ndim = 8;
 
 // A borrowed strided array [slices, batch, features...]: time axis first. Owns nothing and is valid
-// for the duration of a call. `stride` counts elements and may be zero (inputs) or negative.
+// for the duration of a call. `stride` counts elements and may be zero (inputs) or negative; only the
+// first `ndim` entries of `shape` and `stride` mean anything, and only they are ever set.
 template <class Pointer>
 struct View {
   Pointer data = nullptr;
@@ -21,8 +22,8 @@ struct View {
   Device device = Device::cpu;
   int32_t device_id = 0;
   int32_t ndim = 0;  // 0 marks an optional operand that is absent
-  int64_t shape[max_ndim] = {};
-  int64_t stride[max_ndim] = {};
+  int64_t shape[max_ndim];
+  int64_t stride[max_ndim];
 
   bool present() const { return ndim > 0; }
 };
