@@ -358,7 +358,11 @@ Array borrow_optional(py::handle object, const char* argument) {
 }
 
 void mark_written(py::handle first, py::handle second) {
-  if (!cached_reader(first).torch) return;
+  PyObject* written[2];
+  Py_ssize_t count = 0;
+  for (py::handle object : {first, second})
+    if (object && !object.is_none() && cached_reader(object).torch) written[count++] = object.ptr();
+  if (count == 0) return;
   static PyObject* increment = nullptr;  // kept for the life of the process, like torch itself
   if (!increment) {
     py::object function = py::getattr(py::module_::import("torch._C"), "_increment_version", py::none());
@@ -366,8 +370,7 @@ void mark_written(py::handle first, py::handle second) {
     if (function.is_none()) function = py::module_::import("torch.autograd.graph").attr("increment_version");
     increment = function.release().ptr();
   }
-  const bool both = second && !second.is_none();
-  PyObject* tensors = both ? PyTuple_Pack(2, first.ptr(), second.ptr()) : PyTuple_Pack(1, first.ptr());
+  PyObject* tensors = count == 2 ? PyTuple_Pack(2, written[0], written[1]) : PyTuple_Pack(1, written[0]);
   if (!tensors) throw py::error_already_set();
   PyObject* none = PyObject_CallOneArg(increment, tensors);
   Py_DECREF(tensors);
