@@ -51,6 +51,17 @@ inline unsigned blocks_for(int64_t threads, int64_t per_block) {
   return static_cast<unsigned>(blocks < 1 ? 1 : blocks > most_blocks ? most_blocks : blocks);
 }
 
+// The dynamic shared memory of a block, on a 16-byte boundary.
+template <class T>
+__device__ __forceinline__ T* block_scratch() {
+#ifdef PYPARAREAL_EMULATE_CUDA
+  return static_cast<T*>(emulated_block_scratch());
+#else
+  extern __shared__ double2 scratch[];
+  return reinterpret_cast<T*>(scratch);
+#endif
+}
+
 // Launches and reports what the launch itself found. Kernels walk their items with a grid stride.
 template <class... Parameters, class... Arguments>
 Status launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, unsigned threads,

@@ -24,7 +24,7 @@ __device__ __forceinline__ double tree_of(const double* values) {
 
 template <Norm norm>
 __global__ void tree_kernel(double* norms, const double* partials, int64_t slices, int64_t chunks) {
-  extern __shared__ double block_values[];  // [blockDim.x leaves' sums, one sum per round]
+  auto* block_values = block_scratch<double>();  // [blockDim.x leaves' sums, one sum per round]
   const int thread = static_cast<int>(threadIdx.x), width = static_cast<int>(blockDim.x);
   double* round_values = block_values + width;
   const int64_t per_round = static_cast<int64_t>(width) * tree_leaves;

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The CUDA kernels, compiled for the host and run thread by thread, give the bits of the CPU kernels.
+
+What needs a GPU is elsewhere; this is the part of the CUDA half that every machine can check: index
+arithmetic, packing, masks of shuffles, barriers, aliasing, canaries (``tests/cpp/test_cuda_emulated.cpp``).
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [
+    *sorted(ROOT.glob("csrc/cuda/*.cu")),
+    *sorted(ROOT.glob("csrc/*.cpp")),
+    *sorted(ROOT.glob("csrc/cpu/*.cpp")),
+    ROOT / "tests/cpp/test_cuda_emulated.cpp",
+]
+# Undefined arithmetic and misaligned packs trap; traps need no sanitizer library.
+FLAGS = [
+    *("-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    *("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"),
+    *("-DPYPARAREAL_EMULATE_CUDA", "-DPYPARAREAL_WITH_CUDA=1"),
+    *(f"-I{ROOT / folder}" for folder in ("csrc/include", "csrc", "tests/cpp")),
+]
+
+
+def compiler():
+    """The C++ compiler as an argument list; skips where there is none."""
+    command = shlex.split(os.environ.get("CXX", "c++"))
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"no C++ compiler: {command[0]} is not found")
+    if not (ROOT / "csrc").is_dir():
+        pytest.skip("no C++ sources: the tests run outside the source tree")
+    return command
+
+
+def compiled(command, source, folder):
+    target = folder / f"{source.name}.o"
+    done = subprocess.run([*command, *FLAGS, "-x", "c++", "-c", source, "-o", target], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.mark.no_sanitize
+def test_cuda_kernels_give_the_bits_of_the_cpu_kernels(tmp_path):
+    command = compiler()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda source: compiled(command, source, tmp_path), SOURCES))
+    program = tmp_path / "test_cuda_emulated"
+    subprocess.run([*command, *objects, "-o", program], check=True)
+
+    done = subprocess.run([program], capture_output=True, text=True)
+
+    summary = re.search(r"^(\d+) passed, 0 failed$", done.stdout, re.MULTILINE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary, done.stdout
+    assert int(summary[1]) > 10_000
