@@ -22,7 +22,7 @@ class NormPartials {
     if (chunks_ == 1) return;
     for (int64_t slice = 0; slice < slices_; ++slice) {
       double* values = partials_ + slice * chunks_;
-      norms_[slice] = chunks_ == 0              ? 0.0
+      norms_[slice] = chunks_ == 0            ? 0.0
                       : norm == Norm::max_abs ? tree<Norm::max_abs>(values, chunks_)
                                               : tree<Norm::sum_abs>(values, chunks_);
     }

@@ -17,21 +17,36 @@ void narrow(T* to, const typename Compute<T>::type* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) store(to[i], from[i]);
 }
 
-#ifdef PYPARAREAL_F16C  // g++ does not define __F16C__ after a target pragma
+// PYPARAREAL_F16C: floats per instruction, set by the including file (g++ defines no __F16C__ after a target pragma).
+#ifdef PYPARAREAL_F16C
+#if PYPARAREAL_F16C == 16
+inline void widen_some(float* to, const Half* from) {
+  _mm512_storeu_ps(to, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+}
+inline void narrow_some(Half* to, const float* from) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm512_cvtps_ph(_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+inline void widen_some(float* to, const Half* from) {
+  _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+inline void narrow_some(Half* to, const float* from) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+
 template <>
 void widen<Half>(float* to, const Half* from, int64_t count) {
   int64_t i = 0;
-  for (; i + 8 <= count; i += 8)
-    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+  for (; i + PYPARAREAL_F16C <= count; i += PYPARAREAL_F16C) widen_some(to + i, from + i);
   for (; i < count; ++i) to[i] = load(from[i]);
 }
 
 template <>
 void narrow<Half>(Half* to, const float* from, int64_t count) {
   int64_t i = 0;
-  for (; i + 8 <= count; i += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  for (; i + PYPARAREAL_F16C <= count; i += PYPARAREAL_F16C) narrow_some(to + i, from + i);
   for (; i < count; ++i) store(to[i], from[i]);
 }
 #endif
@@ -107,10 +122,10 @@ double chunk_norm_tile(const T* u, const T* u_old, int64_t count) {
 
 template <class T>
 constexpr Tiles<T> make_tiles() {
-  return {update_tile<T>,
-          c_relax_tile<T>,
-          {chunk_norm_tile<Norm::sum_squares, T>, chunk_norm_tile<Norm::sum_abs, T>,
-           chunk_norm_tile<Norm::max_abs, T>}};
+  return {
+      update_tile<T>,
+      c_relax_tile<T>,
+      {chunk_norm_tile<Norm::sum_squares, T>, chunk_norm_tile<Norm::sum_abs, T>, chunk_norm_tile<Norm::max_abs, T>}};
 }
 
 constexpr TileSet make_tile_set(const char* name) {

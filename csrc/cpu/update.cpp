@@ -105,9 +105,8 @@ Status relax(const MutableView& u_new, const ConstView& phi, const ConstView& u,
 
 Status parareal_update(const MutableView& u, const ConstView& f_old, const ConstView& g_new, const ConstView& g_old,
                        const ConstView& u_old, const MutableView& jump, Norm norm, const Exec& exec) {
-  return with_storage_type(f_old.dtype, [&](auto zero) {
-    return update<decltype(zero)>(u, f_old, g_new, g_old, u_old, jump, norm, exec);
-  });
+  return with_storage_type(
+      f_old.dtype, [&](auto zero) { return update<decltype(zero)>(u, f_old, g_new, g_old, u_old, jump, norm, exec); });
 }
 
 Status c_relax(const MutableView& u_new, const ConstView& phi, const ConstView& u, double omega, const Exec& exec) {
