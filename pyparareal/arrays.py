@@ -57,6 +57,9 @@ def empty(like: Array, shape: tuple[int, ...], dtype: str | None = None) -> Arra
 
 def empty_like(u: Array, slices: int | None = None) -> Array:
     """An uninitialised contiguous array like ``u``, with another number of slices if given."""
+    if slices is None and is_torch(u):  # half the host time of torch.empty with the same arguments spelled out
+        torch = sys.modules["torch"]
+        return torch.empty_like(u, memory_format=torch.contiguous_format)
     shape = tuple(u.shape)
     return empty(u, shape if slices is None else (slices, *shape[1:]))
 
@@ -66,8 +69,8 @@ def to_numpy(u: Array) -> np.ndarray[Any, Any]:
     if isinstance(u, np.ndarray):
         return u
     if is_torch(u):
-        return u.detach().cpu().numpy()  # type: ignore[no-any-return]
-    return namespace(u).asnumpy(u)  # type: ignore[no-any-return]
+        return u.detach().cpu().numpy()
+    return namespace(u).asnumpy(u)
 
 
 def device_scratch(like: Array, nbytes: int) -> Array:

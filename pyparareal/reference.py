@@ -31,7 +31,9 @@ CHUNK = 1024
 NORMS = ("sum_squares", "sum_abs", "max_abs")
 
 
-def parareal_update(f_old: Array, g_new: Array, g_old: Array, u_old: Array | None = None, *, norm: str = "sum_squares"):
+def parareal_update(
+    f_old: Array, g_new: Array, g_old: Array, u_old: Array | None = None, *, norm: str = "sum_squares"
+) -> Any:
     """``u = f_old + (g_new - g_old)``; with ``u_old`` also the norm of the jump ``u - u_old`` per slice.
 
     The bracket comes first: it is exactly zero once the state left of a slice has converged, so ``u``
