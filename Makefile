@@ -8,7 +8,7 @@ CPP := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' 
 CYTHON := $(wildcard pyparareal/*.pyx pyparareal/*.pxd)
 CODE := pyparareal tests bench examples docs setup.py
 .DEFAULT_GOAL := build
-.PHONY: build train test wheel sanitize mutate docs lint check-format check-stubs stubs format gpu clean
+.PHONY: build train test wheel sanitize mutate docs lint check-format check-stubs check-spills stubs format gpu clean
 
 build: .venv/built
 .venv/installed: pyproject.toml .ci/constraints.txt .ci/setup
@@ -42,6 +42,8 @@ lint: build
 check-format: build
 	$(BIN)/ruff format --check $(wildcard $(CODE))
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
+check-spills:
+	.ci/spills $(subst ;, ,$(or $(PYPARAREAL_CUDA_ARCHS),90))
 check-stubs: build
 	$(BIN)/python tests/tools/make_stubs.py --check
 stubs: build

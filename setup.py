@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,10 +136,12 @@ class BuildExt(build_ext):
             if all(os.path.exists(p) and os.path.getmtime(p) < obj.stat().st_mtime for p in [source, *read]):
                 return str(obj)
         obj.parent.mkdir(parents=True, exist_ok=True)
+        begin = time.time()
         done = subprocess.run([*command, "-MMD", "-MF", str(record), "-c", source, "-o", str(obj)], cwd=ROOT)
         if done.returncode:
             obj.unlink(missing_ok=True)
             raise CompileError(f"failed: {shlex.join(command)} -c {source}")
+        os.utime(obj, (begin, begin))  # a source edited during the compilation is newer than its object
         return str(obj)
 
 
