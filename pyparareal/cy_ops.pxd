@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# cython: language_level=3
+"""The kernels of ops.h as nogil C functions for other Cython modules: ``from pyparareal cimport cy_ops``.
+
+Compile as C++17 with ``pyparareal.get_include()`` on the include path. Nothing is linked: importing
+``pyparareal.cy_ops`` finds the kernels in ``pyparareal._core`` and refuses a table of another version.
+"""
+from libc.stdint cimport int32_t, int64_t, uint32_t
+
+
+cdef extern from "pyparareal/types.h" namespace "pyparareal" nogil:
+    enum class DType(int32_t):
+        float64, float32, float16, bfloat16
+
+    enum class Device(int32_t):
+        cpu, cuda
+
+    enum class Norm(int32_t):
+        sum_squares, sum_abs, max_abs
+
+    enum class StatusCode(int32_t):
+        ok, invalid_value, invalid_type, cuda_error
+
+    const int max_ndim
+
+    # Borrowed [slices, batch, features...]; strides count elements. `ndim` 0 is an absent operand.
+    cppclass ConstView:
+        const void* data
+        DType dtype
+        Device device
+        int32_t device_id
+        int32_t ndim
+        int64_t shape[8]
+        int64_t stride[8]
+        bint present()
+
+    cppclass MutableView:
+        void* data
+        DType dtype
+        Device device
+        int32_t device_id
+        int32_t ndim
+        int64_t shape[8]
+        int64_t stride[8]
+        bint present()
+
+    cppclass Exec:
+        void* stream
+        int32_t threads
+        void* workspace
+        size_t workspace_bytes
+
+    cppclass Status:
+        StatusCode code
+        char message[252]
+        bint ok()
+
+
+cdef extern from "pyparareal/capsule.h" namespace "pyparareal" nogil:
+    const char* ops_capsule_name
+    const uint32_t ops_table_version
+
+    cppclass OpsTable:
+        uint32_t version
+        uint32_t bytes
+        Status (*parareal_update)(
+            MutableView, ConstView, ConstView, ConstView, ConstView, MutableView, Norm, Exec) noexcept
+        size_t (*parareal_update_workspace_bytes)(const ConstView&) noexcept
+        Status (*slice_norms)(MutableView, ConstView, ConstView, Norm, Exec) noexcept
+        size_t (*slice_norms_workspace_bytes)(const ConstView&) noexcept
+        Status (*extract)(MutableView, ConstView, int64_t, int64_t, Exec) noexcept
+        Status (*inject)(MutableView, ConstView, int64_t, int64_t, Exec) noexcept
+        Status (*c_relax)(MutableView, ConstView, ConstView, double, Exec) noexcept
+
+
+# ops.h, name by name: shapes, meaning and rules are there.
+cdef Status parareal_update(
+    MutableView u, ConstView f_old, ConstView g_new, ConstView g_old, ConstView u_old, MutableView jump,
+    Norm norm, Exec exec) noexcept nogil
+cdef size_t parareal_update_workspace_bytes(const ConstView& u_old) noexcept nogil
+cdef Status slice_norms(MutableView norms, ConstView u, ConstView u_old, Norm norm, Exec exec) noexcept nogil
+cdef size_t slice_norms_workspace_bytes(const ConstView& u) noexcept nogil
+cdef Status extract(MutableView v, ConstView u, int64_t start, int64_t step, Exec exec) noexcept nogil
+cdef Status inject(MutableView u, ConstView v, int64_t start, int64_t step, Exec exec) noexcept nogil
+cdef Status c_relax(MutableView u_new, ConstView phi, ConstView u, double omega, Exec exec) noexcept nogil
+
+# A view of CPU memory from what a typed memoryview says of itself:
+#     view_of(&u[0, 0], DType.float64, 2, u.shape, u.strides)
+# Strides are in bytes, as in a memoryview; NULL is C-contiguous. More than max_ndim axes, or a stride that
+# is no multiple of the item size (ndim becomes -1), give a view the kernels refuse.
+cdef MutableView view_of(
+    void* data, DType dtype, int ndim, const Py_ssize_t* shape, const Py_ssize_t* strides) noexcept nogil
+cdef ConstView input_of(
+    const void* data, DType dtype, int ndim, const Py_ssize_t* shape, const Py_ssize_t* strides) noexcept nogil
+cdef ConstView as_input(const MutableView& view) noexcept nogil
+
+# ValueError, TypeError or pyparareal.errors.CudaError; needs no GIL while all is well.
+cdef int raise_unless_ok(const Status& status) except -1 nogil

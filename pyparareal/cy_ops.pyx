@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# distutils: language = c++
+# cython: language_level=3, cdivision=True
+"""The kernels for other Cython modules; the functions are in ``cy_ops.pxd``, none is visible from Python."""
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
+
+from pyparareal import _core
+from pyparareal.errors import CudaError
+
+
+cdef const OpsTable* table
+
+
+cdef const OpsTable* find_table() except NULL:
+    capsule = getattr(_core, "ops_table", None)
+    if not PyCapsule_IsValid(capsule, ops_capsule_name):
+        raise ImportError("pyparareal._core.ops_table: expected the capsule of the kernels; reinstall pyparareal")
+    found = <const OpsTable*>PyCapsule_GetPointer(capsule, ops_capsule_name)
+    if found.version != ops_table_version or found.bytes < sizeof(OpsTable):
+        raise ImportError(
+            f"pyparareal._core.ops_table: got version {found.version} of {found.bytes} bytes, expected version "
+            f"{ops_table_version} of at least {sizeof(OpsTable)} bytes; reinstall pyparareal")
+    return found
+
+
+table = find_table()
+
+
+cdef Status parareal_update(
+        MutableView u, ConstView f_old, ConstView g_new, ConstView g_old, ConstView u_old, MutableView jump,
+        Norm norm, Exec exec) noexcept nogil:
+    return table.parareal_update(u, f_old, g_new, g_old, u_old, jump, norm, exec)
+
+
+cdef size_t parareal_update_workspace_bytes(const ConstView& u_old) noexcept nogil:
+    return table.parareal_update_workspace_bytes(u_old)
+
+
+cdef Status slice_norms(MutableView norms, ConstView u, ConstView u_old, Norm norm, Exec exec) noexcept nogil:
+    return table.slice_norms(norms, u, u_old, norm, exec)
+
+
+cdef size_t slice_norms_workspace_bytes(const ConstView& u) noexcept nogil:
+    return table.slice_norms_workspace_bytes(u)
+
+
+cdef Status extract(MutableView v, ConstView u, int64_t start, int64_t step, Exec exec) noexcept nogil:
+    return table.extract(v, u, start, step, exec)
+
+
+cdef Status inject(MutableView u, ConstView v, int64_t start, int64_t step, Exec exec) noexcept nogil:
+    return table.inject(u, v, start, step, exec)
+
+
+cdef Status c_relax(MutableView u_new, ConstView phi, ConstView u, double omega, Exec exec) noexcept nogil:
+    return table.c_relax(u_new, phi, u, omega, exec)
+
+
+cdef Py_ssize_t item_bytes(DType dtype) noexcept nogil:
+    return 8 if dtype == DType.float64 else 4 if dtype == DType.float32 else 2
+
+
+cdef MutableView view_of(
+        void* data, DType dtype, int ndim, const Py_ssize_t* shape, const Py_ssize_t* strides) noexcept nogil:
+    cdef MutableView view
+    cdef Py_ssize_t item = item_bytes(dtype)
+    cdef int64_t dense = 1
+    cdef int axis
+    view.data = data
+    view.dtype = dtype
+    view.ndim = ndim
+    if ndim > max_ndim:
+        return view
+    for axis in range(ndim - 1, -1, -1):
+        view.shape[axis] = shape[axis]
+        view.stride[axis] = dense if strides == NULL else strides[axis] // item
+        dense *= shape[axis]
+        if strides != NULL and strides[axis] % item != 0:
+            view.ndim = -1
+    return view
+
+
+cdef ConstView input_of(
+        const void* data, DType dtype, int ndim, const Py_ssize_t* shape, const Py_ssize_t* strides) noexcept nogil:
+    return as_input(view_of(<void*>data, dtype, ndim, shape, strides))
+
+
+cdef ConstView as_input(const MutableView& view) noexcept nogil:
+    cdef ConstView result
+    cdef int axis
+    result.data = view.data
+    result.dtype = view.dtype
+    result.device = view.device
+    result.device_id = view.device_id
+    result.ndim = view.ndim
+    for axis in range(min(view.ndim, <int32_t>max_ndim)):
+        result.shape[axis] = view.shape[axis]
+        result.stride[axis] = view.stride[axis]
+    return result
+
+
+cdef int raise_unless_ok(const Status& status) except -1 nogil:
+    if status.code == StatusCode.ok:
+        return 0
+    with gil:
+        message = (<const char*>status.message).decode("utf-8", "replace")
+        if status.code == StatusCode.invalid_type:
+            raise TypeError(message)
+        if status.code == StatusCode.invalid_value:
+            raise ValueError(message)
+        raise CudaError(message)

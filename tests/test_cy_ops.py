@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The capsule of the kernels, used by a foreign Cython module as a user would write it."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ops_backends import assert_same_bits, random_state
+
+import pyparareal
+from pyparareal import reference
+
+USER = """
+# distutils: language = c++
+# cython: language_level=3
+from libc.stdlib cimport free, malloc
+from pyparareal cimport cy_ops
+from pyparareal.cy_ops cimport DType, Norm, input_of, view_of
+
+
+def iterate(double[:, ::1] u, const double[:, :] g_new, const double[:, :] g_old, int times):
+    '''u = u + (g_new - g_old), `times` times, without the GIL.'''
+    cdef cy_ops.MutableView out = view_of(&u[0, 0], DType.float64, 2, u.shape, u.strides)
+    cdef cy_ops.ConstView f = cy_ops.as_input(out), absent
+    cdef cy_ops.ConstView g = input_of(&g_new[0, 0], DType.float64, 2, g_new.shape, g_new.strides)
+    cdef cy_ops.ConstView h = input_of(&g_old[0, 0], DType.float64, 2, g_old.shape, g_old.strides)
+    cdef cy_ops.MutableView no_jump
+    cdef cy_ops.Exec exec
+    cdef int k
+    with nogil:
+        for k in range(times):
+            cy_ops.raise_unless_ok(
+                cy_ops.parareal_update(out, f, g, h, absent, no_jump, Norm.sum_squares, exec))
+
+
+def norms(const float[:, :] u, double[::1] out):
+    cdef cy_ops.ConstView state = input_of(&u[0, 0], DType.float32, 2, u.shape, u.strides), absent
+    cdef cy_ops.MutableView result = view_of(&out[0], DType.float64, 1, out.shape, NULL)
+    cdef cy_ops.Exec exec
+    cdef cy_ops.Status status
+    exec.workspace_bytes = cy_ops.slice_norms_workspace_bytes(state)
+    with nogil:
+        exec.workspace = malloc(exec.workspace_bytes)
+        status = cy_ops.slice_norms(result, state, absent, Norm.max_abs, exec)
+        free(exec.workspace)
+    cy_ops.raise_unless_ok(status)
+
+
+def coarse_and_back(double[:, ::1] u, double[:, ::1] v, double omega):
+    '''v = u[::2]; v = relaxed with itself; u[1::2] = v[:-1]'''
+    cdef cy_ops.MutableView fine = view_of(&u[0, 0], DType.float64, 2, u.shape, NULL)
+    cdef cy_ops.MutableView coarse = view_of(&v[0, 0], DType.float64, 2, v.shape, NULL)
+    cdef cy_ops.ConstView c = cy_ops.as_input(coarse)
+    cdef cy_ops.Exec exec
+    with nogil:
+        cy_ops.raise_unless_ok(cy_ops.extract(coarse, cy_ops.as_input(fine), 0, 2, exec))
+        cy_ops.raise_unless_ok(cy_ops.c_relax(coarse, c, c, omega, exec))
+        cy_ops.raise_unless_ok(cy_ops.inject(fine, c, 1, 2, exec))
+"""
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory):
+    """The module above, compiled outside the source tree against the installed package alone."""
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no C++ compiler {compiler}")
+    if importlib.util.find_spec("Cython") is None:
+        pytest.skip("Cython is not installed")
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "user_kernels.pyx").write_text(USER)
+    package = Path(pyparareal.__file__).parents[1]
+    cython = [sys.executable, "-m", "cython", "--cplus", "-I", package, "user_kernels.pyx", "-o", "user_kernels.cpp"]
+    subprocess.run(cython, cwd=folder, check=True)
+    target = folder / f"user_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+    include = [f"-I{pyparareal.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    command = [compiler, "-std=c++17", "-O1", "-fPIC", "-shared", *include, "user_kernels.cpp", "-o", target]
+    subprocess.run(command, cwd=folder, check=True)
+    spec = importlib.util.spec_from_file_location("user_kernels", target)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def states(count, shape=(4, 37), dtype=np.float64):
+    rng = np.random.default_rng(1)
+    return [random_state(rng, shape, dtype) for _ in range(count)]
+
+
+def test_a_nogil_loop_gives_the_bits_of_the_reference(user):
+    u, g, h = states(3)
+    expected = u
+    for _ in range(5):
+        expected = reference.parareal_update(expected, g, h)
+    user.iterate(u, g, h, 5)
+    assert_same_bits(u, expected)
+
+
+@pytest.mark.parametrize("view", [np.s_[:, ::2], np.s_[::-1, ::-2], np.s_[:, 1:38]])
+def test_memoryview_strides_become_element_strides(user, view):
+    (u,) = states(1, (4, 37))
+    g, h = (x[view] for x in states(2, (4, 74)))
+    u = u[:, : g.shape[1]].copy()
+    expected = reference.parareal_update(u, g, h)
+    user.iterate(u, g, h, 1)
+    assert_same_bits(u, expected)
+
+
+def test_norms_with_scratch(user):
+    (u,) = states(1, (3, 5000), np.float32)
+    out = np.empty(3)
+    user.norms(u, out)
+    assert_same_bits(out, reference.slice_norms(u, norm="max_abs"))
+
+
+def test_the_transfer_ops(user):
+    (u,) = states(1, (6, 5))
+    expected = u.copy()
+    expected[1::2] = reference.c_relax(u[::2], u[::2], 0.3)
+    v = np.empty((3, 5))
+    user.coarse_and_back(u, v, 0.3)
+    assert_same_bits(u, expected)
+
+
+def test_a_refusal_is_the_exception_of_ops(user):
+    u, g = states(2)
+    before = u.copy()
+    with pytest.raises(ValueError, match=r"^g_new: got shape \[4, 36\], expected \[4, 37\] like f_old$"):
+        user.iterate(u, g[:, 1:], g[:, 1:], 1)
+    with pytest.raises(ValueError, match=r"^omega: got nan, expected a finite weight$"):
+        user.coarse_and_back(u, np.empty((2, 37)), float("nan"))
+    assert_same_bits(u, before)
+
+
+def test_strides_between_elements_are_refused(user):
+    (u,) = states(1)
+    odd = np.zeros((4, 37), [("u", "f8"), ("flag", "i4")])["u"]
+    with pytest.raises(ValueError, match=r"^g_new: got shape|^g_new: got -1 axes"):
+        user.iterate(u, odd, odd, 1)
+
+
+FAKE = """
+import ctypes, sys
+from pyparareal import _core
+kept = b"pyparareal._core.ops_table"
+table = (ctypes.c_uint32 * 64)({version}, {size})
+new = ctypes.pythonapi.PyCapsule_New
+new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+_core.ops_table = {table}
+import pyparareal.cy_ops
+"""
+
+
+@pytest.mark.parametrize(("version", "size", "message"), [
+    (99, 256, "ImportError: pyparareal._core.ops_table: got version 99 of 256 bytes, expected version 1 of at least "),
+    (1, 8, "ImportError: pyparareal._core.ops_table: got version 1 of 8 bytes, expected version 1 of at least "),
+    (None, 0, "ImportError: pyparareal._core.ops_table: expected the capsule of the kernels; reinstall pyparareal"),
+    (1, 256, ""),
+])  # fmt: skip
+def test_a_table_of_another_version_is_refused(version, size, message):
+    table = "None" if version is None else "new(ctypes.addressof(table), kept, None)"
+    code = FAKE.format(version=version or 0, size=size, table=table)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert message in run.stderr
+    assert (run.returncode == 0) == (message == "")
+
+
+def test_headers_and_pxd_are_installed():
+    package = Path(pyparareal.__file__).parent
+    assert (package / "cy_ops.pxd").is_file()
+    for header in ("ops.h", "types.h", "capsule.h"):
+        assert (Path(pyparareal.get_include()) / "pyparareal" / header).is_file()
