@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
 
 import ml_dtypes
 import numpy as np
@@ -69,12 +69,16 @@ class CuPyBackend:
         return u.get()
 
 
+def lacks(name):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        return True
+    return False
+
+
 def _backends():
-    missing = {
-        name: pytest.mark.skip(reason=f"{name} is not installed")
-        for name in ("torch", "cupy")
-        if importlib.util.find_spec(name) is None
-    }
+    missing = {name: pytest.mark.skip(reason=f"{name} is not installed") for name in ("torch", "cupy") if lacks(name)}
     yield pytest.param(NumPyBackend(), id="numpy")
     yield pytest.param(TorchBackend("cpu"), id="torch-cpu", marks=[missing["torch"]] if "torch" in missing else [])
     for backend, library in ((TorchBackend("cuda"), "torch"), (CuPyBackend(), "cupy")):

@@ -16,6 +16,9 @@ from ops_backends import assert_same_bits, random_state
 import pyparareal
 from pyparareal import reference
 
+# It starts compilers.
+pytestmark = pytest.mark.no_sanitize
+
 USER = """
 # distutils: language = c++
 # cython: language_level=3
