@@ -56,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="and per preprocessing map (default: %(default)s)",
     )
     option("--seed", type=int, default=usual.seed, help="(default: %(default)s)")
-    option("--threads", type=int, default=usual.threads, help="of torch (default: torch's own choice)")
+    option("--threads", type=int, default=usual.threads, help="of torch; 0: torch's own choice (default: %(default)s)")
     option("--out", type=Path, metavar="DIR", help="results and checkpoints (default: runs/<model, data, parts, ...>)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="continue the checkpoints in DIR")

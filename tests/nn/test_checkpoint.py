@@ -123,7 +123,7 @@ DIFFERENT = [
     (changed(model="resnet32"), "model: 'resnet20' there, 'resnet32' here"),
     (changed(lr=0.2, seed=5), "lr: 0.1 there, 0.2 here; seed: 0 there, 5 here"),
     (changed(parts=3), "parts: 4 there, 3 here"),
-    (changed(threads=2), "threads: 0 there, 2 here"),
+    (changed(threads=2), "threads: 1 there, 2 here"),
     (IDENTITY | {"part_sizes": [4, 2, 2, 1]}, r"part_sizes: \[3, 2, 2, 2\] there, \[4, 2, 2, 1\] here"),
     (IDENTITY | {"network": "serial"}, "network: 'parareal' there, 'serial' here"),
 ]

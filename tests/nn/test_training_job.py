@@ -96,6 +96,17 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
     assert rates[-1] < 1e-3
 
 
+class Recorder:
+    """A progress bar that notes the learning rate of every step."""
+
+    def __init__(self, optimiser):
+        self.optimiser, self.rates = optimiser, []
+
+    def step(self, loss, accuracy, images, seconds):
+        assert images in (64, 1266 % 64)
+        self.rates.append(self.optimiser.param_groups[0]["lr"])
+
+
 @pytest.mark.parametrize("correction", ["residual", "difference"])
 def test_training_learns_and_moves_every_parameter(digits, correction):
     torch.manual_seed(0)
@@ -105,6 +116,7 @@ def test_training_learns_and_moves_every_parameter(digits, correction):
     settings = Settings(epochs=3, batch_size=64)
     state, saved = loop.State(), []
     optimiser = loop.make_optimiser(net, settings)
+    bar = Recorder(optimiser)
     done = loop.train(
         net,
         optimiser,
@@ -113,9 +125,10 @@ def test_training_learns_and_moves_every_parameter(digits, correction):
         state,
         save=lambda: saved.append(state.epoch),
         interrupted=lambda: False,
-        progress=job._Silent(),
+        progress=bar,
     )
     assert done
+    assert bar.rates == [loop.learning_rate(step, 60, settings.lr) for step in range(60)]
     assert saved == [1, 2, 3]
     assert state.history[-1]["train_loss"] < 0.5 * state.history[0]["train_loss"]
     assert state.history[-1]["validation_accuracy"] > 0.7
@@ -216,17 +229,17 @@ def test_ctrl_c_saves_and_the_printed_command_continues_bit_for_bit(tmp_path):
 # Times
 
 
-def times(parts, chain=(1.0, 2.0)):
-    return step_time.StepTimes(step=100.0, parts=parts, chain=chain, head=(0.25, 0.25), update=0.5)
+def times(parts, step, chain=(1.0, 2.0)):
+    return step_time.StepTimes(step=step, parts=parts, chain=chain, head=(0.25, 0.25), update=0.5)
 
 
 def test_predicted_step_is_the_critical_path():
-    step = times(((3.0, 6.0), (2.0, 4.0), (2.0, 4.0), (1.0, 8.0)))
     rest = 1.0 + 2.0 + 0.5 + 0.5
-    assert step.predicted_step(1) == 8 + 22 + rest
-    assert step.predicted_step(2) == 5 + 12 + rest  # first two, last two
-    assert step.predicted_step(4) == 3 + 8 + rest
-    assert times(((3.0, 6.0),), chain=(0.0, 0.0)).predicted_step(1) == 10
+    step = times(((3.0, 6.0), (2.0, 4.0), (2.0, 4.0), (1.0, 8.0)), step=2 * (8 + 22 + rest))  # twice the pieces
+    assert step.predicted_step(1) == step.step
+    assert step.predicted_step(2) == pytest.approx(2 * (5 + 12 + rest), rel=1e-14)  # first two, last two
+    assert step.predicted_step(4) == pytest.approx(2 * (3 + 8 + rest), rel=1e-14)
+    assert times(((3.0, 6.0),), step=7.0, chain=(0.0, 0.0)).predicted_step(1) == 7.0
     with pytest.raises(ValueError, match="devices: got 5, expected 1 to 4"):
         step.predicted_step(5)
 

@@ -7,12 +7,10 @@ moment the name leads to a whole checkpoint.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,16 +113,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def write_atomically(path: Path, content: bytes) -> None:
     """``content`` at ``path``, or the old file unchanged and an OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not mkstemp, whose files nobody but the owner may read.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
 

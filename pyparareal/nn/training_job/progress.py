@@ -40,7 +40,7 @@ def progress_bar(epochs: int, *, quiet: bool) -> Callable[[Any, int], AbstractCo
     @contextmanager
     def bar(run: Any, total: int) -> Iterator[Progress]:
         done = len(run.state.step_seconds)
-        shape = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} + {remaining} left {postfix}"
+        shape = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} + {remaining} left{postfix}"
         with tqdm(total=total, initial=done, desc=f"{run.name:8}", bar_format=shape, file=sys.stderr) as inner:
             yield _Bar(inner, epochs, lambda: run.state.epoch)
 

@@ -15,9 +15,8 @@ COLOURS = {"serial": "#555555", "parareal": "#0b6fb8"}
 
 PREDICTION_NOTE = (
     "Predicted: slowest device's preprocessing and parts, plus the coarse chain, head and update, forward and "
-    "backward, from the times of the pieces measured one by one on this machine. Assumes equal devices, free "
-    "communication and no waiting; real devices are slower. Measured and predicted differ on one "
-    "device by what the pieces leave out."
+    "backward, from the times of the pieces measured one by one on this machine, scaled to the measured step for one "
+    "device. Assumes equal devices, free communication and no waiting; real devices are slower."
 )
 
 

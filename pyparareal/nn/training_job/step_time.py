@@ -6,7 +6,8 @@ A step on ``P`` devices is predicted to take ::
     max over devices (preprocessing + fine nets, forward) + coarse chain forward + head and loss
     + coarse chain backward + max over devices (fine nets + preprocessing, backward) + update
 
-where the parts go to the devices in contiguous groups, the groups with the smallest maximum. Assumptions,
+where the parts go to the devices in contiguous groups, the groups with the smallest maximum, and all times
+are scaled so that the prediction for one device is the measured step. Assumptions,
 all but the last in favour of more devices: each device is as fast as this machine is with one
 piece alone; sending interface states costs nothing; nothing waits for anything else; the update of the
 parameters is charged undivided.
@@ -41,9 +42,12 @@ class StepTimes:
     update: float
 
     def predicted_step(self, devices: int) -> float:
-        """Seconds per step on ``devices`` equal devices; assumptions at the head of this file."""
+        """Seconds per step on ``devices`` equal devices; the measured step for one. Assumptions: head of this file."""
         if not 1 <= devices <= len(self.parts):
             raise ValueError(f"devices: got {devices}, expected 1 to {len(self.parts)}, the number of parts")
+        return self.step * self._critical_path(devices) / self._critical_path(1)
+
+    def _critical_path(self, devices: int) -> float:
         slowest = min(self._slowest(cuts) for cuts in combinations(range(1, len(self.parts)), devices - 1))
         return slowest + sum(self.chain) + sum(self.head) + self.update
 
