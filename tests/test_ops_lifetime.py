@@ -13,7 +13,7 @@ from ops_backends import assert_same_bits, random_state
 
 from pyparareal import ops, reference
 
-CALLS = 10_000
+ROUNDS = 2000  # of five or six calls each
 
 
 class OnlyDLPack:
@@ -85,6 +85,7 @@ def failing(arrays, norms):
         pytest.fail("not refused")
 
 
+@pytest.mark.no_sanitize
 @pytest.mark.parametrize("what", [all_ops, failing])
 @every_library
 def test_no_reference_and_no_memory_is_kept(library, what):
@@ -98,21 +99,22 @@ def test_no_reference_and_no_memory_is_kept(library, what):
     before = [sys.getrefcount(a) for a in counted]
     tracemalloc.start()
     try:
-        for _ in range(10):
+        # Memory that NumPy frees behind tracemalloc's back counts until its address is used again: first fill up.
+        for _ in range(ROUNDS // 2):
             what(arrays, norms)
         gc.collect()
         start = tracemalloc.get_traced_memory()[0]
-        for _ in range(CALLS // 5):
+        for _ in range(ROUNDS):
             what(arrays, norms)
         gc.collect()
         grown = tracemalloc.get_traced_memory()[0] - start
     finally:
         tracemalloc.stop()
-    # One object leaked per round of calls would be CALLS / 5 references, or at least 16 bytes times that.
+    # One object leaked per round of calls would be ROUNDS references, or at least 16 bytes times that.
     leaked = [now - then for now, then in zip([sys.getrefcount(a) for a in counted], before, strict=True)]
     assert max(leaked[:-3]) == 0
-    assert max(leaked) < CALLS // 100
-    assert grown < 16 * (CALLS // 5)
+    assert max(leaked) < ROUNDS // 20
+    assert grown < 16 * ROUNDS
 
 
 @every_library
