@@ -15,6 +15,10 @@ stream : optional
     non-negative int. The call is asynchronous with respect to the host.
 threads : int
     CPU only: 0 follows ``torch.get_num_threads()`` where torch is loaded, else the OpenMP default.
+    A forked child process runs on one thread, because the OpenMP team does not survive a fork.
+
+The bits depend on none of these. They do depend on the calling thread's rounding of subnormal numbers
+(``torch.set_flush_denormal``), as those of every other CPU library do.
 
 Raises
 ------
@@ -53,8 +57,8 @@ def parareal_update(
     """``u = f_old + (g_new - g_old)``: the parareal correction, bracket first.
 
     The bracket is exactly zero once the state left of a slice has converged, so ``u`` is then bitwise
-    the fine solution (Lions, Maday, Turinici 2001; DESIGN "bracket first"). The FAS pair step is the
-    same op.
+    the fine solution, but for the sign of a zero (Lions, Maday, Turinici 2001). The pair step of FAS,
+    ``F_i + (Phi_c(u[i-1]) - G_i)``, is the same op.
 
     Parameters
     ----------

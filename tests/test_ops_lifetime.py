@@ -2,6 +2,7 @@
 """Arrays are borrowed: no reference is kept or lost, ``__dlpack__`` alone is enough, threads may call at once."""
 
 import gc
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -237,3 +238,21 @@ def test_calls_from_several_threads():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.no_sanitize
+def test_a_forked_child_does_not_wait_for_threads_it_has_not():
+    program = """
+import os
+import numpy as np
+from pyparareal import ops, reference
+
+f, g, h = np.random.default_rng(0).standard_normal((3, 4, 1 << 18))
+ops.parareal_update(f, g, h, threads=2)  # starts the parent's team
+child = os.fork()
+if child == 0:
+    same = np.array_equal(ops.parareal_update(f, g, h, threads=2), reference.parareal_update(f, g, h))
+    os._exit(0 if same else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -22,8 +22,12 @@ inline constexpr int64_t bytes_per_thread = 128 * 1024;
 // are not first read from memory. Measured crossover on a 32 MB L3; below it cached stores are faster.
 inline constexpr int64_t streaming_bytes = 8 << 20;
 
+// False in a forked child: OpenMP's threads stayed with the parent, and waiting for them would hang.
+bool team_survives();
+
 inline int team_size(int threads, int64_t items, int64_t bytes) {
 #ifdef _OPENMP
+  if (!team_survives()) return 1;
   const int64_t most = threads > 0 ? threads : omp_get_max_threads();
   return static_cast<int>(
       std::clamp<int64_t>(std::min(most, bytes / bytes_per_thread), 1, std::max<int64_t>(items, 1)));

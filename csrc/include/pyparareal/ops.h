@@ -18,13 +18,14 @@ namespace pyparareal {
 
 // u[n] = f_old[n] + (g_new[n] - g_old[n])               and, with u_old, jump[n] = norm(u[n] - u_old[n])
 // The bracket first: it is exactly zero once the state left of slice n has converged, so u[n] is then
-// bitwise the fine solution. The FAS pair step F_i + (Phi_c(u[i-1]) - G_i) is this same op.
-Status parareal_update(MutableView u,      // [slices, batch, features...]
-                       ConstView f_old,    // like u; u may be the same view
-                       ConstView g_new,    // like u; u may be the same view
-                       ConstView g_old,    // like u; u may be the same view
-                       ConstView u_old,    // like u, or absent; u may be the same view
-                       MutableView jump,   // float64 [slices], present if and only if u_old is
+// bitwise the fine solution, but for the sign of a zero. The FAS pair step F_i + (Phi_c(u[i-1]) - G_i)
+// is this same op.
+Status parareal_update(MutableView u,     // [slices, batch, features...]
+                       ConstView f_old,   // like u; u may be the same view
+                       ConstView g_new,   // like u; u may be the same view
+                       ConstView g_old,   // like u; u may be the same view
+                       ConstView u_old,   // like u, or absent; u may be the same view
+                       MutableView jump,  // float64 [slices], present if and only if u_old is
                        Norm norm, Exec exec);
 std::size_t parareal_update_workspace_bytes(const ConstView& u_old);
 
