@@ -24,7 +24,7 @@ SOURCES = [
 ]
 # Undefined arithmetic and misaligned packs trap; traps need no sanitizer library.
 FLAGS = [
-    *("-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    *("-std=c++17", "-O1", "-ffp-contract=off"),
     *("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"),
     *("-DPYPARAREAL_EMULATE_CUDA", "-DPYPARAREAL_WITH_CUDA=1"),
     *(f"-I{ROOT / folder}" for folder in ("csrc/include", "csrc", "tests/cpp")),

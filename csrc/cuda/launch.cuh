@@ -20,6 +20,7 @@ inline constexpr int64_t most_blocks = 2147483647;  // gridDim.x
 inline Status status_of(cudaError_t error, const char* call) {
   Status status;
   if (error == cudaSuccess) return status;
+  cudaGetLastError();  // reported here: not by the next launch as well
   status.code = StatusCode::cuda_error;
   std::snprintf(status.message, sizeof status.message, "%s: %s", call, cudaGetErrorString(error));
   return status;

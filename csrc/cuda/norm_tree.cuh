@@ -10,8 +10,9 @@
 
 namespace pyparareal::cuda {
 
-inline constexpr int tree_leaves = 16;    // per thread: an aligned subtree in registers
-inline constexpr int tree_rounds = 2048;  // of a block: 2048 * 1024 * 16 chunks, 3.5e10 features of one slice
+inline constexpr int tree_threads = 1024;  // at most; a power of two
+inline constexpr int tree_leaves = 16;     // per thread: an aligned subtree in registers
+inline constexpr int tree_rounds = 2048;   // of a block: 2048 * 1024 * 16 chunks, 3.5e10 features of one slice
 
 // The tree over `count` (a power of two) values in registers.
 template <Norm norm, int count>
@@ -23,7 +24,8 @@ __device__ __forceinline__ double tree_of(const double* values) {
 }
 
 template <Norm norm>
-__global__ void tree_kernel(double* norms, const double* partials, int64_t slices, int64_t chunks) {
+__global__ void __launch_bounds__(tree_threads)
+    tree_kernel(double* norms, const double* partials, int64_t slices, int64_t chunks) {
   auto* block_values = block_scratch<double>();  // [blockDim.x leaves' sums, one sum per round]
   const int thread = static_cast<int>(threadIdx.x), width = static_cast<int>(blockDim.x);
   double* round_values = block_values + width;
@@ -48,8 +50,8 @@ __global__ void tree_kernel(double* norms, const double* partials, int64_t slice
         if (thread < half) block_values[thread] = sum;
         __syncthreads();
       }
+      // No barrier: from here to the next one, only this thread uses what it reads and writes.
       if (thread == 0) round_values[rounds] = block_values[0];
-      __syncthreads();
     }
     if (thread == 0) {
       while (rounds > 1) {
@@ -60,7 +62,6 @@ __global__ void tree_kernel(double* norms, const double* partials, int64_t slice
       }
       norms[slice] = round_values[0];
     }
-    __syncthreads();
   }
 }
 
@@ -69,7 +70,7 @@ inline Status reduce_partials(double* norms, const Space& space, Norm norm, cons
   const int64_t chunks = space.chunks();
   if (chunks == 1) return {};  // the chunk kernel wrote the norms themselves
   unsigned threads = 32;
-  while (threads < 1024 && static_cast<int64_t>(threads) * tree_leaves < chunks) threads *= 2;
+  while (threads < tree_threads && static_cast<int64_t>(threads) * tree_leaves < chunks) threads *= 2;
   const int64_t per_round = static_cast<int64_t>(threads) * tree_leaves;
   const int64_t rounds = (chunks + per_round - 1) / per_round;
   if (rounds > tree_rounds) {

@@ -8,25 +8,25 @@ namespace pyparareal::cuda {
 namespace {
 
 template <class T, bool packed, Norm norm, bool with_old>
-__global__ void __launch_bounds__(threads_per_block)
+__global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
     norms_kernel(Space space, Operand<T, packed> u, Operand<T, packed> u_old, double* partials) {
-  constexpr int rows = Operand<T, packed>::rows;
   for_chunks<T>(space, [&](const Place& place, int first_lane) {
     const T* slice = u.slice(place.slice);
     const T* old_slice = with_old ? u_old.slice(place.slice) : nullptr;
     LaneSums<T, norm> sums;
-    for (int row = 0; row < rows_per_chunk; row += rows) {
+    for_rows<packed>(place, [&](int row, auto is_whole) {
+      constexpr bool whole = decltype(is_whole)::value;
+      constexpr int rows = rows_of_step<whole>;
       const int64_t feature = place.begin + row * lanes + first_lane;
       Pack<T> now[rows], old[rows];
 #pragma unroll
       for (int i = 0; i < rows; ++i) {
-        load_pack(now[i], u, slice, feature + i * lanes, place.end);
-        if (with_old) load_pack(old[i], u_old, old_slice, feature + i * lanes, place.end);
+        load_pack<whole>(now[i], u, slice, feature + i * lanes, place.end);
+        if (with_old) load_pack<whole>(old[i], u_old, old_slice, feature + i * lanes, place.end);
       }
 #pragma unroll
-      for (int i = 0; i < rows; ++i)
-        sums.template add<with_old>(now[i], old[i], feature + i * lanes, place.end);
-    }
+      for (int i = 0; i < rows; ++i) sums.template add<with_old, whole>(now[i], old[i], feature + i * lanes, place.end);
+    });
     const double total = sums.fold();
     if (first_lane == 0) partials[place.slice * space.chunks() + place.index] = total;
   });

@@ -21,12 +21,49 @@ struct alignas(16) Pack {
 template <class T>
 inline constexpr int group_size = static_cast<int>(lanes) / Pack<T>::width;  // 32, 16 or 8 threads
 
-inline constexpr int rows_per_chunk = static_cast<int>(chunk / lanes);
+// A stored element as what arithmetic is done in, and back.
+template <class T>
+__device__ __forceinline__ typename Compute<T>::type widen(T x) {
+  return load(x);
+}
+
+template <class T>
+__device__ __forceinline__ T narrow(typename Compute<T>::type value) {
+  T x;
+  store(x, value);
+  return x;
+}
+
+// One instruction instead of about ten, with the bits of load() and store(): the integer formulas alone
+// would take longer than the memory. Arithmetic has made every NaN the canonical one by then.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+template <>
+__device__ __forceinline__ float widen<Half>(Half x) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
+  return value;
+}
+
+template <>
+__device__ __forceinline__ Half narrow<Half>(float value) {
+  Half x;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(x.bits) : "f"(value));
+  return x;
+}
+
+template <>
+__device__ __forceinline__ BFloat16 narrow<BFloat16>(float value) {
+  BFloat16 x;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(x.bits) : "f"(value));
+  return x;
+}
+#endif
 
 // Rows whose loads are issued before the first is used: 2 rows x 4 operands x 16 bytes of 256 threads
-// are 32 KiB in flight a block, and registers leave room for at least two blocks on a multiprocessor.
-// An H200 needs about 4.3 TB/s x 0.7 us / 132 multiprocessors = 23 KB in flight on each.
+// are 32 KiB in flight a block. An H200 needs about 4.3 TB/s x 0.7 us / 132 multiprocessors = 23 KB on
+// each; the second block, which 128 registers a thread leave room for, hides the arithmetic.
 inline constexpr int rows_in_flight = 2;
+inline constexpr int blocks_per_multiprocessor = 2;
 
 // One operand of a kernel, on the fast path: every row of every slice starts on a 16-byte boundary.
 template <class T, bool packed>
@@ -34,18 +71,16 @@ struct Operand {
   T* data;
   int64_t slice_stride;
 
-  static constexpr int rows = rows_in_flight;
   __device__ __forceinline__ T* slice(int64_t n) const { return data + n * slice_stride; }
   __device__ __forceinline__ int64_t offset(int64_t feature) const { return feature; }
 };
 
-// Any strides: element by element, one row at a time.
+// Any strides: element by element.
 template <class T>
 struct Operand<T, false> {
   T* data;
   Layout layout;
 
-  static constexpr int rows = 1;
   __device__ __forceinline__ T* slice(int64_t n) const { return data + n * layout.slice_stride; }
   __device__ __forceinline__ int64_t offset(int64_t feature) const { return layout.offset(feature); }
 };
@@ -72,29 +107,34 @@ Status with_packing(const Body& body, const Views&... views) {
   return (... && is_packed<T>(views)) ? body(std::true_type{}) : body(std::false_type{});
 }
 
-// Loads the lanes feature..feature+width of a slice; lanes at or past `end` are left alone.
-template <class T, bool packed>
+// Loads the lanes feature..feature+width of a slice. Unless they are known to be `whole`, lanes at or
+// past `end` are left alone.
+template <bool whole, class T, bool packed>
 __device__ __forceinline__ void load_pack(Pack<T>& pack, const Operand<T, packed>& operand, const T* slice,
                                           int64_t feature, int64_t end) {
-  if (packed && feature + Pack<T>::width <= end) {
+  if constexpr (whole) {
     pack = *reinterpret_cast<const Pack<T>*>(slice + feature);
-    return;
-  }
+  } else if (packed && feature + Pack<T>::width <= end) {
+    pack = *reinterpret_cast<const Pack<T>*>(slice + feature);
+  } else {
 #pragma unroll
-  for (int lane = 0; lane < Pack<T>::width; ++lane)
-    if (feature + lane < end) pack.value[lane] = slice[operand.offset(feature + lane)];
+    for (int lane = 0; lane < Pack<T>::width; ++lane)
+      if (feature + lane < end) pack.value[lane] = slice[operand.offset(feature + lane)];
+  }
 }
 
-template <class T, bool packed>
+template <bool whole, class T, bool packed>
 __device__ __forceinline__ void store_pack(const Operand<T, packed>& operand, T* slice, int64_t feature, int64_t end,
                                            const Pack<T>& pack) {
-  if (packed && feature + Pack<T>::width <= end) {
+  if constexpr (whole) {
     *reinterpret_cast<Pack<T>*>(slice + feature) = pack;
-    return;
-  }
+  } else if (packed && feature + Pack<T>::width <= end) {
+    *reinterpret_cast<Pack<T>*>(slice + feature) = pack;
+  } else {
 #pragma unroll
-  for (int lane = 0; lane < Pack<T>::width; ++lane)
-    if (feature + lane < end) slice[operand.offset(feature + lane)] = pack.value[lane];
+    for (int lane = 0; lane < Pack<T>::width; ++lane)
+      if (feature + lane < end) slice[operand.offset(feature + lane)] = pack.value[lane];
+  }
 }
 
 // A thread's place: which chunk its group works on, and which lanes are its own.
@@ -124,19 +164,37 @@ __device__ __forceinline__ void for_chunks(const Space& space, const Body& body)
     body(place_of(space, item), member * Pack<T>::width);
 }
 
+template <bool whole>
+inline constexpr int rows_of_step = whole ? rows_in_flight : 1;
+
+// step(row, is_whole) for the rows of a chunk: several at a time while they are whole and packed, then
+// one by one. A whole step has no branch between its loads, so that all are in flight together; after
+// a branch, 16-bit lanes would be unpacked, and so waited for, load by load.
+template <bool packed, class Step>
+__device__ __forceinline__ void for_rows(const Place& place, const Step& step) {
+  int row = 0;
+  const int features = static_cast<int>(place.end - place.begin);
+  if constexpr (packed) {
+#pragma unroll 1
+    for (; (row + rows_in_flight) * lanes <= features; row += rows_in_flight) step(row, std::true_type{});
+  }
+#pragma unroll 1
+  for (; row * lanes < features; ++row) step(row, std::false_type{});
+}
+
 // The lanes' sums of one thread.
 template <class T, Norm norm>
 struct LaneSums {
   double value[Pack<T>::width] = {};
 
   // Adds |u - u_old| of one row as the norm says; `old` is used where with_old.
-  template <bool with_old>
+  template <bool with_old, bool whole>
   __device__ __forceinline__ void add(const Pack<T>& u, const Pack<T>& u_old, int64_t feature, int64_t end) {
 #pragma unroll
     for (int lane = 0; lane < Pack<T>::width; ++lane) {
-      double d = static_cast<double>(load(u.value[lane]));
-      if (with_old) d = d - static_cast<double>(load(u_old.value[lane]));
-      if (feature + lane < end) value[lane] = norm_combine<norm>(value[lane], norm_term<norm>(d));
+      double d = static_cast<double>(widen(u.value[lane]));
+      if (with_old) d = d - static_cast<double>(widen(u_old.value[lane]));
+      if (whole || feature + lane < end) value[lane] = norm_combine<norm>(value[lane], norm_term<norm>(d));
     }
   }
 

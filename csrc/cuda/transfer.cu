@@ -7,19 +7,21 @@ namespace pyparareal::cuda {
 namespace {
 
 template <class Bits, bool packed>
-__global__ void __launch_bounds__(threads_per_block) copy_kernel(Space space, Operand<Bits, packed> to, Operand<Bits, packed> from) {
-  constexpr int rows = Operand<Bits, packed>::rows;
+__global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
+    copy_kernel(Space space, Operand<Bits, packed> to, Operand<Bits, packed> from) {
   for_chunks<Bits>(space, [&](const Place& place, int first_lane) {
-    for (int row = 0; row < rows_per_chunk; row += rows) {
+    for_rows<packed>(place, [&](int row, auto is_whole) {
+      constexpr bool whole = decltype(is_whole)::value;
+      constexpr int rows = rows_of_step<whole>;
       const int64_t feature = place.begin + row * lanes + first_lane;
       Pack<Bits> packs[rows];
 #pragma unroll
       for (int i = 0; i < rows; ++i)
-        load_pack(packs[i], from, from.slice(place.slice), feature + i * lanes, place.end);
+        load_pack<whole>(packs[i], from, from.slice(place.slice), feature + i * lanes, place.end);
 #pragma unroll
       for (int i = 0; i < rows; ++i)
-        store_pack(to, to.slice(place.slice), feature + i * lanes, place.end, packs[i]);
-    }
+        store_pack<whole>(to, to.slice(place.slice), feature + i * lanes, place.end, packs[i]);
+    });
   });
 }
 

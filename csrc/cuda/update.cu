@@ -10,10 +10,9 @@ namespace {
 // All loads of several rows come before their first store: u may be the same view as an input,
 // so the compiler could not reorder them itself.
 template <class T, bool packed, Norm norm, bool with_jump>
-__global__ void __launch_bounds__(threads_per_block)
-    update_kernel(Space space, Operand<T, packed> u, Operand<T, packed> f_old, Operand<T, packed> g_new, Operand<T, packed> g_old, Operand<T, packed> u_old,
-                  double* partials) {
-  constexpr int rows = Operand<T, packed>::rows;
+__global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
+    update_kernel(Space space, Operand<T, packed> u, Operand<T, packed> f_old, Operand<T, packed> g_new,
+                  Operand<T, packed> g_old, Operand<T, packed> u_old, double* partials) {
   for_chunks<T>(space, [&](const Place& place, int first_lane) {
     T* u_slice = u.slice(place.slice);
     const T* f_slice = f_old.slice(place.slice);
@@ -21,26 +20,28 @@ __global__ void __launch_bounds__(threads_per_block)
     const T* h_slice = g_old.slice(place.slice);
     const T* old_slice = with_jump ? u_old.slice(place.slice) : nullptr;
     LaneSums<T, norm> sums;
-    for (int row = 0; row < rows_per_chunk; row += rows) {
+    for_rows<packed>(place, [&](int row, auto is_whole) {
+      constexpr bool whole = decltype(is_whole)::value;
+      constexpr int rows = rows_of_step<whole>;
       const int64_t feature = place.begin + row * lanes + first_lane;
       Pack<T> f[rows], g[rows], h[rows], old[rows];
 #pragma unroll
       for (int i = 0; i < rows; ++i) {
-        load_pack(f[i], f_old, f_slice, feature + i * lanes, place.end);
-        load_pack(g[i], g_new, g_slice, feature + i * lanes, place.end);
-        load_pack(h[i], g_old, h_slice, feature + i * lanes, place.end);
-        if (with_jump) load_pack(old[i], u_old, old_slice, feature + i * lanes, place.end);
+        load_pack<whole>(f[i], f_old, f_slice, feature + i * lanes, place.end);
+        load_pack<whole>(g[i], g_new, g_slice, feature + i * lanes, place.end);
+        load_pack<whole>(h[i], g_old, h_slice, feature + i * lanes, place.end);
+        if (with_jump) load_pack<whole>(old[i], u_old, old_slice, feature + i * lanes, place.end);
       }
 #pragma unroll
       for (int i = 0; i < rows; ++i) {
 #pragma unroll
         for (int lane = 0; lane < Pack<T>::width; ++lane)
-          store(f[i].value[lane], parareal_update_formula(load(f[i].value[lane]), load(g[i].value[lane]),
-                                                          load(h[i].value[lane])));
-        store_pack(u, u_slice, feature + i * lanes, place.end, f[i]);
-        if (with_jump) sums.template add<true>(f[i], old[i], feature + i * lanes, place.end);
+          f[i].value[lane] = narrow<T>(
+              parareal_update_formula(widen(f[i].value[lane]), widen(g[i].value[lane]), widen(h[i].value[lane])));
+        store_pack<whole>(u, u_slice, feature + i * lanes, place.end, f[i]);
+        if (with_jump) sums.template add<true, whole>(f[i], old[i], feature + i * lanes, place.end);
       }
-    }
+    });
     if (with_jump) {
       const double total = sums.fold();
       if (first_lane == 0) partials[place.slice * space.chunks() + place.index] = total;
@@ -49,30 +50,31 @@ __global__ void __launch_bounds__(threads_per_block)
 }
 
 template <class T, bool packed>
-__global__ void __launch_bounds__(threads_per_block)
-    c_relax_kernel(Space space, Operand<T, packed> u_new, Operand<T, packed> phi, Operand<T, packed> u, typename Compute<T>::type omega,
-                   typename Compute<T>::type one_minus_omega) {
-  constexpr int rows = Operand<T, packed>::rows;
+__global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
+    c_relax_kernel(Space space, Operand<T, packed> u_new, Operand<T, packed> phi, Operand<T, packed> u,
+                   typename Compute<T>::type omega, typename Compute<T>::type one_minus_omega) {
   for_chunks<T>(space, [&](const Place& place, int first_lane) {
     const T* phi_slice = phi.slice(place.slice);
     const T* u_slice = u.slice(place.slice);
-    for (int row = 0; row < rows_per_chunk; row += rows) {
+    for_rows<packed>(place, [&](int row, auto is_whole) {
+      constexpr bool whole = decltype(is_whole)::value;
+      constexpr int rows = rows_of_step<whole>;
       const int64_t feature = place.begin + row * lanes + first_lane;
       Pack<T> left[rows], right[rows];
 #pragma unroll
       for (int i = 0; i < rows; ++i) {
-        load_pack(left[i], phi, phi_slice, feature + i * lanes, place.end);
-        load_pack(right[i], u, u_slice, feature + i * lanes, place.end);
+        load_pack<whole>(left[i], phi, phi_slice, feature + i * lanes, place.end);
+        load_pack<whole>(right[i], u, u_slice, feature + i * lanes, place.end);
       }
 #pragma unroll
       for (int i = 0; i < rows; ++i) {
 #pragma unroll
         for (int lane = 0; lane < Pack<T>::width; ++lane)
-          store(left[i].value[lane],
-                c_relax_formula(load(left[i].value[lane]), load(right[i].value[lane]), omega, one_minus_omega));
-        store_pack(u_new, u_new.slice(place.slice), feature + i * lanes, place.end, left[i]);
+          left[i].value[lane] = narrow<T>(
+              c_relax_formula(widen(left[i].value[lane]), widen(right[i].value[lane]), omega, one_minus_omega));
+        store_pack<whole>(u_new, u_new.slice(place.slice), feature + i * lanes, place.end, left[i]);
       }
-    }
+    });
   });
 }
 
@@ -121,9 +123,8 @@ Status parareal_update(const MutableView& u, const ConstView& f_old, const Const
   if (!guard.status().ok()) return guard.status();
   if (space_of(f_old).features == 0) return zero_norms(jump, exec);
 
-  return with_storage_type(f_old.dtype, [&](auto zero) {
-    return update<decltype(zero)>(u, f_old, g_new, g_old, u_old, jump, norm, exec);
-  });
+  return with_storage_type(
+      f_old.dtype, [&](auto zero) { return update<decltype(zero)>(u, f_old, g_new, g_old, u_old, jump, norm, exec); });
 }
 
 Status c_relax(const MutableView& u_new, const ConstView& phi, const ConstView& u, double omega, const Exec& exec) {

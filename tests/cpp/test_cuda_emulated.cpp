@@ -342,7 +342,8 @@ void check_refusals() {
       side.status.message);
   expect(side.out.unchanged_outside() && settings.device == 0, "a refused call had an effect");
   settings.devices = 2;
-  cudaGetLastError();
+  side.run(a, Device::cuda, 0xa5);
+  expect(side.status.ok(), "the next call reported an error of the last one");
 }
 
 // What the emulation itself is for: wrong kernels must not pass.
