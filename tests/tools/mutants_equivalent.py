@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Mutants that no test can see, each with the reason: (file, line, token, which of its kind in the line)."""
+"""Mutants that no test can see, each with the reason: (file, line, token, which of its kind in lines of that text)."""
 
 EQUIVALENT: dict[tuple[str, str, str, int], str] = {
     (
@@ -26,4 +26,52 @@ EQUIVALENT: dict[tuple[str, str, str, int], str] = {
         "1",
         1,
     ): "no slices become one slice of no features: there is no chunk either way",
+    (
+        "csrc/cpu/tiles_body.h",
+        "for (; i + PYPARAREAL_F16C <= count; i += PYPARAREAL_F16C) narrow_some(to + i, from + i);",
+        "<=",
+        1,
+    ): "the last full group is converted one by one, to the same bits",
+    (
+        "csrc/cpu/tiles_body.h",
+        "while (width / 2 >= count && width > 1) width /= 2;",
+        ">=",
+        1,
+    ): "folds one more half of zeros, which changes no bit",
+    (
+        "csrc/cpu/tiles_body.h",
+        "while (width / 2 >= count && width > 1) width /= 2;",
+        "1",
+        1,
+    ): "a chunk has an element, so that a width of 1 already fails the first comparison",
+    ("csrc/cpu/tiles_body.h", "while (width > 1) {", "1", 1): "the additional round folds no lane",
+    (
+        "csrc/cpu/update.cpp",
+        "const bool aliased = (... || (static_cast<const void*>(data) == inputs.data));",
+        "==",
+        1,
+    ): "chooses between two ways of writing that are both right under aliasing",
+    ("csrc/include/pyparareal/layout.h", "int64_t slice_stride = 0;", "0", 1): "always assigned before it is read",
+    (
+        "csrc/include/pyparareal/layout.h",
+        "PYPARAREAL_HD Layout() { shape[0] = stride[0] = 1; }",
+        "0",
+        2,
+    ): "with no axis longer than 1 there is one feature, at offset 0 whatever the stride",
+    (
+        "csrc/include/pyparareal/layout.h",
+        "PYPARAREAL_HD bool contiguous() const { return ndim == 1 && stride[0] == 1; }",
+        "1",
+        1,
+    ): "takes the general path always: slower, same bits",
+    ("csrc/include/pyparareal/layout.h", "int64_t slices = 0;", "0", 1): "always assigned before it is read",
+    (
+        "csrc/include/pyparareal/layout.h",
+        "int axes = 0;",
+        "0",
+        1,
+    ): "a leading axis of one element: the general path, slower, same bits",
+    ("csrc/cpu/update.cpp", "T* result = out.tile(slice, feature, scratch[0]);", "0", 2): (
+        "c_relax is element-wise and writes an element after reading it, so that it may work in its gathered input"
+    ),
 }

@@ -30,7 +30,7 @@ CPP = re.compile(
 
 @dataclass(frozen=True)
 class Mutant:
-    """``old`` at ``offset`` of ``path`` becomes ``new``; ``nth`` counts equal tokens within its line."""
+    """``old`` at ``offset`` of ``path`` becomes ``new``; ``nth`` counts equal tokens in lines of this text."""
 
     path: str
     line: int
@@ -58,12 +58,13 @@ class Mutant:
 def mutants_of(path: str, source: str) -> list[Mutant]:
     tokens = _python(source) if path.endswith(".py") else _cpp(source)
     lines = source.splitlines()
-    seen: Counter[tuple[int, str]] = Counter()
+    seen: Counter[tuple[str, str]] = Counter()
     found = []
     for offset, token in tokens:
         line = source.count("\n", 0, offset) + 1
-        seen[line, token] += 1
-        found.append(Mutant(path, line, lines[line - 1].strip(), token, seen[line, token], offset))
+        text = lines[line - 1].strip()
+        seen[text, token] += 1
+        found.append(Mutant(path, line, text, token, seen[text, token], offset))
     return found
 
 

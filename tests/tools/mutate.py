@@ -57,7 +57,7 @@ class Tree:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("csrc", "pyparareal", "tests", "bench", "examples"):
+        for name in (".ci", "csrc", "pyparareal", "tests", "bench", "examples"):
             ignored = shutil.ignore_patterns("*.so", "__pycache__", "include" if name == "pyparareal" else "results")
             if (ROOT / name).is_dir():
                 shutil.copytree(ROOT / name, folder / name, ignore=ignored)
@@ -77,6 +77,10 @@ class Tree:
             raise SystemExit(f"mutate: no test matches {patterns}")
         select = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu"]
         return self._run([sys.executable, "-m", "pytest", *select, *files], TIMEOUT) == 0
+
+    def sanitizers_object(self) -> bool:
+        """Whether ASan or UBSan stop the C++ tests: an index past the end may well leave every result right."""
+        return self._run([".ci/sanitize", "--cpp"], TIMEOUT) != 0
 
     def _run(self, command: list[str], timeout: int | None) -> int:
         try:
@@ -99,7 +103,8 @@ class Tree:
         try:
             if native and not self.build():
                 return Verdict(mutant, "stillborn")
-            return Verdict(mutant, "survived" if self.passes(TARGETS[mutant.path]) else "killed")
+            survived = self.passes(TARGETS[mutant.path]) and not (native and self.sanitizers_object())
+            return Verdict(mutant, "survived" if survived else "killed")
         finally:
             path.write_text(original)
 
@@ -138,6 +143,8 @@ def judge_all(mutants: list[Mutant], jobs: int) -> list[Verdict]:
         for patterns in {tuple(TARGETS[m.path]) for m in mutants}:
             if not first.passes(list(patterns)):
                 raise SystemExit(f"mutate: these fail without any mutant: {' '.join(patterns)}")
+        if any(m.path.startswith("csrc") for m in mutants) and first.sanitizers_object():
+            raise SystemExit("mutate: .ci/sanitize --cpp fails without any mutant")
         for tree in list(trees.queue)[1:]:
             tree.build()
 
