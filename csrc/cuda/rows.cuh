@@ -89,7 +89,7 @@ template <class T, class Pointer>
 bool is_packed(const View<Pointer>& view) {
   const Layout layout = layout_of(view);
   return !view.present() || (layout.contiguous() && reinterpret_cast<uintptr_t>(view.data) % 16 == 0 &&
-                             (layout.slice_stride * static_cast<int64_t>(sizeof(T))) % 16 == 0);
+                             (view.shape[0] == 1 || (layout.slice_stride * static_cast<int64_t>(sizeof(T))) % 16 == 0));
 }
 
 template <class T, bool packed, class Pointer>
@@ -99,6 +99,22 @@ Operand<T, packed> operand_of(const View<Pointer>& view) {
     return {data, view.present() ? view.stride[0] : 0};
   else
     return {data, layout_of(view)};
+}
+
+// Makes one slice of states without gaps between their slices, for ops without a result per slice:
+// short slices, as of an ODE, would leave most threads of their groups idle.
+template <class... Views>
+void merge_slices(Views&... views) {
+  const auto dense = [](const auto& view) {
+    return layout_of(view).contiguous() && (view.shape[0] == 1 || view.stride[0] == space_of(view).features);
+  };
+  const auto merge = [](auto& view) {
+    const Space space = space_of(view);
+    view.ndim = 2;
+    view.shape[0] = 1, view.shape[1] = space.slices * space.features;
+    view.stride[0] = view.shape[1], view.stride[1] = 1;
+  };
+  if ((... && dense(views))) (merge(views), ...);
 }
 
 // Calls `body` with std::true_type where all operands are on the fast path.

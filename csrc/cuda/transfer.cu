@@ -26,7 +26,8 @@ __global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
 }
 
 template <class Bits>
-Status copy(const MutableView& to, const ConstView& from, const Exec& exec) {
+Status copy(MutableView to, ConstView from, const Exec& exec) {
+  merge_slices(to, from);
   const Space space = space_of(from);
   return with_packing<Bits>(
       [&](auto packing) {

@@ -79,8 +79,9 @@ __global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
 }
 
 template <class T>
-Status update(const MutableView& u, const ConstView& f_old, const ConstView& g_new, const ConstView& g_old,
-              const ConstView& u_old, const MutableView& jump, Norm norm, const Exec& exec) {
+Status update(MutableView u, ConstView f_old, ConstView g_new, ConstView g_old, const ConstView& u_old,
+              const MutableView& jump, Norm norm, const Exec& exec) {
+  if (!u_old.present()) merge_slices(u, f_old, g_new, g_old);
   const Space space = space_of(f_old);
   auto* norms = static_cast<double*>(jump.data);
   auto* partials = space.chunks() > 1 ? static_cast<double*>(exec.workspace) : norms;
@@ -102,8 +103,9 @@ Status update(const MutableView& u, const ConstView& f_old, const ConstView& g_n
 }
 
 template <class T>
-Status relax(const MutableView& u_new, const ConstView& phi, const ConstView& u, double omega, const Exec& exec) {
+Status relax(MutableView u_new, ConstView phi, ConstView u, double omega, const Exec& exec) {
   using C = typename Compute<T>::type;
+  merge_slices(u_new, phi, u);
   const Space space = space_of(phi);
   return with_packing<T>(
       [&](auto packing) {
