@@ -74,4 +74,7 @@ EQUIVALENT: dict[tuple[str, str, str, int], str] = {
     ("csrc/cpu/update.cpp", "T* result = out.tile(slice, feature, scratch[0]);", "0", 2): (
         "c_relax is element-wise and writes an element after reading it, so that it may work in its gathered input"
     ),
+    ("csrc/include/pyparareal/layout.h", "layout.ndim = axes == 0 ? 1 : axes;", "1", 1): (
+        "with no axes offset() is 0 for the only feature: the general path, same bits"
+    ),
 }
