@@ -77,4 +77,22 @@ EQUIVALENT: dict[tuple[str, str, str, int], str] = {
     ("csrc/include/pyparareal/layout.h", "layout.ndim = axes == 0 ? 1 : axes;", "1", 1): (
         "with no axes offset() is 0 for the only feature: the general path, same bits"
     ),
+    (
+        "csrc/include/pyparareal/formulas.h",
+        "const uint32_t finite = magnitude < (113u << 23) ? subnormal : normal;",
+        "<",
+        1,
+    ): "the smallest normal half comes out of both formulas",
+    (
+        "csrc/include/pyparareal/formulas.h",
+        "if (norm == Norm::max_abs) return (a > b || a != a) ? a : b;",
+        ">",
+        1,
+    ): "of two equal values it does not matter which is returned",
+    (
+        "csrc/include/pyparareal/layout.h",
+        "if (axes > 0 && layout.stride[axes - 1] == size * stride) {",
+        "0",
+        1,
+    ): "merges fewer axes: the general path, slower, same bits",
 }
