@@ -38,7 +38,7 @@ gpu:
 lint: build
 	$(BIN)/ruff check $(wildcard $(CODE))
 	$(BIN)/mypy
-	$(if $(CYTHON),$(BIN)/cython-lint $(CYTHON))
+	$(if $(CYTHON),PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint $(CYTHON)) # it looks for pycodestyle
 check-format: build
 	$(BIN)/ruff format --check $(wildcard $(CODE))
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
