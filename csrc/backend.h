@@ -11,13 +11,12 @@
 
 namespace pyparareal {
 
-#define PYPARAREAL_DECLARE_BACKEND                                                                              \
-  Status parareal_update(const MutableView& u, const ConstView& f_old, const ConstView& g_new,                  \
-                         const ConstView& g_old, const ConstView& u_old, const MutableView& jump, Norm norm,    \
-                         const Exec& exec);                                                                     \
-  Status slice_norms(const MutableView& norms, const ConstView& u, const ConstView& u_old, Norm norm,           \
-                     const Exec& exec);                                                                         \
-  Status copy_slices(const MutableView& to, const ConstView& from, const Exec& exec);                           \
+#define PYPARAREAL_DECLARE_BACKEND                                                                                     \
+  Status parareal_update(const MutableView& u, const ConstView& f_old, const ConstView& g_new, const ConstView& g_old, \
+                         const ConstView& u_old, const MutableView& jump, Norm norm, const Exec& exec);                \
+  Status slice_norms(const MutableView& norms, const ConstView& u, const ConstView& u_old, Norm norm,                  \
+                     const Exec& exec);                                                                                \
+  Status copy_slices(const MutableView& to, const ConstView& from, const Exec& exec);                                  \
   Status c_relax(const MutableView& u_new, const ConstView& phi, const ConstView& u, double omega, const Exec& exec);
 
 namespace cpu {
@@ -30,8 +29,8 @@ PYPARAREAL_DECLARE_BACKEND
 
 namespace cuda {
 
-int device_count();     // 0 without a usable driver
-int driver_version();   // 0 without a driver
+int device_count();    // 0 without a usable driver
+int driver_version();  // 0 without a driver
 int runtime_version();
 Status stream_device(void* stream, int current_device, int* device);
 

@@ -43,10 +43,10 @@ std::string describe_device(const Operand& operand);
 
 __attribute__((format(printf, 2, 3))) Status fail(StatusCode code, const char* format, ...);
 
-Status state(const Operand& operand);                              // at least one axis, at most max_ndim
-Status same_kind(const Operand& operand, const Operand& like);     // dtype and device
-Status same_state(const Operand& operand, const Operand& like);    // dtype, device and shape
-Status norms(const Operand& operand, const Operand& like);         // float64 [slices], unit stride, same device
+Status state(const Operand& operand);                            // at least one axis, at most max_ndim
+Status same_kind(const Operand& operand, const Operand& like);   // dtype and device
+Status same_state(const Operand& operand, const Operand& like);  // dtype, device and shape
+Status norms(const Operand& operand, const Operand& like);       // float64 [slices], unit stride, same device
 Status writable(const Operand& output, std::initializer_list<Operand> inputs);
 Status workspace(const char* op, std::size_t needed, const Exec& exec);
 

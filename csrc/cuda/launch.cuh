@@ -71,7 +71,7 @@ Status launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, 
   (void)stream;
   emulate_launch(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
 #else
-  kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)> > >(arguments...);
 #endif
   return status_of(cudaGetLastError(), name);
 }
