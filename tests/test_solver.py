@@ -401,3 +401,21 @@ def test_torch_states_on_a_gpu():
     assert got.iterations == expected.iterations
     # The device may fuse a product into a sum: the rounding of 8000 steps of a stable oscillator differs.
     np.testing.assert_allclose(got.u.cpu().numpy(), expected.u, atol=8000 * 4 * np.finfo(float).eps)
+
+
+def test_the_coarse_chain_as_guess_is_the_coarse_chain():
+    # The coarse step depends on its point, so a guess propagated from other points would show.
+    case = decay(
+        coarse=Map(lambda u, points: 0.6 * u + _index(u, points) / 7, pass_points=True, batch_invariant=True), tol=0.0
+    )
+    own, iterates = [], []
+    plain = solve(**case, callback=lambda k, u, jump: own.append(u.copy()))
+    chain = serial_solve(case["coarse"], case["u0"], case["grid"].coarsen(case["m"])).u
+    guessed = solve(**case, initial=chain, callback=lambda k, u, jump: iterates.append(u.copy()))
+    assert guessed.residuals == plain.residuals
+    assert all(np.array_equal(a, b) for a, b in zip(own, iterates, strict=True))
+
+
+def test_a_map_of_no_slices_is_no_call():
+    nothing = np.ones((0, 2))
+    LocalRuntime().map(Map(lambda u: 1 / 0), nothing, slice(0, 0, 1), out=np.ones((0, 2)))

@@ -55,12 +55,14 @@ def test_starts_are_the_points_each_step_begins_from(pair):
     for j in range(m):
         for first in range(slices + 1):
             assert indices(grid.starts(m, first, j=j)) == [n * m + j for n in range(first, slices)]
+    assert indices(grid.starts(m)) == [n * m for n in range(slices)]
     assert grid.slices(m) == slices
 
 
 @given(grids)
 def test_coarsening_remembers_trailing_points(pair):
     steps, m = pair
+    assert TimeGrid(0, 1, steps).trailing == TimeGrid.from_times([0.0, 1.0]).trailing == 0
     for grid in (TimeGrid(0.3, 2.3, steps), TimeGrid.from_times(np.cumsum(np.arange(1, steps + 2)) / 7)):
         coarse = grid.coarsen(m)
         assert coarse.steps == steps // m
@@ -121,6 +123,8 @@ def test_wrong_uniform_grid(arguments, error, message):
         ([1.0], "at least two"),
         ([[0.0, 1.0]], "one axis"),
         ([0.0, float("nan"), 1.0], "nan at index 1"),
+        ([0.0, float("nan"), float("nan")], "nan at index 1"),
+        ([0.0, 1.0, float("inf"), float("nan")], "inf at index 2"),
         ([0.0, 2.0, 1.0], "2.0 followed by 1.0 at index 1"),
         ([0.0, 0.0], "0.0 followed by 0.0 at index 0"),
     ],
