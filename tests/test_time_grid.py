@@ -126,6 +126,7 @@ def test_wrong_uniform_grid(arguments, error, message):
         ([0.0, float("nan"), float("nan")], "nan at index 1"),
         ([0.0, 1.0, float("inf"), float("nan")], "inf at index 2"),
         ([0.0, 2.0, 1.0], "2.0 followed by 1.0 at index 1"),
+        ([0.0, 0.5, 0.2, 0.1], "0.5 followed by 0.2 at index 1"),
         ([0.0, 0.0], "0.0 followed by 0.0 at index 0"),
     ],
 )
