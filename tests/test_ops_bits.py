@@ -172,12 +172,12 @@ def test_a_nan_reaches_the_norm_of_its_slice_and_no_other(backend, norm, at):
     assert np.isnan(backend.to_numpy(ops.slice_norms(backend.like(u), norm=norm))).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("axes", [(0, 2, 3, 1), (0, 3, 1, 2), (0, 1, 3, 2), (0, 2, 1, 3)], ids=str)
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2), (0, 1, 3, 2), (0, 2, 1, 3)], ids=str)
 def test_feature_axes_merge_only_where_they_are_contiguous_to_each_other(axes):
     # Two of three feature axes merge in some of these orders; the third keeps a stride of its own.
     states = (
         np.random.default_rng(5)
-        .standard_normal((4, 3, 10, 8, 14))[:, :, ::2, :, :7]
+        .standard_normal((4, 3, 10, 8, 8))[:, :, ::2, :, :7]
         .transpose(0, *(a + 1 for a in axes))
     )
     f, g, h, old = states
