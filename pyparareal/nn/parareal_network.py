@@ -6,19 +6,21 @@ Lee, Lee, Park, "Parareal Neural Networks Emulating a Parallel-in-Time Algorithm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 from torch import Tensor, nn
 
+from .execution.choice import ExecutionChoice
+from .execution.communication import Traffic, traffic
+from .execution.serial import in_turn
 from .paired_call import call_pair, require_pairable
 from .shapes import meta_output, require_same_kind
 
 CORRECTIONS = ("residual", "difference")
-EXECUTIONS = ("serial",)
 
 
-class PararealNetwork(nn.Module):
+class PararealNetwork(ExecutionChoice):
     """``h(y_N + F^{N-1}(r~_{N-1}))`` with ``r~_1 = r_1``, ``r~_{j+1} = r_{j+1} + F^j(r~_j)``.
 
     The body of a feed-forward net ``f = h . g^N . ... . g^1 . C^1`` is cut into ``N`` parts ``g^j``. All
@@ -58,9 +60,10 @@ class PararealNetwork(nn.Module):
     head : module, optional
         ``h``; default the identity.
     correction : ``"residual"`` or ``"difference"``
-    execution : ``"serial"``
-        How the parts are run. Serial means one after the other in this process: no speed-up, the same
-        values. ``network.executed`` names the mode of the last forward pass.
+    execution : ``"serial"``, ``"batched"``, ``"parallel"`` or ``"auto"``
+        How the parts are run (:mod:`.execution`): one after the other, those of equal structure as one network, each
+        in its own thread or stream, or the fastest of these, measured once. The result is the same to rounding. May
+        be assigned later. ``network.executed`` names the mode of the last forward pass.
     example : tensor, optional
         An input ``[batch, features...]`` (its values are not used). If given, all interface shapes are
         checked now, without arithmetic; otherwise in the forward pass, each before the sum that needs it.
@@ -98,7 +101,6 @@ class PararealNetwork(nn.Module):
         _require_count("preprocess", preprocessing, count, f"one map C^j for each of the {count} parts")
         _require_count("coarse", coarse_nets, count - 1, f"one net F^j for each interface of the {count} parts")
         _require_choice("correction", correction, CORRECTIONS)
-        _require_choice("execution", execution, EXECUTIONS)
         if correction == "difference":
             for j, net in enumerate(coarse_nets):
                 require_pairable(net, f"coarse[{j}]")
@@ -107,12 +109,11 @@ class PararealNetwork(nn.Module):
 
         self.part_sizes = sizes
         self.correction = correction
-        self.execution = execution
-        self.executed: str | None = None
         self.preprocess = nn.ModuleList(preprocessing)
         self.fine = nn.ModuleList(nn.Sequential(*group) for group in _grouped(body, sizes))
         self.coarse = nn.ModuleList(coarse_nets)
         self.head = nn.Identity() if head is None else head
+        self.execution = execution
         if example is not None:
             self.check_interfaces(example)
 
@@ -123,12 +124,9 @@ class PararealNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [batch, features...] -> h(U_N) [batch, out]``."""
-        inputs = [c(x) for c in self.preprocess]
-        outputs = self._fine_outputs(inputs, lambda g, x_j: g(x_j))
+        inputs, outputs = self.run_parts(self.preprocess, self.fine, x)  # x_j and y_j
         correct = self._correct_residual if self.correction == "residual" else self._correct_difference
-        y = correct(inputs, outputs)
-        self.executed = "serial"
-        return self.head(y)
+        return self.head(correct(inputs, outputs))
 
     def serial(self) -> nn.Sequential:
         """The serial network ``h . g^N . ... . g^1 . C^1``, sharing this network's parameters."""
@@ -136,26 +134,22 @@ class PararealNetwork(nn.Module):
 
     def check_interfaces(self, example: Tensor) -> list[tuple[int, ...]]:
         """Shapes ``[X_0, ..., X_N]`` with the batch axis of ``example``; raises where two of them do not meet."""
-        if not isinstance(example, Tensor):
-            raise TypeError(f"example: got {type(example).__name__}, expected a tensor [batch, features...]")
-        inputs = [meta_output(c, example) for c in self.preprocess]
-        outputs = self._fine_outputs(inputs, meta_output)
+        inputs, outputs = self._meta_states(example)
         for j, f in enumerate(self.coarse, start=1):
             require_same_kind(meta_output(f, outputs[j - 1]), outputs[j], *_coarse_words(j))
         return [tuple(inputs[0].shape), *(tuple(y.shape) for y in outputs)]
 
+    def communication(self, example: Tensor) -> list[Traffic]:
+        """Bytes over each interface in one step on an input like ``example``, if every part has its own device."""
+        return traffic(self._meta_states(example)[1])
+
     def extra_repr(self) -> str:
         return f"part_sizes={self.part_sizes}, correction={self.correction!r}, execution={self.execution!r}"
 
-    def _fine_outputs(self, inputs: list[Tensor], call: Callable[[nn.Module, Tensor], Tensor]) -> list[Tensor]:
-        """``y_j = g^j(x_j)``; a guess that is no possible output of the part before is refused before it is used."""
-        outputs: list[Tensor] = []
-        for j, (g, x_j) in enumerate(zip(self.fine, inputs, strict=True)):
-            if j > 0:
-                what = f"interface {j}: preprocess[{j}] (C^{j + 1}) must guess the output of part {j}"
-                require_same_kind(x_j, outputs[-1], what, f"y_{j} = g^{j}(x_{j})")
-            outputs.append(call(g, x_j))
-        return outputs
+    def _meta_states(self, example: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        if not isinstance(example, Tensor):
+            raise TypeError(f"example: got {type(example).__name__}, expected a tensor [batch, features...]")
+        return in_turn(self.preprocess, self.fine, example, meta_output)
 
     def _correct_residual(self, inputs: list[Tensor], outputs: list[Tensor]) -> Tensor:
         """Paper: ``r~_{j+1} = r_{j+1} + F^j(r~_j)``; returns ``y_N + F^{N-1}(r~_{N-1})``, all ``[batch, X_j]``."""

@@ -35,6 +35,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     option("--data", default=usual.data, choices=["digits"], help="1,797 handwritten digits (default)")
     option("--parts", type=int, default=usual.parts, help="parts of the parareal network (default: %(default)s)")
     option("--correction", default=usual.correction, choices=["residual", "difference"], help="(default: %(default)s)")
+    option(
+        "--execution",
+        default=usual.execution,
+        choices=["serial", "batched", "parallel", "auto"],
+        help="how the parts are run, with the same result (default: %(default)s)",
+    )
     option("--compare-serial", action="store_true", help="also train the serial network, in the same way")
     option("--epochs", type=int, default=usual.epochs, help="(default: %(default)s)")
     option("--batch-size", type=int, default=usual.batch_size, help="(default: %(default)s)")

@@ -44,7 +44,8 @@ WRONG = [
     ({"coarse": []}, ValueError, "coarse: got 0 modules, expected 1, one net F"),
     ({"coarse": [Refuses(), Refuses()]}, ValueError, "coarse: got 2 modules, expected 1"),
     ({"correction": "newton"}, ValueError, "correction: got 'newton', expected one of 'residual', 'difference'"),
-    ({"execution": "parallel"}, ValueError, "execution: got 'parallel', expected one of 'serial'"),
+    ({"execution": "fast"}, ValueError, "execution: got 'fast', expected one of 'serial', 'batched', 'parallel', 'a"),
+    ({"execution": ["serial"]}, ValueError, r"execution: got \['serial'\], expected one of 'serial'"),
     ({"head": "softmax"}, TypeError, "head: got str, expected a torch.nn.Module or None"),
     ({"example": [1.0]}, TypeError, "example: got list, expected a tensor"),
     (

@@ -69,7 +69,9 @@ def load(path: Path, net: nn.Module, optimiser: torch.optim.Optimizer, identity:
     _require_same(path, identity, rest["identity"])
     own = net.state_dict()
     saved = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
-    wrong = sorted(own.keys() ^ saved.keys()) or [n for n in own if own[n].shape != saved[n].shape]
+    # Extra state is what a network found out while it ran: it may be there or not, and has no fixed size.
+    names = [sorted(n for n in state if not n.endswith("_extra_state")) for state in (own, saved)]
+    wrong = sorted({*names[0]} ^ {*names[1]}) or [n for n in names[0] if own[n].shape != saved[n].shape]
     if wrong:
         raise CheckpointError(f"{path}: of another network, tensor {wrong[0]!r} is missing or has another shape")
     net.load_state_dict(saved)

@@ -131,6 +131,7 @@ def _build(name: str, settings: Settings, data: Split, file: Path) -> tuple[nn.M
     )
     if name == "parareal":
         net = parareal
+        parareal.execution = settings.execution
         identity["part_sizes"] = list(parareal.part_sizes)
     torch.manual_seed(settings.seed)
     return net, file, identity

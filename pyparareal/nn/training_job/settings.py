@@ -22,6 +22,9 @@ class Settings:
     data: str = "digits"
     parts: int = 4
     correction: str = "residual"
+    # How the parts are run. "auto" depends on measured times, recorded in the checkpoint: a resumed run repeats its
+    # bits, a new one may choose differently.
+    execution: str = "serial"
     epochs: int = 30
     batch_size: int = 64
     lr: float = 0.1  # peak; linear warm-up over the first tenth of all steps, then half a cosine to zero
@@ -44,6 +47,7 @@ class Settings:
         if self.seed >= 2**63:
             raise ValueError(f"seed: got {self.seed}, expected less than 2**63")
         self._one_of("correction", ("residual", "difference"))
+        self._one_of("execution", ("serial", "batched", "parallel", "auto"))
         self._one_of("augment", ("shift", "none"))
         self._one_of("data", ("digits",))
 
