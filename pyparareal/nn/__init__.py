@@ -11,11 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import models as models
+    from .automatic import automatic_maps as automatic_maps
+    from .automatic import build_parareal as build_parareal
     from .parareal_network import PararealNetwork as PararealNetwork
+    from .partitioning import Partition as Partition
+    from .partitioning import partition as partition
 
-__all__ = ["PararealNetwork", "models"]
+__all__ = ["PararealNetwork", "Partition", "automatic_maps", "build_parareal", "models", "partition"]
 
-_HOME = {"PararealNetwork": ".parareal_network"}
+_HOME = {
+    "PararealNetwork": ".parareal_network",
+    "Partition": ".partitioning",
+    "automatic_maps": ".automatic",
+    "build_parareal": ".automatic",
+    "partition": ".partitioning",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 
-def meta_output(module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)`` on the meta device: right shape and dtype, no values, the module's own state untouched."""
+def meta_output(module: nn.Module, x: Tensor, name: str | None = None) -> Tensor:
+    """``module(x)`` on the meta device: right shape and dtype, no values, the module's own state untouched.
+
+    ``name`` is what an error calls the module; default its class.
+    """
     state = {
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in chain(module.named_parameters(), module.named_buffers())
@@ -20,7 +23,9 @@ def meta_output(module: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         y = functional_call(module, state, (x.to("meta"),))
     if not isinstance(y, Tensor):
-        raise TypeError(f"{type(module).__name__}: got an output of type {type(y).__name__}, expected one tensor")
+        raise TypeError(
+            f"{name or type(module).__name__}: got an output of type {type(y).__name__}, expected one tensor"
+        )
     return y
 
 

@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     option = parser.add_argument
     usual = Settings()
-    option("--model", default=usual.model, help="resnet8, 14, 20, 32, 44, 56 or 110 (default: %(default)s)")
+    option("--model", default=usual.model, help="such as resnet8, 20, 110, 164, 1001, vgg16_bn (default: %(default)s)")
     option("--data", default=usual.data, choices=["digits"], help="1,797 handwritten digits (default)")
     option("--parts", type=int, default=usual.parts, help="parts of the parareal network (default: %(default)s)")
     option("--correction", default=usual.correction, choices=["residual", "difference"], help="(default: %(default)s)")

@@ -3,18 +3,38 @@
 
 from __future__ import annotations
 
-from .interface_maps import InterfaceMap as InterfaceMap
-from .resnet import ResNet as ResNet
-from .resnet import build_parareal as build_parareal
+from collections.abc import Callable
+from functools import partial
 
-__all__ = ["MODELS", "InterfaceMap", "ResNet", "build", "build_parareal"]
+from torch import nn
+
+from ..interface_maps import InterfaceMap as InterfaceMap
+from .parareal_version import build_parareal as build_parareal
+from .preact_resnet import PreActResNet as PreActResNet
+from .resnet import ResNet as ResNet
+from .vgg import VGG as VGG
+
+__all__ = ["MODELS", "VGG", "InterfaceMap", "PreActResNet", "ResNet", "build", "build_parareal"]
 
 # Depth 6n + 2 of the CIFAR family (He et al. 2015, section 4.2). 8 and 14 are ours, for small images.
-MODELS: dict[str, int] = {f"resnet{6 * n + 2}": n for n in (1, 2, 3, 5, 7, 9, 18)}
+MODELS: dict[str, Callable[..., nn.Module]] = {f"resnet{6 * n + 2}": partial(ResNet, n) for n in (1, 2, 3, 5, 7, 9, 18)}
+# Depth 9n + 2 with pre-activation bottlenecks (He et al. 2016). 164 and 1001 are the paper's, which writes them without
+# "preact"; ResNet-110 is here a network of the first kind.
+MODELS |= {f"preact_resnet{9 * n + 2}": partial(PreActResNet, n) for n in (1, 2, 3, 6, 12, 18, 111)}
+MODELS |= {f"resnet{9 * n + 2}": partial(PreActResNet, n) for n in (18, 111)}
+MODELS |= {
+    f"vgg16{suffix}": partial(VGG, batch_norm=bool(norm), head=head)
+    for norm in ("", "_bn")
+    for head, suffix in (("cifar", norm), ("imagenet", f"{norm}_imagenet"))
+}
 
 
-def build(name: str, *, channels: int, classes: int, width: int = 16) -> ResNet:
-    """The serial network called ``name``, for images ``[batch, channels, height, width]``."""
+def build(name: str, *, channels: int, classes: int, width: int | None = None) -> nn.Module:
+    """The serial network called ``name``, for images ``[batch, channels, height, width]``.
+
+    ``width`` is the number of channels of the first stage; default the model's own (16, VGG 64).
+    """
     if name not in MODELS:
         raise ValueError(f"model: got {name!r}, expected one of {', '.join(MODELS)}")
-    return ResNet(MODELS[name], channels=channels, classes=classes, width=width)
+    own = {} if width is None else {"width": width}
+    return MODELS[name](channels=channels, classes=classes, **own)

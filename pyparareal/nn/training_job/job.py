@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .. import models
+from ..chain import chain_of
 from ..parareal_network import PararealNetwork
 from . import checkpoint, report
 from .data import Split, load, steps_per_epoch
@@ -161,16 +162,16 @@ def _train_run(
 
 
 def _measure(runs: list[Run], settings: Settings, data: Split) -> dict[str, StepTimes]:
-    nets = {}
+    nets: dict[str, PararealNetwork] = {}
     for run in runs:
         net = run.net
-        if isinstance(net, models.ResNet):
+        if not isinstance(net, PararealNetwork):
             # The same code measures both: one part is the serial network.
-            stem, body, head = net.split()
-            net = PararealNetwork(body, 1, preprocess=[stem], coarse=[], head=head)
+            chain = chain_of(net)
+            net = PararealNetwork(chain.blocks, 1, preprocess=[chain.stem], coarse=[], head=chain.head)
         nets[run.name] = net
     batch = data.train.take(torch.arange(min(settings.batch_size, len(data.train))))
-    return measure(nets, batch.x, batch.y)  # type: ignore[arg-type]
+    return measure(nets, batch.x, batch.y)
 
 
 def _result(runs: list[Run], settings: Settings, data: Split, times: dict[str, StepTimes]) -> dict[str, Any]:

@@ -44,5 +44,5 @@ class ResidualUnit(nn.Module):
 def initialise(module: nn.Module) -> None:
     """He initialisation of every convolution (normal, fan out), in place."""
     for m in module.modules():
-        if isinstance(m, nn.Conv2d):
+        if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")

@@ -32,7 +32,7 @@ class InterfaceMap(nn.Sequential):
     def __init__(self, source: Sequence[int], target: Sequence[int], *, units: int = 1, signed: bool = False) -> None:
         if units < 0:
             raise ValueError(f"units: got {units}, expected 0 or more")
-        stride = _stride(source, target)
+        stride = self.stride(source, target)
         kernel = 2 * stride - 1 if stride > 1 else 3
         layers: list[nn.Module] = [
             nn.Conv2d(source[0], target[0], kernel, stride, kernel // 2, bias=False),
@@ -44,15 +44,16 @@ class InterfaceMap(nn.Sequential):
         super().__init__(*layers)
         initialise(self)
 
-
-def _stride(source: Sequence[int], target: Sequence[int]) -> int:
-    for name, shape in (("source", source), ("target", target)):
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"{name}: got {tuple(shape)}, expected (channels, height, width)")
-    for stride in range(1, max(source[1:]) + 1):
-        if all(-(-size // stride) == wanted for size, wanted in zip(source[1:], target[1:], strict=True)):
-            return stride
-    raise ValueError(
-        f"target: got height and width {tuple(target[1:])} from {tuple(source[1:])}, "
-        "expected ceil(source / stride) for one whole stride"
-    )
+    @staticmethod
+    def stride(source: Sequence[int], target: Sequence[int]) -> int:
+        """The one stride that leads from ``source`` to ``target``; ValueError where none does."""
+        for name, shape in (("source", source), ("target", target)):
+            if len(shape) != 3 or min(shape) < 1:
+                raise ValueError(f"{name}: got {tuple(shape)}, expected (channels, height, width)")
+        for stride in range(1, max(source[1:]) + 1):
+            if all(-(-size // stride) == wanted for size, wanted in zip(source[1:], target[1:], strict=True)):
+                return stride
+        raise ValueError(
+            f"target: got height and width {tuple(target[1:])} from {tuple(source[1:])}, "
+            "expected ceil(source / stride) for one whole stride"
+        )
