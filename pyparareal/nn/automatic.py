@@ -215,16 +215,12 @@ class _Builder:
         return module
 
     def _within_budget(self, options: Iterable[Candidate], x: Tensor, extra: int) -> tuple[Candidate, int]:
-        found: list[tuple[int, Candidate]] = []
-        for option in options:
+        for option in options:  # the cheapest is the last
             with torch.device("meta"):  # no memory, no random numbers
                 module = option[1]().to(x.dtype)
-            found.append((extra + count_flops(module, x), option))
-            if found[-1][0] <= self.budget * self.mean:
+            flops = extra + count_flops(module, x)
+            if flops <= self.budget * self.mean:
                 break
-        else:
-            found.sort(key=lambda pair: pair[0], reverse=True)
-        flops, option = found[-1]
         return option, flops
 
     def _supplied(self, name: str, module: nn.Module, x: Tensor, target: Tensor) -> nn.Module:

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
-from user_networks import Named  # noqa: E402
+from user_networks import Named, Patches  # noqa: E402
 
 from pyparareal.nn import Partition, automatic_maps, build_parareal, models, partition  # noqa: E402
 from pyparareal.nn.cheap_maps import candidates  # noqa: E402
@@ -112,6 +112,7 @@ NETWORKS = {
     "named body": (Named, lambda: torch.randn(4, 4), {"body": "inner.body"}),
     "tokens": (Tokens, lambda: torch.randint(11, (4, 6)), {"body": "layers"}),
     "images": (image_classifier, lambda: torch.randn(4, 1, 8, 8), {}),
+    "patches": (Patches, lambda: torch.randn(4, 1, 8, 8), {"body": "body"}),
     "signals": (signal_classifier, lambda: torch.randn(4, 2, 12), {}),
     "decoder": (decoder, lambda: torch.randn(4, 5), {}),
     "resnet": (
@@ -198,6 +199,15 @@ def test_guesses_end_with_relu_exactly_where_the_part_before_does():
         guess = build_parareal(net, 3, example=torch.empty(2, 1, 8, 8)).preprocess[1]
         assert isinstance(list(guess.modules())[-1], nn.ReLU) == expected
         assert any(isinstance(m, nn.ReLU) for m in guess) == expected
+
+
+def test_a_guess_of_another_kind_than_the_input_has_a_stem_of_its_own():
+    net = Patches()
+    maps = automatic_maps(partition(net, 2, example=torch.empty(2, 1, 8, 8), body="body"), budget=0.5)
+    stem, guess = maps.preprocess
+    assert maps.costs[1].what.startswith("copy of the stem, linear")
+    assert sorted(stem.state_dict()) == sorted(guess[0].state_dict())
+    assert not {id(p) for p in net.parameters()} & {id(p) for p in guess.parameters()}
 
 
 def test_record_is_json_and_makes_the_same_network_again():

@@ -84,6 +84,11 @@ WRONG = [
         ValueError,
         "'mul' goes past it to the output, expected a chain",
     ),
+    (
+        {"module": Named(peek=True), "body": "inner.body"},
+        ValueError,
+        "block 'inner.body.0' has other inputs .* used elsewhere, too; expected a chain",
+    ),
     ({"module": Named(order=(0, 1, 1)), "body": "inner.body"}, ValueError, "not called once each"),
     ({"module": Named(noise=True), "body": "inner.body"}, ValueError, "something else in training than in evaluation"),
     ({"module": Decides(), "body": "inner.body"}, ValueError, r"Decides cannot be followed around it .*split\(\)"),

@@ -35,7 +35,8 @@ def build_parareal(
     Parameters
     ----------
     image_shape : ``(channels, height, width)`` of the inputs
-    parts : number of parts, as many blocks in each as in the others but for one, or the number of blocks in each
+    parts : int or sequence of int
+        ``N`` parts whose numbers of blocks differ by at most one, or the number of blocks in each.
     coarse_units, preprocess_units : residual units per coarse net and per preprocessing map
         None: whatever :func:`.automatic.automatic_maps` finds within ``coarse_budget``.
     """
