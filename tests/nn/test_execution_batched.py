@@ -151,6 +151,17 @@ def test_dropout_draws_for_every_part_from_the_same_distribution(layer, shape, s
     assert abs(float(((a - 0.25) * (b - 0.25)).mean()) / (0.25 * 0.75)) < 5 / rows**0.5  # uncorrelated between parts
 
 
+class UnknownDropout(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5)
+
+
+def test_unknown_modules_draw_for_every_part():
+    a, b = fused.run_fused([UnknownDropout(), UnknownDropout()], [torch.ones(1000), torch.ones(1000)])
+    # Equal masks would agree in all places, independent ones in half: 500, five standard deviations are 79.
+    assert abs(int((a == b).sum()) - 500) < 79
+
+
 def test_congruent_parts_run_as_one_and_the_others_by_themselves(monkeypatch):
     from pyparareal.nn.execution import batched
 

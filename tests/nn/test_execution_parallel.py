@@ -3,6 +3,7 @@
 
 import multiprocessing
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -112,16 +113,23 @@ def test_dropout_draws_what_serial_draws():
 
 
 class DrawsLater(nn.Module):
-    draws = False
+    """The earlier the part, the later it draws: without an order the last part would be the first."""
+
+    draws, delay = False, 0.0
 
     def forward(self, x):
-        return x * torch.rand_like(x) if self.draws else x
+        if not self.draws:
+            return x
+        time.sleep(self.delay)
+        return x * torch.rand_like(x)
 
 
-def test_parts_that_begin_to_draw_are_found():
+def test_parts_that_begin_to_draw_are_found_and_take_turns():
     torch.manual_seed(0)
     serial, parallel = three_parts(DrawsLater), three_parts(DrawsLater, execution="parallel")
     parallel.load_state_dict(serial.state_dict())
+    for j, part in enumerate(parallel.fine):
+        part[0].delay = 0.02 * (2 - j)
     x = torch.randn(16, 4)
     torch.set_num_threads(3)
     step(parallel, x)
@@ -270,14 +278,16 @@ class Greedy(nn.Linear):
 def test_parts_of_parts():
     def nested(execution):
         torch.manual_seed(0)
-        return three_parts(lambda: three_parts(Greedy, execution=execution), execution=execution)
+        return three_parts(
+            lambda: nn.Sequential(Greedy(), three_parts(Greedy, execution=execution)), execution=execution
+        )
 
     serial, parallel = nested("serial"), nested("parallel")
     x = torch.randn(2, 4)
     for total in (1, 2, 3, 9):
         torch.set_num_threads(total)
         require_close(step(parallel, x), step(serial, x), 1e-5)
-        assert parallel.fine[0][0].executed == "parallel"
+        assert parallel.fine[0][0][1].executed == "parallel"
 
 
 def test_a_common_buffer_is_refused():
