@@ -15,6 +15,9 @@ struct Tiles {
   using C = typename Compute<T>::type;
   // u = f_old + (g_new - g_old); u may be an input
   void (*parareal_update)(T* u, const T* f_old, const T* g_new, const T* g_old, int64_t count);
+  // the same, and the norm of u - u_old, by Norm; u may be an input, but not u_old
+  double (*parareal_update_norm[3])(T* u, const T* f_old, const T* g_new, const T* g_old, const T* u_old,
+                                    int64_t count);
   // u_new = omega * phi + (1 - omega) * u; u_new may be an input
   void (*c_relax)(T* u_new, const T* phi, const T* u, C omega, C one_minus_omega, int64_t count);
   // norm of one chunk of u - u_old (u_old may be null), by Norm

@@ -90,14 +90,9 @@ void add_row(double* sums, const C* u, const C* u_old, int64_t count) {
   }
 }
 
-template <Norm norm, class C, bool with_old>
-double chunk_norm_wide(const C* u, const C* u_old, int64_t count) {
-  alignas(64) double sums[lanes] = {};
-  const int64_t whole = count - count % lanes;
-  for (int64_t row = 0; row < whole; row += lanes)
-    add_row<norm, C, with_old>(sums, u + row, with_old ? u_old + row : nullptr, lanes);
-  add_row<norm, C, with_old>(sums, u + whole, with_old ? u_old + whole : nullptr, count - whole);
-  // Lanes past a short chunk's end hold +0, which changes no bit: halves of zeros are not folded.
+// Lanes past a short chunk's end hold +0, which changes no bit: halves of zeros are not folded.
+template <Norm norm>
+double fold(double* sums, int64_t count) {
   int64_t width = lanes;
   while (width / 2 >= count && width > 1) width /= 2;
   while (width > 1) {
@@ -105,6 +100,16 @@ double chunk_norm_wide(const C* u, const C* u_old, int64_t count) {
     for (int64_t lane = 0; lane < width; ++lane) sums[lane] = norm_combine<norm>(sums[lane], sums[lane + width]);
   }
   return sums[0];
+}
+
+template <Norm norm, class C, bool with_old>
+double chunk_norm_wide(const C* u, const C* u_old, int64_t count) {
+  alignas(64) double sums[lanes] = {};
+  const int64_t whole = count - count % lanes;
+  for (int64_t row = 0; row < whole; row += lanes)
+    add_row<norm, C, with_old>(sums, u + row, with_old ? u_old + row : nullptr, lanes);
+  add_row<norm, C, with_old>(sums, u + whole, with_old ? u_old + whole : nullptr, count - whole);
+  return fold<norm>(sums, count);
 }
 
 template <Norm norm, class T>
@@ -120,10 +125,31 @@ double chunk_norm_tile(const T* u, const T* u_old, int64_t count) {
   }
 }
 
+// Row by row, so that the loads of all four operands are in flight together.
+template <Norm norm, class T>
+double update_norm_tile(T* u, const T* f_old, const T* g_new, const T* g_old, const T* u_old, int64_t count) {
+  if constexpr (is_narrow<T>) {
+    update_tile(u, f_old, g_new, g_old, count);
+    return chunk_norm_tile<norm, T>(u, u_old, count);
+  } else {
+    alignas(64) double sums[lanes] = {};
+    const int64_t whole = count - count % lanes;
+    for (int64_t row = 0; row < whole; row += lanes) {
+#pragma GCC ivdep
+      for (int64_t i = row; i < row + lanes; ++i) u[i] = parareal_update_formula(f_old[i], g_new[i], g_old[i]);
+      add_row<norm, T, true>(sums, u + row, u_old + row, lanes);
+    }
+    update_tile(u + whole, f_old + whole, g_new + whole, g_old + whole, count - whole);
+    add_row<norm, T, true>(sums, u + whole, u_old + whole, count - whole);
+    return fold<norm>(sums, count);
+  }
+}
+
 template <class T>
 constexpr Tiles<T> make_tiles() {
   return {
       update_tile<T>,
+      {update_norm_tile<Norm::sum_squares, T>, update_norm_tile<Norm::sum_abs, T>, update_norm_tile<Norm::max_abs, T>},
       c_relax_tile<T>,
       {chunk_norm_tile<Norm::sum_squares, T>, chunk_norm_tile<Norm::sum_abs, T>, chunk_norm_tile<Norm::max_abs, T>}};
 }

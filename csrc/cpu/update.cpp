@@ -57,15 +57,17 @@ Status update(const MutableView& u, const ConstView& f_old, const ConstView& g_n
   const int64_t items = space.slices * space.chunks();
   const int team = team_size(exec.threads, items, space.slices * space.features * int64_t{4 * sizeof(T)});
   share(team, items, [&](int64_t first, int64_t last) {
-    alignas(64) T scratch[4][chunk];
+    alignas(64) T scratch[5][chunk];
     for_chunks(space, first, last, [&](int64_t slice, int64_t feature, int64_t count, int64_t index) {
       T* result = out.tile(slice, feature, scratch[0]);
-      tile.parareal_update(result, tile_of(f_data, f, slice, feature, count, scratch[1]),
-                           tile_of(g_data, g, slice, feature, count, scratch[2]),
-                           tile_of(h_data, h, slice, feature, count, scratch[3]), count);
+      const T* fine = tile_of(f_data, f, slice, feature, count, scratch[1]);
+      const T* coarse_new = tile_of(g_data, g, slice, feature, count, scratch[2]);
+      const T* coarse_old = tile_of(h_data, h, slice, feature, count, scratch[3]);
       if (with_jump)
-        partials.at(slice, index) = tile.chunk_norm[static_cast<int>(norm)](
-            result, tile_of(old_data, old, slice, feature, count, scratch[1]), count);
+        partials.at(slice, index) = tile.parareal_update_norm[static_cast<int>(norm)](
+            result, fine, coarse_new, coarse_old, tile_of(old_data, old, slice, feature, count, scratch[4]), count);
+      else
+        tile.parareal_update(result, fine, coarse_new, coarse_old, count);
       out.put(slice, feature, count, result);
     });
     if (out.streaming) stream_fence();
