@@ -71,7 +71,9 @@ Status launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, 
   (void)stream;
   emulate_launch(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
 #else
-  kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)> > >(arguments...);
+  // clang-format off: it does not know <<< >>>
+  kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  // clang-format on
 #endif
   return status_of(cudaGetLastError(), name);
 }
