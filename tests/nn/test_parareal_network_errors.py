@@ -38,6 +38,7 @@ WRONG = [
     ({"parts": True}, TypeError, "parts: got bool, expected an int"),
     ({"parts": "2"}, TypeError, "parts: got str"),
     ({"parts": [1, 2]}, ValueError, r"parts: got group sizes \[1, 2\], expected positive ints with sum 4"),
+    ({"parts": [True, 3]}, ValueError, r"parts: got group sizes \[True, 3\]"),
     ({"parts": [4, 0]}, ValueError, r"parts: got group sizes \[4, 0\]"),
     ({"preprocess": [Refuses()]}, ValueError, "preprocess: got 1 modules, expected 2"),
     ({"preprocess": [Refuses(), None]}, TypeError, r"preprocess\[1\]: got NoneType"),

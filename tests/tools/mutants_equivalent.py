@@ -3,6 +3,12 @@
 
 EQUIVALENT: dict[tuple[str, str, str, int], str] = {
     (
+        "pyparareal/nn/parareal_network.py",
+        "return outputs[-1] if carried is None else outputs[-1] + carried",
+        "1",
+        1,
+    ): "nothing is carried only where there is one part, whose output is the first and the last",
+    (
         "pyparareal/parareal.py",
         "f, g = arrays.empty_like(u[1:]), arrays.empty_like(u[1:])",
         "1",
