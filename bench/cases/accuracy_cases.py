@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Is accuracy preserved? Serial and parareal networks in paired, repeated cross-validation.
+
+The trainings go to ``$PYPARAREAL_CV_RUNS/<study>.jsonl`` (default ``runs/cross_validation``) one by one; a run that was
+stopped continues there, and a complete file is only evaluated.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bench import cross_validation as cv
+from bench import intervals
+from bench.cases import Result, case
+
+if TYPE_CHECKING:
+    from pyparareal.nn.training_job.data import Split
+
+PARTS = (2, 3, 4, 6)
+DEFAULT_PARTS = 4  # of Settings; the metrics without a suffix
+BAND = 0.5  # percentage points, set before anything was trained
+# The first five steps see losses of about 2 and rates below 1 % of the peak, so that rounding of 6e-8 grows little;
+# another network or another batch order differs in the first or second digit.
+SAME_LOSS = 1e-4
+
+
+def folder() -> Path:
+    """Where finished trainings are."""
+    return Path(os.environ.get("PYPARAREAL_CV_RUNS", "runs/cross_validation"))
+
+
+def digits_study() -> cv.Study:
+    """All 1,797 digits, held out once in each repetition; recipe and folds are fixed beforehand."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    from pyparareal.nn.training_job.data import Images, Split
+
+    raw = load_digits()
+    x = torch.from_numpy(raw.images.astype(np.float32))[:, None]
+    y = torch.from_numpy(raw.target.astype(np.int64))
+
+    def split(repetition: int, fold: int) -> Split:
+        held_out = torch.from_numpy(cv.fold_of(y.numpy(), cv.FOLDS, repetition) == fold)
+        mean, deviation = x[~held_out].mean(), x[~held_out].std()
+        train, test = (Images((x[chosen] - mean) / deviation, y[chosen]) for chosen in (~held_out, held_out))
+        return Split(train, test, test, 10)
+
+    networks = ("serial", *(f"{kind}-{n}" for n in PARTS for kind in ("parareal", "uncorrected")))
+    return cv.Study("digits", len(y), networks, split, y.numpy())
+
+
+@case("train.digits_cv", suite="full")
+def digits_cv() -> Result:
+    """Mean difference of held-out accuracy to the serial network: 5 folds x 3 repetitions x all 1,797 digits.
+
+    ``checked``: every image has one outcome per repetition and network, the curves end at these outcomes, and the first
+    steps of three trainings, repeated now, have the recorded losses.
+    """
+    return evaluated(digits_study())
+
+
+def evaluated(study: cv.Study) -> Result:
+    """Do what is missing, compare every network with the first one, check."""
+    records = cv.Records(folder() / f"{study.name}.jsonl")
+    trained = cv.run(study, records, lambda text: print(text, file=sys.stderr, flush=True))
+    base = cv.outcomes(study, records, study.networks[0])
+    ratio = 1 / (study.folds - 1)  # n_test / n_train
+    metrics: dict[str, float] = {}
+    samples: dict[str, list[float]] = {}
+    for network in study.networks:
+        hits = cv.outcomes(study, records, network)
+        samples[f"accuracy {network}"] = cv.fold_accuracies(study, hits)
+        metrics[f"accuracy_{network.replace('-', '_')}"] = 100 * float(hits.mean())
+        if network != study.networks[0]:
+            metrics |= _gaps(study, network, hits, base, ratio)
+    drift = cv.repeats(study, records, [study.networks[0], *study.networks[-2:]])
+    ends = [
+        abs(cv.curves(study, records, name, "test_accuracy")[:, -1] - samples[f"accuracy {name}"]).max()
+        for name in study.networks
+    ]
+    seconds = sum(records.found[study.key(*job)]["seconds"] for job in study.trainings())
+    inside = -BAND <= metrics["ci_low"] and metrics["ci_high"] <= BAND
+    return Result(
+        metrics | {"inside_band": float(inside), "trained_now": float(trained), "training_seconds": seconds},
+        checked=drift <= SAME_LOSS and max(ends) < 5e-5,  # curves are kept with five digits
+        samples=samples,
+        notes=f"{study.folds} folds x {study.repetitions} repetitions of {study.images} images, paired; percentage points; "
+        f"ci: Nadeau-Bengio corrected t with n_test/n_train = {ratio:g}; band +-{BAND}; samples are accuracies",
+    )
+
+
+def _gaps(study: cv.Study, network: str, hits: np.ndarray, base: np.ndarray, ratio: float) -> dict[str, float]:
+    """Percentage points; for ``DEFAULT_PARTS`` under the short names, too."""
+    difference = 100.0 * (hits.astype(float) - base)
+    folds = [a - b for a, b in zip(*(cv.fold_accuracies(study, 100.0 * h) for h in (hits, base)), strict=True)]
+    corrected, naive = intervals.corrected_t(folds, ratio), intervals.naive_t(folds)
+    images = intervals.per_image(difference)
+    kind, _, parts = network.partition("-")
+    name = {"parareal": f"_{parts}", "uncorrected": f"_without_correction_{parts}"}.get(kind, f"_{network}")
+    # Not folds' mean: folds differ in size by one image.
+    found = {
+        f"gap_pp{name}": float(difference.mean()),
+        f"ci_low{name}": corrected.low,
+        f"ci_high{name}": corrected.high,
+        f"naive_low{name}": naive.low,
+        f"naive_high{name}": naive.high,
+        f"per_image_low{name}": images.low,
+        f"per_image_high{name}": images.high,
+    }
+    found = {key.replace("gap_pp", "accuracy_gap_pp"): value for key, value in found.items()}
+    if parts == str(DEFAULT_PARTS):
+        short = {key.removesuffix(f"_{parts}"): value for key, value in found.items()}
+        if kind == "uncorrected":
+            short["gap_without_correction_pp"] = short["accuracy_gap_pp_without_correction"]
+        found |= short
+    return found
