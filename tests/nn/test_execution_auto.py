@@ -159,7 +159,8 @@ def test_really_measured():
 @pytest.mark.parametrize("execution", ["parallel", "batched", "auto"])
 def test_the_training_job_takes_and_records_it(tmp_path, execution, clock):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install 'pyparareal[train]'")
-    from pyparareal.nn.training_job import checkpoint, data, job, loop
+    from pyparareal.nn import data
+    from pyparareal.nn.training_job import checkpoint, job, loop
     from pyparareal.nn.training_job.settings import Settings
 
     settings = Settings(model="resnet20", parts=9, width=2, batch_size=64, execution=execution, threads=2)

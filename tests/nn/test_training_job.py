@@ -20,8 +20,8 @@ for library in ("sklearn", "safetensors", "matplotlib"):
     pytest.importorskip(library, reason=f"{library} is not installed: pip install 'pyparareal[train]'")
 
 import pyparareal.nn  # noqa: E402
-from pyparareal.nn import models, train_command  # noqa: E402
-from pyparareal.nn.training_job import data, job, loop, report, step_time  # noqa: E402
+from pyparareal.nn import data, models, train_command  # noqa: E402
+from pyparareal.nn.training_job import job, loop, report, step_time  # noqa: E402
 from pyparareal.nn.training_job.settings import Settings  # noqa: E402
 
 SMALL = {"model": "resnet8", "width": 2, "parts": 2, "threads": 1}

@@ -18,9 +18,9 @@ from torch import nn
 
 from .. import models
 from ..chain import chain_of
+from ..data import Split, load, steps_per_epoch
 from ..parareal_network import PararealNetwork
 from . import checkpoint, report
-from .data import Split, load, steps_per_epoch
 from .loop import Progress, State, evaluate, make_optimiser, train
 from .settings import Settings
 from .step_time import StepTimes, measure

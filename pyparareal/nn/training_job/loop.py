@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...errors import PararealError
-from .data import Images, Split, batches, steps_per_epoch
+from ..data import Images, Split, batches, steps_per_epoch
 from .settings import Settings
 
 
