@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Paired, repeated cross-validation of serial and parareal networks that survives being stopped.
 
-In every repetition and fold all networks start from one initial body and see the same batches in the same order with the
-same augmentation. Each finished training is one line of a JSON-lines file; what is there is not trained again.
+In every repetition and fold all networks start from one initial body and see the same batches in the same order,
+with the same augmentation. Each finished training is one line of a JSON-lines file; what is there is not trained again.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from bench import machine
 
 if TYPE_CHECKING:
+    from pyparareal.nn.training_job.data import Images, Split
     from torch import nn
 
-    from pyparareal.nn.training_job.data import Images, Split
     from pyparareal.nn.training_job.settings import Settings
 
 FOLDS, REPETITIONS = 5, 3
