@@ -19,7 +19,7 @@ from bench import intervals
 from bench.cases import Result, case
 
 if TYPE_CHECKING:
-    from pyparareal.nn.training_job.data import Split
+    from pyparareal.nn.data import Split
 
 PARTS = (2, 3, 4, 6)
 DEFAULT_PARTS = 4  # of Settings; the metrics without a suffix
@@ -37,8 +37,9 @@ def folder() -> Path:
 def digits_study() -> cv.Study:
     """All 1,797 digits, held out once in each repetition; recipe and folds are fixed beforehand."""
     import torch
-    from pyparareal.nn.training_job.data import Images, Split
     from sklearn.datasets import load_digits
+
+    from pyparareal.nn.data import Images, Split
 
     raw = load_digits()
     x = torch.from_numpy(raw.images.astype(np.float32))[:, None]
