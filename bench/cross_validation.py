@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 FOLDS, REPETITIONS = 5, 3
 FIRST_STEPS = 5  # of each training: their mean loss is kept, so that a record can be checked in a second
-# What decides a training, apart from network and seed: the defaults of ``pyparareal train``, spelled out, so that records
-# stay valid when other settings appear. Chosen before, on another split, by the serial network (``Settings``).
+# What decides a training, apart from network and seed: the defaults of ``pyparareal train``, spelled out, so that
+# records stay valid when other settings appear. Chosen before, on another split, by the serial network (``Settings``).
 RECIPE: dict[str, Any] = {
     "model": "resnet20",
     "width": 16,
