@@ -16,6 +16,8 @@ from pyparareal._version import __version__ as __version__
 _LAZY = {
     "solve": "pyparareal.solver",
     "serial_solve": "pyparareal.solver",
+    "MGRIT": "pyparareal.mgrit",
+    "Transfer": "pyparareal.hierarchy",
     "TimeGrid": "pyparareal.time_grid",
     "Propagator": "pyparareal.propagators",
     "Solution": "pyparareal.solution",

@@ -7,6 +7,7 @@ Nothing is imported here but NumPy: an array's own library is already loaded whe
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,42 @@ def to_numpy(u: Array) -> np.ndarray[Any, Any]:
     if is_torch(u):
         return u.detach().cpu().numpy()
     return namespace(u).asnumpy(u)
+
+
+def copy(u: Array) -> Array:
+    """A contiguous copy."""
+    v = empty_like(u)
+    v[...] = u
+    return v
+
+
+def epsilon(u: Array) -> float:
+    """The distance from 1 to the next larger number of the dtype of ``u``."""
+    return float((namespace(u) if is_torch(u) else np).finfo(u.dtype).eps)
+
+
+def read_later(u: Array) -> Callable[[], np.ndarray[Any, Any]]:
+    """Start copying ``u`` to the host; the function returned waits for it. On the host there is nothing to wait for."""
+    if isinstance(u, np.ndarray):
+        return lambda: u
+    if is_torch(u):
+        torch = sys.modules["torch"]
+        if not u.is_cuda:
+            return lambda: to_numpy(u)
+        pinned = torch.empty(u.shape, dtype=u.dtype, pin_memory=True)
+        with torch.cuda.device(u.device):
+            pinned.copy_(u.detach(), non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        return lambda: (copied.synchronize(), pinned.numpy())[1]
+    cupy = namespace(u)
+    with u.device:
+        memory = cupy.cuda.alloc_pinned_memory(max(1, u.nbytes))
+        host = np.frombuffer(memory, u.dtype, u.size).reshape(u.shape)
+        cupy.asnumpy(u, out=host, blocking=False)
+        event = cupy.cuda.Event(disable_timing=True)
+        event.record()
+    return lambda: (event.synchronize(), host)[1]
 
 
 def device_scratch(like: Array, nbytes: int) -> Array:

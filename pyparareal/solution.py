@@ -17,10 +17,13 @@ Array = Any
 class Status(enum.Enum):
     """How a solve ended; the value is the message for the user."""
 
-    CONVERGED = "converged: every slice is exact or its last jump is below the tolerance"
+    CONVERGED = "converged: what the method measures is below the tolerance, or exact"
     SERIAL = "solved serially, one step after the other"
-    SERIAL_FALLBACK = "parareal failed; this is the serial solution, computed instead"
+    SERIAL_FALLBACK = "the iteration failed; this is the serial solution, computed instead"
     MAX_ITERATIONS = "the iteration limit was reached before every slice had converged"
+    DIVERGED = "the residual grew far beyond its first value; the coarse propagator may be unstable"
+    STAGNATED = "the residual no longer falls"
+    ROUND_OFF = "the residual no longer falls: it is at the rounding of the dtype, and the tolerance is below that"
     NON_FINITE_GUESS = "the starting guess holds NaN or infinity; the coarse step may be unstable"
     NON_FINITE = "a fine or coarse step produced NaN or infinity"
     STOPPED = "the callback asked to stop before every slice had converged"
@@ -50,7 +53,13 @@ class Stats:
     seconds : dict
         Host seconds per phase. On a GPU the work is asynchronous and these are launch times.
     failure : Status, optional
-        Why parareal failed, if the serial solution was returned instead.
+        Why the method failed, if the serial solution was returned instead.
+    levels : int
+        Levels of the hierarchy, the finest included.
+    steps_per_level, critical_steps_per_level : tuple of int
+        MGRIT: steps taken on each level, and those of them that had to wait for one another.
+    final_residual : float, optional
+        Of the states returned, where it was asked for.
     """
 
     slices: int
@@ -63,6 +72,10 @@ class Stats:
     converged_slices: tuple[int, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     failure: Status | None = None
+    levels: int = 2
+    steps_per_level: tuple[int, ...] = ()
+    critical_steps_per_level: tuple[int, ...] = ()
+    final_residual: float | None = None
 
     @property
     def cost_ratio(self) -> float:

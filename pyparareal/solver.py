@@ -5,24 +5,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from . import arrays, ops
+from . import arrays, checks
 from .errors import ConvergenceError
-from .norms import NORMS
-from .parareal import Callback, Parareal
-from .propagators import Blocked, Blocks, Map, Propagator, advance
+from .method_runs import Common, MethodRun, MgritRun, PararealRun
+from .mgrit import MGRIT
+from .parareal import Callback
+from .propagators import Propagator, advance
+from .relaxation import every_point
 from .runtime import LocalRuntime, Runtime
 from .solution import Solution, Stats, Status
-from .time_grid import TimeGrid, count_points, part_of_points
+from .stopping import SpatialNorm
+from .time_grid import TimeGrid
 
 Array = Any
 
-METHODS = ("parareal",)
+METHODS = ("parareal", "mgrit")
 ON_FAILURE = ("raise", "serial", "return")
 SAVE = ("coarse", "all")
 
@@ -32,12 +35,12 @@ def solve(
     u0: Array,
     grid: TimeGrid,
     *,
-    m: int,
+    m: int | Sequence[int],
     tol: float,
     coarse: Any = None,
-    method: str = "parareal",
+    method: str | MGRIT = "parareal",
     max_iterations: int | None = None,
-    norm: str = "inf",
+    norm: SpatialNorm | None = None,
     freeze: bool = True,
     keep_going: bool = False,
     initial: Solution | Array | None = None,
@@ -94,54 +97,46 @@ def solve(
     ConvergenceError
         See ``on_failure``.
     """
-    _choose("method", method, METHODS)
-    _choose("norm", norm, tuple(NORMS))
-    _choose("on_failure", on_failure, ON_FAILURE)
-    _choose("save", save, SAVE)
-    u0, slices = _initial_value(u0), _grid(grid).slices(m)
-    fine, coarse = _pair(fine, coarse, grid, m, deterministic)
+    checks.choose("on_failure", on_failure, ON_FAILURE)
+    checks.choose("save", save, SAVE)
+    u0, grid = checks.initial_value(u0), checks.grid(grid)
     runtime = LocalRuntime() if runtime is None else runtime
-    iterate = Parareal(
-        fine,
-        coarse,
-        grid,
-        m,
-        tol=_tolerance(tol),
-        max_iterations=_iterations(max_iterations, slices),
-        norm=norm,
-        freeze=freeze,
-        keep_going=keep_going,
-        runtime=runtime,
-        callback=callback,
+    common = Common(
+        checks.tolerance(tol), max_iterations, norm, keep_going, deterministic, initial is not None, runtime, callback
     )
-    u, guessed = _start(u0, slices, initial, grid, m)
+    run: MethodRun
+    if not isinstance(method, MGRIT):
+        checks.choose("method", method, METHODS)
+    if method == "parareal":
+        run = PararealRun(fine, coarse, grid, m, freeze, common)
+    else:
+        run = MgritRun(fine, coarse, grid, m, method if isinstance(method, MGRIT) else MGRIT(), u0, common)
+    if run.serial:
+        how = "return" if on_failure == "return" else "raise"
+        serial = serial_solve(run.fine, u0, grid, m=run.m, save=save, on_failure=how, runtime=runtime)
+        return dataclasses.replace(serial, iterations=1, residuals=(0.0,))
+    u, guessed = _start(u0, initial, grid, run.m)
 
     before = dict(runtime.seconds)
     with _no_grad(u):
-        status = iterate.run(u, guessed=guessed)
-        u, points, steps = _states(fine, u, grid, m, save, runtime)
-    if status is Status.CONVERGED and not _finite(u):
+        status = run.run(u, guessed)
+        final = run.final_residual(u)
+        u, points, steps = _states(run.fine, u, grid, run.m, save, runtime)
+    if status is Status.CONVERGED and not checks.finite(u):
         status = Status.NON_FINITE
 
-    iterations = len(iterate.residuals)
-    stats = Stats(
-        slices=slices,
-        m=m,
-        serial_steps=grid.steps,
-        fine_steps=iterate.fine_steps + steps[0],
-        critical_fine_steps=iterations * m + steps[1],
-        coarse_steps=iterate.coarse_steps,
-        critical_coarse_steps=iterate.coarse_steps - (slices - 1) * guessed,
-        converged_slices=tuple(iterate.converged),
+    stats = dataclasses.replace(
+        run.stats(steps),
         seconds={name: total - before.get(name, 0.0) for name, total in runtime.seconds.items()},
+        final_residual=final,
     )
-    solution = Solution(u, points, grid, status, iterations, tuple(iterate.residuals), stats)
+    solution = Solution(u, points, grid, status, run.iterations, tuple(run.residuals), stats)
 
     if status.ok or status is Status.STOPPED or on_failure == "return":
         return solution
     if on_failure == "raise":
-        raise ConvergenceError(_report(solution, tol), solution)
-    serial = serial_solve(fine, u0, grid, m=m, save=save, runtime=runtime)
+        raise ConvergenceError(run.report(solution), solution)
+    serial = serial_solve(run.fine, u0, grid, m=run.m, save=save, runtime=runtime)
     return dataclasses.replace(
         solution,
         u=serial.u,
@@ -167,10 +162,10 @@ def serial_solve(
     ``m`` says which points count as C-points for ``save="coarse"``, and with ``deterministic`` where the
     blocks lie. Other parameters, and errors, as in :func:`solve`; a non-finite state is a failure.
     """
-    _choose("save", save, SAVE)
-    _choose("on_failure", on_failure, ("raise", "return"))
-    u0, slices = _initial_value(u0), _grid(grid).slices(m)
-    fine = _propagator("fine", fine, grid, deterministic)
+    checks.choose("save", save, SAVE)
+    checks.choose("on_failure", on_failure, ("raise", "return"))
+    u0, slices = checks.initial_value(u0), checks.grid(grid).slices(m)
+    fine = checks.propagator("fine", fine, grid, deterministic)
     runtime = LocalRuntime() if runtime is None else runtime
     stride = m if save == "coarse" else 1
 
@@ -182,7 +177,7 @@ def serial_solve(
         for row, (i, end) in enumerate(zip(points[:-1].tolist(), points[1:].tolist(), strict=True)):
             advance(fine, u[row : row + 1], slice(i, i + 1, m), end - i, out=u[row + 1 : row + 2])
 
-    status = Status.SERIAL if _finite(u) else Status.NON_FINITE
+    status = Status.SERIAL if checks.finite(u) else Status.NON_FINITE
     stats = Stats(
         slices=slices,
         m=m,
@@ -219,22 +214,15 @@ def _states(
 def _every_point(
     fine: Propagator, u: Array, grid: TimeGrid, m: int, runtime: Runtime
 ) -> tuple[Array, Array, tuple[int, int]]:
-    """F-relaxation: every F-point from the C-point left of it, all slices at once, trailing points included."""
     every = arrays.empty_like(u, slices=grid.steps + 1)
-    ops.inject(u, every, step=m)
-    v, total, depth = u, 0, min(m - 1, grid.steps)
     with runtime.mark("parareal.fill"):
-        for j in range(1, depth + 1):
-            count = count_points(grid.f_points(m, j))
-            v_next = arrays.empty_like(v, slices=count)
-            runtime.map(fine, v[:count], part_of_points(grid.f_points(m, j - 1), 0, count), out=v_next)
-            ops.inject(v_next, every, start=j, step=m)
-            v, total = v_next, total + count
-    return every, np.arange(grid.steps + 1), (total, depth)
+        taken = every_point(runtime, fine, grid, m, u, every)
+    return every, np.arange(grid.steps + 1), taken
 
 
-def _start(u0: Array, slices: int, initial: Any, grid: TimeGrid, m: int) -> tuple[Array, bool]:
+def _start(u0: Array, initial: Any, grid: TimeGrid, m: int) -> tuple[Array, bool]:
     """The array of C-points with the initial value in row 0, and whether the other rows hold a guess."""
+    slices = grid.slices(m)
     u = arrays.empty_like(u0[None], slices=slices + 1)
     u[0] = u0
     if initial is None:
@@ -256,91 +244,5 @@ def _start(u0: Array, slices: int, initial: Any, grid: TimeGrid, m: int) -> tupl
     return u, True
 
 
-def _pair(fine: Any, coarse: Any, grid: TimeGrid, m: int, deterministic: bool) -> tuple[Propagator, Propagator]:
-    if coarse is None:
-        if not hasattr(fine, "rediscretise"):
-            raise TypeError("coarse: not given, and fine has no rediscretise(m) to make one")
-        coarse = fine.rediscretise(m)
-    return (
-        _propagator("fine", fine, grid, deterministic),
-        _propagator("coarse", coarse, grid.coarsen(m), deterministic),
-    )
-
-
-def _propagator(name: str, phi: Any, grid: TimeGrid, deterministic: bool) -> Propagator:
-    """``phi`` as a propagator on ``grid``."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(phi, torch.nn.Module):
-        phi = Blocks(phi)
-    elif not hasattr(phi, "step") and callable(phi):
-        phi = Map(phi)
-    if not isinstance(phi, Propagator):
-        raise TypeError(
-            f"{name}: got {type(phi).__name__}, expected a callable u -> u_next or an object with "
-            "step(u, points) and batch_invariant"
-        )
-    if (own := getattr(phi, "grid", None)) is not None and own != grid:
-        raise ValueError(f"{name}: lives on {own}, expected {grid}")
-    if (steps := getattr(phi, "steps", None)) is not None and steps != grid.steps:
-        raise ValueError(f"{name}: has {steps} steps, expected the {grid.steps} of {grid}")
-    return Blocked(phi, grid.steps) if deterministic and not phi.batch_invariant else phi
-
-
-def _initial_value(u0: Any) -> Array:
-    if isinstance(u0, (int, float, list, tuple)):
-        u0 = np.asarray(u0, dtype=np.float64)
-    if not hasattr(u0, "dtype") or not hasattr(u0, "shape"):
-        raise TypeError(f"u0: got {type(u0).__name__}, expected an array")
-    if "float" not in str(u0.dtype):
-        raise TypeError(f"u0: got dtype {u0.dtype}, expected a floating point dtype")
-    if getattr(u0, "requires_grad", False):
-        raise ValueError("u0: requires grad, but solve is not differentiable; pass u0.detach()")
-    if not _finite(u0[None]):
-        raise ValueError("u0: got NaN or infinity, expected finite values")
-    return u0
-
-
-def _grid(grid: Any) -> TimeGrid:
-    if not isinstance(grid, TimeGrid):
-        raise TypeError(f"grid: got {type(grid).__name__}, expected a TimeGrid")
-    return grid
-
-
-def _tolerance(tol: Any) -> float:
-    if isinstance(tol, bool) or not isinstance(tol, (int, float, np.floating)):
-        raise TypeError(f"tol: got {tol!r}, expected a number")
-    if not 0 <= tol < math.inf:
-        raise ValueError(f"tol: got {tol}, expected a finite number of at least 0")
-    return float(tol)
-
-
-def _iterations(max_iterations: Any, slices: int) -> int:
-    if max_iterations is None:
-        return slices
-    if isinstance(max_iterations, bool) or not isinstance(max_iterations, (int, np.integer)):
-        raise TypeError(f"max_iterations: got {max_iterations!r}, expected an integer or None")
-    if max_iterations < 1:
-        raise ValueError(f"max_iterations: got {max_iterations}, expected at least 1")
-    return int(max_iterations)
-
-
-def _choose(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
-
-
-def _finite(u: Array) -> bool:
-    return bool(np.isfinite(arrays.to_numpy(ops.slice_norms(u, norm="max_abs"))).all())
-
-
 def _no_grad(u: Array) -> contextlib.AbstractContextManager[Any]:
     return sys.modules["torch"].no_grad() if arrays.is_torch(u) else contextlib.nullcontext()
-
-
-def _report(solution: Solution, tol: float) -> str:
-    done = solution.stats.converged_slices[-1] if solution.iterations else 0
-    last = f", last jump {solution.residuals[-1]:.3g} (tol {tol:.3g})" if solution.iterations else ""
-    return (
-        f"{solution.status.value} ({done} of {solution.stats.slices} slices after {solution.iterations} "
-        f'iterations{last}). The solution so far is in .solution; on_failure="serial" falls back.'
-    )

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The chain a level solves: the propagator's own, or the FAS equation handed down by the next finer level.
+
+Each is a propagator again, so that relaxation, interpolation and the coarsest chain are the same on every level.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from . import ops
+from .propagators import Propagator, require_like
+
+Array = Any
+
+
+@runtime_checkable
+class ResidualPropagator(Protocol):
+    """A propagator that knows its equation as a residual, ``A_i(u[i+1], u[i]) = 0``.
+
+    With it MGRIT measures and restricts ``-A`` in place of ``Phi(u[i]) - u[i+1]``: for an implicit scheme the
+    residual of the linear or non-linear system itself, without solving it.
+    """
+
+    batch_invariant: bool
+
+    def step(self, u: Array, points: slice) -> Array: ...
+
+    def residual(self, u_next: Array, u: Array, points: slice) -> Array:
+        """``A_i(u_next, u)`` ``[slices, batch, features...]`` for the steps that start at ``points``."""
+        ...
+
+    def step_with(self, u: Array, points: slice, rhs: Array) -> Array:
+        """The ``u_next`` with ``A_i(u_next, u) = rhs``."""
+        ...
+
+
+class Pair:
+    """``u[i+1] = f[i] + (Phi(u[i]) - g[i])``: the FAS equation as a pair per step, bracket first.
+
+    ``f [steps, ...]`` is what the finer level's relaxation ends in, ``g = Phi(v[i])`` the same step of this level from
+    the restricted states ``v``. Where ``u[i]`` is ``v[i]`` the bracket is exactly zero and ``u[i+1]`` is the fine
+    result itself; with the one right-hand side ``f - g`` it would be so to rounding only, and for a poor coarse
+    propagator never.
+    """
+
+    def __init__(self, phi: Propagator, f: Array, g: Array) -> None:
+        self.phi, self.f, self.g = phi, f, g
+        self.batch_invariant = phi.batch_invariant
+
+    def step(self, u: Array, points: slice) -> Array:
+        stepped = require_like(self.phi.step(u, points), u, self.phi)
+        return ops.parareal_update(self.f[points], stepped, self.g[points])
+
+
+class WithResidual:
+    """``A_i(u[i+1], u[i]) = rhs[i]`` for a propagator that brings its own residual; no ``rhs`` means zero."""
+
+    def __init__(self, phi: ResidualPropagator, rhs: Array | None = None) -> None:
+        self.phi, self.rhs = phi, rhs
+        self.batch_invariant = phi.batch_invariant
+
+    def step(self, u: Array, points: slice) -> Array:
+        if self.rhs is None:
+            return self.phi.step(u, points)
+        return self.phi.step_with(u, points, self.rhs[points])
+
+    def defect(self, u_next: Array, u: Array, points: slice) -> Array:
+        """``rhs[i] - A_i(u_next, u)``."""
+        r = require_like(self.phi.residual(u_next, u, points), u, self.phi)
+        return -r if self.rhs is None else self.rhs[points] - r

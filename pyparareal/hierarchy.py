@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The levels of a multigrid method: grids, propagators, coarsening factors, transfers in space."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .propagators import Propagator
+from .time_grid import TimeGrid
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Between the space of one level and that of the next coarser one, batched over ``[slices, ...]``.
+
+    Attributes
+    ----------
+    restrict : states and residuals to the coarse space, linear
+    prolong : corrections (and, in nested iteration, states) to the fine space, linear
+    """
+
+    restrict: Callable[[Array], Array]
+    prolong: Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Level:
+    """``phi`` on ``grid``; every ``m``-th point is a point of the next level, to whose space ``transfer`` leads.
+
+    ``m`` of the coarsest level is the factor its relaxation uses, if it is relaxed rather than solved.
+    """
+
+    phi: Propagator
+    grid: TimeGrid
+    m: int
+    nu: int
+    omega: float
+    transfer: Transfer | None
+
+    @property
+    def slices(self) -> int:
+        """``floor(N / m)``."""
+        return self.grid.slices(self.m)
+
+
+def build_levels(
+    fine: Propagator,
+    coarse: Any,
+    grid: TimeGrid,
+    m: int | Sequence[int],
+    *,
+    levels: int | None,
+    min_coarse: int,
+    nu: int | Sequence[int],
+    omega: float | Sequence[float],
+    transfer: Transfer | Sequence[Transfer | None] | None,
+    adapt: Callable[[str, Any, TimeGrid], Propagator],
+) -> list[Level]:
+    """Levels from the finest to the coarsest, until there are ``levels`` or the next would have too few steps.
+
+    ``coarse`` is one propagator per coarse level, or None: each level's ``rediscretise(m)``. ``adapt(name, phi,
+    grid)`` makes a propagator of what the user gave.
+    """
+    factors = _factors(m)
+    most = _most(levels, m, factors)
+    given = _given(coarse, most)
+    phi, found = fine, []
+    for depth in range(most):
+        factor = _per_level(factors, depth)
+        if depth == 0 and factor > grid.steps:
+            raise ValueError(f"m: got {factor}, expected at most the {grid.steps} steps of the grid")
+        found.append(
+            Level(
+                phi,
+                grid,
+                min(factor, grid.steps),
+                _per_level(_several("nu", nu), depth),
+                _per_level(_several("omega", omega), depth),
+                None if transfer is None else _per_level(_several("transfer", transfer), depth),
+            )
+        )
+        if depth + 1 == most or grid.steps // factor < max(min_coarse, 1):
+            break
+        rediscretised = None if given is not None else _rediscretised(phi, factor, depth)
+        grid = grid.coarsen(factor)
+        name = "coarse" if given is None or len(given) == 1 else f"coarse[{depth}]"
+        phi = adapt(name, rediscretised if given is None else given[depth], grid)
+    return found
+
+
+def _factors(m: Any) -> list[int]:
+    factors = list(m) if isinstance(m, Sequence) else [m]
+    if not factors:
+        raise ValueError("m: got no coarsening factor, expected one, or one per level")
+    for factor in factors:
+        if isinstance(factor, bool):
+            raise TypeError(f"m: got {factor!r}, expected an integer")
+        try:
+            value = operator.index(factor)
+        except TypeError:
+            raise TypeError(f"m: got {factor!r}, expected an integer, or one per level") from None
+        if value < 2:
+            raise ValueError(f"m: got {value}, expected a coarsening factor of at least 2")
+    return [int(factor) for factor in factors]
+
+
+def _most(levels: int | None, m: Any, factors: list[int]) -> int:
+    if isinstance(m, Sequence):
+        most = len(factors) + 1
+        return most if levels is None else min(most, levels)
+    return 64 if levels is None else levels  # 2^64 steps do not exist
+
+
+def _given(coarse: Any, most: int) -> list[Any] | None:
+    if coarse is None:
+        return None
+    if isinstance(coarse, list | tuple):
+        if len(coarse) < most - 1 and most < 64:
+            raise ValueError(f"coarse: got {len(coarse)} propagators, expected {most - 1}, one per coarse level")
+        return list(coarse)
+    if most > 2:
+        raise ValueError(f"coarse: got one propagator for up to {most} levels, expected a list of one per coarse level")
+    return [coarse]
+
+
+def _rediscretised(phi: Any, m: int, depth: int) -> Any:
+    if not hasattr(phi, "rediscretise"):
+        raise TypeError(
+            "coarse: not given, and fine has no rediscretise(m) to make one"
+            if depth == 0
+            else f"coarse: not given, and the propagator of level {depth} has no rediscretise(m) to make one"
+        )
+    return phi.rediscretise(m)
+
+
+def _several(name: str, values: Any) -> list[Any]:
+    several = list(values) if isinstance(values, Sequence) else [values]
+    if not several:
+        raise ValueError(f"{name}: got nothing, expected a value, or one per level")
+    return several
+
+
+def _per_level(values: list[Any], depth: int) -> Any:
+    return values[min(depth, len(values) - 1)]

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""MGRIT, multigrid reduction in time: parareal with the serial coarse chain replaced by a coarser MGRIT.
+
+Level ``l`` solves ``u[i+1] = A_l(u[i])``. Its C-points ``c`` are every ``m``-th point, and one cycle does
+
+    relax      c[n+1] = omega A_l^m(c[n]) + (1 - omega) c[n+1]                 nu times; then f[n] = A_l^m(c[n])
+    restrict   A_{l+1}(u[n]) = f[n] + (Phi_{l+1}(u[n]) - Phi_{l+1}(c[n]))      the FAS equation, as a pair
+    correct    c = the solution of u[n+1] = A_{l+1}(u[n]), u[0] = c[0]         by a cycle of level l+1, or serially
+
+with ``A_0 = Phi_0``. F-points are never stored on the finest level: relaxation needs only what a slice ends in.
+Because the coarse equation is kept as a pair and its solution assigned, not added, a C-point is bitwise final as soon
+as everything left of it is, on every level. Two levels with ``nu = 0`` are parareal, bit for bit.
+
+R. D. Falgout, S. Friedhoff, T. V. Kolev, S. P. MacLachlan, J. B. Schroder, "Parallel time integration with multigrid",
+SIAM J. Sci. Comput. 36 (2014), C635-C661, Algorithm 1; with the full approximation scheme as in J. B. Schroder,
+"Parallelizing over artificial neural network training runs with multigrid", arXiv 1708.02276, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import arrays, ops
+from .equations import Pair, ResidualPropagator, WithResidual
+from .hierarchy import Level, Transfer
+from .parareal import Callback
+from .propagators import Propagator, advance
+from .relaxation import every_point, slice_ends
+from .runtime import Runtime
+from .solution import Status
+from .stopping import Monitor, SpatialNorm, spatial_norms, temporal_norm
+from .time_grid import shift_points
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class MGRIT:
+    """Options of the method; ``solve(..., method=MGRIT(levels=3, cycle="F"))``.
+
+    Attributes
+    ----------
+    levels : int or None
+        At most so many, the finest included; None: as many as ``min_coarse`` allows.
+    min_coarse : int
+        A level has at least so many steps.
+    nu : int or sequence
+        Extra C- and F-relaxations, per level from the finest or the same for all: 0 is F-, 1 FCF-, 2 FCFCF-relaxation.
+    omega : float or sequence
+        Weight of the C-relaxation, per level or the same for all.
+    cycle : {"V", "F", "W"}
+        How often a level is visited from the one above: once; by an F- and then a V-cycle; twice.
+    nested : bool
+        Before the first cycle solve on the coarsest level and go up, with one V-cycle on every level between.
+    skip_first_down : bool, optional
+        The first cycle only goes up from a solve on the coarsest level, with a V-cycle on every level between
+        if ``cycle="F"``; it needs no guess and has no residual (NaN). Default: where no guess is given.
+    coarsest_sweeps : int, optional
+        Relax the coarsest level so often instead of solving it serially.
+    measure : {"descent", "end"}
+        The residual of a cycle is that after its relaxation, before its correction, and costs nothing; or that
+        after its end, which an F-relaxation finds that the next cycle then starts with.
+    stopping : {"residual", "jump"}
+        What must be small: ``A(u[i]) - u[i+1]`` at the C-points, or their change in a cycle.
+    relative : {"first", "state"}, optional
+        Compare with the first residual, or with the norm of the states; default: with nothing.
+    scope : {"global", "local"}
+        Compare the ``temporal_norm`` over all C-points with the tolerance, or every C-point by itself.
+    temporal_norm : {"l2", "l1", "inf"}
+    lag : int
+        Judge a cycle only when so many more have been launched, so that a device never waits for the host.
+    divergence, stagnation : see :class:`pyparareal.stopping.Limits`
+    transfer : Transfer or sequence, optional
+        Coarsening in space, per level from the finest or the same for all.
+    final_residual : bool
+        Measure the residual of what is returned: one more sweep, in ``stats.final_residual``.
+    """
+
+    levels: int | None = 2
+    min_coarse: int = 2
+    nu: int | Sequence[int] = 1
+    omega: float | Sequence[float] = 1.0
+    cycle: str = "V"
+    nested: bool = False
+    skip_first_down: bool | None = None
+    coarsest_sweeps: int | None = None
+    measure: str = "descent"
+    stopping: str = "residual"
+    relative: str | None = None
+    scope: str = "global"
+    temporal_norm: str = "l2"
+    lag: int = 0
+    divergence: float = 1e10
+    stagnation: int | None = 10
+    transfer: Transfer | Sequence[Transfer | None] | None = None
+    final_residual: bool = False
+
+
+@dataclass
+class Cycles:
+    """The method at work on ``levels``; :meth:`run` iterates.
+
+    Attributes
+    ----------
+    steps, critical : list of int
+        Steps taken per level, and those of them that had to wait for one another.
+    """
+
+    levels: list[Level]
+    options: MGRIT
+    monitor: Monitor
+    max_iterations: int
+    norm: SpatialNorm
+    runtime: Runtime
+    callback: Callback | None = None
+    cycles: int = 0
+    steps: list[int] = field(default_factory=list)
+    critical: list[int] = field(default_factory=list)
+
+    def run(self, c: Array, *, guessed: bool) -> Status:
+        """Iterate on the C-points ``c [S + 1, batch, features...]`` of the finest level, in place."""
+        options, top = self.options, _equation(self.levels[0])
+        self.steps, self.critical = [0] * len(self.levels), [0] * len(self.levels)
+        skip = not (guessed or options.nested) if options.skip_first_down is None else options.skip_first_down
+        if options.nested:
+            self._from_coarser(0, c, visit=True)
+        ends: Ends | None = None
+        for k in range(self.max_iterations):
+            before = arrays.copy(c) if options.stopping == "jump" else None
+            if k == 0 and skip:
+                self._from_coarser(0, c, visit=options.cycle == "F")
+                measured = None
+            else:
+                ends = self._relax(0, top, c, ends)
+                measured = self._residual(top, c, ends) if options.measure == "descent" else None
+                self._correct(0, top, c, ends, options.cycle)
+            ends = None
+            if options.measure == "end" and before is None:
+                ends = self._ends(0, top, c)
+                measured = self._residual(top, c, ends)
+            if before is not None:
+                measured = spatial_norms(self.norm, c[1:], before[1:])
+            self.cycles = k + 1
+            if status := self._judge(c, measured):
+                return status
+        return self.monitor.judge(lambda: self._round_off(c), all_of_them=True) or Status.MAX_ITERATIONS
+
+    def residual(self, c: Array) -> float:
+        """The temporal norm of ``A_0(u[i]) - u[i+1]`` at the C-points."""
+        top = _equation(self.levels[0])
+        norms = self._residual(top, c, self._ends(0, top, c))
+        return temporal_norm(self.options.temporal_norm, norms, self.runtime)
+
+    # One cycle: relax, correct
+
+    def _cycle(self, at: int, equation: Propagator, c: Array, kind: str) -> None:
+        self._correct(at, equation, c, self._relax(at, equation, c), kind)
+
+    def _relax(self, at: int, equation: Propagator, c: Array, ends: Ends | None = None) -> Ends:
+        """``nu`` times F- and C-relaxation of ``c``, in place, and what its slices then end in."""
+        ends = ends or self._ends(at, equation, c)
+        for _ in range(self.levels[at].nu):
+            ops.c_relax(ends.f, c[1:], self.levels[at].omega, out=c[1:])
+            ends = self._ends(at, equation, c)
+        return ends
+
+    def _correct(self, at: int, equation: Propagator, c: Array, ends: Ends, kind: str) -> None:
+        """``c`` becomes the solution of level ``l + 1``; in a coarser space, ``c`` gets the prolonged change of it."""
+        transfer, below = self.levels[at].transfer, self.levels[at + 1]
+        restrict = transfer.restrict if transfer else _identity
+        v = restrict(c)
+        if isinstance(equation, WithResidual) and isinstance(below.phi, ResidualPropagator):
+            r = equation.defect(c[1:], ends.last, self._last_steps(at))
+            rhs = restrict(r) + below.phi.residual(v[1:], v[:-1], slice(0, below.grid.steps, 1))
+            coarse: Propagator = WithResidual(below.phi, rhs)
+        else:
+            coarse = Pair(below.phi, restrict(ends.f), self._step_all(at + 1, v))
+        if transfer is None:
+            self._solve(at + 1, coarse, c, kind)
+        else:
+            u = arrays.copy(v)
+            self._solve(at + 1, coarse, u, kind)
+            c[1:] += transfer.prolong(u - v)[1:]
+
+    def _solve(self, at: int, equation: Propagator, u: Array, kind: str) -> None:
+        """``u[i+1] = A_l(u[i])`` at every point of level ``l``, in place: serially on the coarsest, else by cycles."""
+        level = self.levels[at]
+        if at + 1 == len(self.levels) and self.options.coarsest_sweeps is None:
+            self._chain(at, equation, u)
+            return
+        c = ops.extract(u, step=level.m)
+        if at + 1 == len(self.levels):
+            self._sweep(at, equation, c)
+        else:
+            self._cycle(at, equation, c, kind)
+            if kind != "V":
+                self._cycle(at, equation, c, "V" if kind == "F" else kind)
+        self._every_point(at, equation, c, u)
+
+    def _from_coarser(self, at: int, c: Array, *, visit: bool) -> None:
+        """A guess for ``c`` from the levels below, solved with their own propagators; ``visit``: a V-cycle on each."""
+        transfer = self.levels[at].transfer
+        u = transfer.restrict(c) if transfer else c
+        below, equation = self.levels[at + 1], _equation(self.levels[at + 1])
+        if at + 2 == len(self.levels):
+            self._solve(at + 1, equation, u, "V")
+        else:
+            coarser = ops.extract(u, step=below.m)
+            self._from_coarser(at + 1, coarser, visit=visit)
+            if visit:
+                self._cycle(at + 1, equation, coarser, "V")
+            self._every_point(at + 1, equation, coarser, u)
+        if transfer:
+            c[1:] = transfer.prolong(u)[1:]
+
+    # What a cycle is made of
+
+    def _ends(self, at: int, equation: Propagator, c: Array) -> Ends:
+        level = self.levels[at]
+        with self.runtime.mark(f"mgrit.relax.{at}"):
+            self._count(at, level.slices * level.m, level.m)
+            if not isinstance(equation, WithResidual):
+                return Ends(slice_ends(self.runtime, equation, level.grid, level.m, c))
+            last = slice_ends(self.runtime, equation, level.grid, level.m, c, steps=level.m - 1)
+            f = arrays.empty_like(last)
+            self.runtime.map(equation, last, self._last_steps(at), out=f)
+            return Ends(f, last)
+
+    def _step_all(self, at: int, v: Array) -> Array:
+        """``Phi_l(v[i])`` for every step of level ``l``."""
+        with self.runtime.mark(f"mgrit.restrict.{at}"):
+            starts = self.runtime.shift(v)
+            g = arrays.empty_like(starts)
+            self.runtime.map(self.levels[at].phi, starts, slice(0, len(starts), 1), out=g)
+            self._count(at, len(starts), 1)
+            return g
+
+    def _chain(self, at: int, equation: Propagator, u: Array) -> None:
+        def step(i: int, start: Array, end: Array) -> None:
+            advance(equation, start, slice(i, i + 1, 1), out=end)
+
+        with self.runtime.mark("mgrit.coarsest"):
+            self.runtime.chain(step, u, 0)
+            self._count(at, self.levels[at].grid.steps, self.levels[at].grid.steps)
+
+    def _sweep(self, at: int, equation: Propagator, c: Array) -> None:
+        for _ in range(self.options.coarsest_sweeps or 0):
+            ops.c_relax(self._ends(at, equation, c).f, c[1:], 1.0, out=c[1:])
+
+    def _every_point(self, at: int, equation: Propagator, c: Array, u: Array) -> None:
+        with self.runtime.mark(f"mgrit.interpolate.{at}"):
+            self._count(at, *every_point(self.runtime, equation, self.levels[at].grid, self.levels[at].m, c, u))
+
+    def _last_steps(self, at: int) -> slice:
+        """The points right before the C-points."""
+        level = self.levels[at]
+        return shift_points(level.grid.starts(level.m), level.m - 1)
+
+    # Measuring
+
+    def _residual(self, equation: Propagator, c: Array, ends: Ends) -> Array:
+        """Per C-point the norm of ``A(u[i]) - u[i+1]``, or of what the propagator calls its residual."""
+        with self.runtime.mark("mgrit.residual"):
+            if isinstance(equation, WithResidual):
+                return spatial_norms(self.norm, equation.defect(c[1:], ends.last, self._last_steps(0)))
+            return spatial_norms(self.norm, ends.f, c[1:])
+
+    def _judge(self, c: Array, measured: Array | None) -> Status | None:
+        known = len(self.monitor.history)
+        states = spatial_norms(self.norm, c[1:]) if self.options.relative == "state" else None
+        self.monitor.record(measured, states)
+        status = self.monitor.judge(lambda: self._round_off(c))
+        if self.callback is not None:
+            for k, residual in enumerate(self.monitor.history[known:], start=known + 1):
+                if self.callback(k, c, residual) and status is None:
+                    status = Status.STOPPED
+        return status
+
+    def _round_off(self, c: Array) -> float:
+        """The residual that rounding explains: 10 units in the last place per step of a slice."""
+        unit = arrays.epsilon(c)
+        states = temporal_norm(self.options.temporal_norm, spatial_norms(self.norm, c[1:]), self.runtime)
+        return 10 * unit * math.sqrt(self.levels[0].m) * states
+
+    def _count(self, at: int, steps: int, critical: int) -> None:
+        self.steps[at] += steps
+        self.critical[at] += critical
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What every slice ends in, ``f``, and the states one step ``last`` before, where a residual needs them."""
+
+    f: Array
+    last: Array | None = None
+
+
+def _equation(level: Level) -> Any:
+    """The level's own chain."""
+    return WithResidual(level.phi) if isinstance(level.phi, ResidualPropagator) else level.phi
+
+
+def _identity(u: Array) -> Array:
+    return u

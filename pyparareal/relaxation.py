@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""F-relaxation: from the C-points across all slices at once, keeping the ends or every point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import arrays, ops
+from .propagators import Propagator
+from .runtime import Runtime
+from .time_grid import TimeGrid, count_points, part_of_points
+
+Array = Any
+
+
+def slice_ends(
+    runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Array, *, steps: int | None = None
+) -> Array:
+    """``Phi^m(c[n])`` for the start ``c[n]`` of every whole slice: ``c [S + 1, ...] -> [S, ...]``.
+
+    ``steps`` less than ``m`` stops so many steps into the slice.
+    """
+    starts = runtime.shift(c)
+    ends = arrays.empty_like(starts)
+    runtime.map(phi, starts, grid.starts(m), m if steps is None else steps, out=ends)
+    return ends
+
+
+def every_point(runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Array, u: Array) -> tuple[int, int]:
+    """Ideal interpolation: ``u`` gets the C-points ``c`` and, from them, all F-points, trailing ones included.
+
+    ``c [S + 1, ...]``, ``u [steps + 1, ...]`` is written. Returns the steps taken: in total, and one after the other.
+    """
+    ops.inject(c, u, step=m)
+    v, total, depth = c, 0, min(m - 1, grid.steps)
+    for j in range(1, depth + 1):
+        count = count_points(grid.f_points(m, j))
+        v_next = arrays.empty_like(v, slices=count)
+        runtime.map(phi, v[:count], part_of_points(grid.f_points(m, j - 1), 0, count), out=v_next)
+        ops.inject(v_next, u, start=j, step=m)
+        v, total = v_next, total + count
+    return total, depth

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""When to stop: norms in space and in time, and what a history of residuals says about its end."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import arrays, ops
+from .norms import NORMS
+from .runtime import Runtime
+from .solution import Status
+
+Array = Any
+SpatialNorm = str | Callable[[Array], Any]
+
+TEMPORAL = ("l2", "l1", "inf")
+
+
+def spatial_norms(norm: SpatialNorm, u: Array, v: Array | None = None) -> Array:
+    """The norm of ``u[i] - v[i]`` (or of ``u[i]``) for every ``i``: float64 ``[points]`` on the device of ``u``.
+
+    ``norm`` is a name or a function of a batch of states, ``[points, batch, features...] -> [points]``.
+    """
+    if isinstance(norm, str):
+        kind = NORMS[norm]
+        return kind.finish(ops.slice_norms(u, v, norm=kind.op), math.prod(u.shape[1:]))
+    d = u if v is None else u - v
+    values = norm(d)
+    shape = getattr(values, "shape", None)
+    if shape is None or tuple(shape) != (len(u),):
+        got = f"shape {tuple(shape)}" if shape is not None else type(values).__name__
+        raise ValueError(f"norm: returned {got} for {len(u)} states, expected an array [{len(u)}]")
+    return values
+
+
+def require_norm(norm: SpatialNorm, u: Array) -> None:
+    """Refuse a user's ``norm`` that is not one, judged on the state ``u [1, ...]``: ``|0| = 0``, ``|-2u| = 2|u|``."""
+    if isinstance(norm, str):
+        return
+    zero, one, scaled = (float(arrays.to_numpy(spatial_norms(norm, v))[0]) for v in (u - u, u, -2 * u))
+    # The dtype of u decides how exactly a norm can double; 16 bits are the coarsest.
+    if zero != 0 or not one >= 0 or not math.isclose(scaled, 2 * one, rel_tol=1e-2, abs_tol=0.0):
+        raise ValueError(
+            f"norm: |0| = {zero:g}, |u0| = {one:g}, |-2 u0| = {scaled:g}: not a norm, "
+            "expected 0, a number of at least 0, and twice that"
+        )
+
+
+def temporal_norm(kind: str, values: Array, runtime: Runtime) -> float:
+    """``(sum x^2)^(1/2)``, ``sum x`` or ``max x`` over the points, by the fixed tree; NaN stays NaN."""
+    if kind == "inf":
+        return runtime.reduce(values, np.maximum)
+    return math.sqrt(runtime.reduce(values * values)) if kind == "l2" else runtime.reduce(values)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a history that does not converge is given up.
+
+    Attributes
+    ----------
+    divergence : diverged once the residual exceeds so many times the first one; ``inf``: never
+    stagnation : stagnated when the smallest residual is that of so many cycles ago or older; None: never
+    """
+
+    divergence: float
+    stagnation: int | None
+
+    def judge(self, history: Sequence[float], floor: Callable[[], float]) -> Status | None:
+        """The status that ends the iteration, or None. ``floor()`` is the residual that rounding alone explains."""
+        known = [r for r in history if not math.isnan(r)]
+        if not known:
+            return None
+        if known[-1] > self.divergence * known[0] or math.isinf(known[-1]):
+            return Status.DIVERGED
+        if self.stagnation is not None and len(known) > self.stagnation:
+            best = min(known[: -self.stagnation])
+            if min(known[-self.stagnation :]) >= best:
+                return Status.ROUND_OFF if best <= floor() else Status.STAGNATED
+        return None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What counts as converged (see :class:`pyparareal.mgrit.MGRIT` for the names)."""
+
+    tol: float
+    relative: str | None
+    scope: str
+    temporal: str
+
+
+class Monitor:
+    """The history of a solve: takes the norms of each cycle where they are, judges them ``lag`` cycles later.
+
+    Attributes
+    ----------
+    history : list of float
+        Temporal norm per judged cycle, NaN where a cycle had nothing to measure.
+    """
+
+    def __init__(self, rule: Rule, limits: Limits, lag: int, keep_going: bool, runtime: Runtime) -> None:
+        self.rule, self.limits, self.lag, self.keep_going, self.runtime = rule, limits, lag, keep_going, runtime
+        self.history: list[float] = []
+        self._pending: deque[tuple[Callable[[], Any] | None, Callable[[], Any] | None]] = deque()
+
+    def record(self, norms: Array | None, states: Array | None = None) -> None:
+        """Norms of one cycle, ``[points]`` each: of what must become small, and of the states it is compared with."""
+        self._pending.append(tuple(None if v is None else arrays.read_later(v) for v in (norms, states)))  # type: ignore[arg-type]
+
+    def judge(self, floor: Callable[[], float], *, all_of_them: bool = False) -> Status | None:
+        """The status that ends the iteration, or None; ``all_of_them``: no cycle will follow."""
+        while len(self._pending) > (0 if all_of_them else self.lag):
+            status = self._judge(*self._pending.popleft(), floor)
+            if status is not None:
+                return status
+        return None
+
+    def _judge(
+        self, norms: Callable[[], Any] | None, states: Callable[[], Any] | None, floor: Callable[[], float]
+    ) -> Status | None:
+        if norms is None:
+            self.history.append(math.nan)
+            return None
+        values, scales = norms(), None if states is None else states()
+        total = temporal_norm(self.rule.temporal, values, self.runtime)
+        self.history.append(total)
+        if not math.isfinite(total):
+            return None if self.keep_going else Status.NON_FINITE
+        if self._converged(total, values, scales):
+            return Status.CONVERGED
+        return self.limits.judge(self.history, floor)
+
+    def _converged(self, total: float, values: Any, scales: Any) -> bool:
+        if total == 0:  # exact, however small the tolerance
+            return True
+        tol, rule = self.rule.tol, self.rule
+        if rule.relative == "first":
+            first = next((r for r in self.history if math.isfinite(r)), total)
+            tol *= first
+        if rule.scope == "global":
+            scale = 1.0 if scales is None else temporal_norm(rule.temporal, scales, self.runtime)
+            return total < tol * scale
+        worst = values - tol * (1.0 if scales is None else scales)
+        return self.runtime.reduce(np.where(worst < 0, 0.0, 1.0), np.maximum) == 0
