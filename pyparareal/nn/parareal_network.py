@@ -15,6 +15,7 @@ from .execution.choice import ExecutionChoice
 from .execution.communication import Traffic, traffic
 from .execution.serial import in_turn
 from .paired_call import call_pair, require_pairable
+from .part import Part
 from .shapes import meta_output, require_same_kind
 
 CORRECTIONS = ("residual", "difference")
@@ -110,7 +111,7 @@ class PararealNetwork(ExecutionChoice):
         self.part_sizes = sizes
         self.correction = correction
         self.preprocess = nn.ModuleList(preprocessing)
-        self.fine = nn.ModuleList(nn.Sequential(*group) for group in _grouped(body, sizes))
+        self.fine = nn.ModuleList(Part(*group) for group in _grouped(body, sizes))
         self.coarse = nn.ModuleList(coarse_nets)
         self.head = nn.Identity() if head is None else head
         self.execution = execution

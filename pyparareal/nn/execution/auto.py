@@ -23,7 +23,8 @@ class Auto:
 
     A kind is: with or without backward pass, shape, dtype, device. Parameters, statistics, gradients, hooks and random
     streams do not notice the measurement. ``recorded`` maps each kind to the mode, the seconds measured (median per
-    forward and, if so, backward pass of the parts) and the reasons why other modes could not run.
+    forward and, if so, backward pass of the parts) and the reasons why other modes could not run. Under
+    ``torch.compile(network)`` nothing is measured: the parts run one after the other.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,8 @@ class Auto:
         self.recorded = recorded
 
     def run(self, preprocess: Modules, fine: Modules, x: Tensor) -> States:
+        if torch.compiler.is_compiling():  # threads and clocks are not in a graph
+            return Serial().run(preprocess, fine, x)
         if len(fine) == 1:
             return self._modes["serial"].run(preprocess, fine, x)
         parameters = [p for modules in (preprocess, fine) for m in modules for p in m.parameters()]

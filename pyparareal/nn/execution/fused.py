@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..part import Part
 from .congruence import uncompiled
 from .stacked import run_stacked
 
@@ -96,6 +97,7 @@ def _rule_of(m: nn.Module) -> Rule | None:
     return RULES.get(type(m))
 
 
+@rule(Part)
 def _sequential(members: Members, u: Fused) -> Fused:
     for layers in zip(*members, strict=True):
         u = call(layers, u)

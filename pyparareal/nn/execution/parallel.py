@@ -13,6 +13,9 @@ pass, which takes the parts one by one) take turns, so draws are those of ``seri
 Second derivatives are refused. Hooks on saved tensors (e.g. ``save_on_cpu``) that are set outside do not reach the
 threads. Activation checkpointing inside parts that draw random numbers needs ``serial``: its replay sets torch's one
 generator back while other parts may draw. CUDA inputs: :mod:`.streams`.
+
+Under ``torch.compile(network)`` the parts run one after the other in the compiled graph, and ``network.executed`` says
+``"serial"``; parts compiled by themselves (``part.compile()``) run in their threads.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from . import Modules, States, streams
-from .serial import require_meeting, run_part
+from .serial import Serial, require_meeting, run_part
 from .team import Context, team
 
 PartStates = tuple[Tensor, Tensor]  # x_j, y_j
@@ -54,6 +57,8 @@ class Parallel:
                     )
 
     def run(self, preprocess: Modules, fine: Modules, x: Tensor) -> States:
+        if torch.compiler.is_compiling():  # threads and clocks are not in a graph
+            return Serial().run(preprocess, fine, x)
         if len(fine) == 1:
             x_1 = preprocess[0](x)
             return [x_1], [run_part(0, fine[0], x_1)], "serial"
