@@ -69,14 +69,14 @@ def build_levels(
     factors = _factors(m)
     most = _most(levels, m, factors)
     given = _given(coarse, most)
-    phi, found = fine, []
+    phi, adapted, found = fine, adapt("fine", fine, grid), []
     for depth in range(most):
         factor = _per_level(factors, depth)
         if depth == 0 and factor > grid.steps:
             raise ValueError(f"m: got {factor}, expected at most the {grid.steps} steps of the grid")
         found.append(
             Level(
-                phi,
+                adapted,
                 grid,
                 min(factor, grid.steps),
                 _per_level(_several("nu", nu), depth),
@@ -89,7 +89,8 @@ def build_levels(
         rediscretised = None if given is not None else _rediscretised(phi, factor, depth)
         grid = grid.coarsen(factor)
         name = "coarse" if given is None or len(given) == 1 else f"coarse[{depth}]"
-        phi = adapt(name, rediscretised if given is None else given[depth], grid)
+        phi = rediscretised if given is None else given[depth]
+        adapted = adapt(name, phi, grid)
     return found
 
 

@@ -147,7 +147,6 @@ class MgritRun:
         def adapt(name: str, phi: Any, on: TimeGrid) -> Propagator:
             return checks.propagator(name, phi, on, common.deterministic)
 
-        self.fine = adapt("fine", fine, grid)
         self.levels = build_levels(
             fine,
             coarse,
@@ -160,6 +159,7 @@ class MgritRun:
             transfer=options.transfer,
             adapt=adapt,
         )
+        self.fine = self.levels[0].phi
         self.m, self.grid, self.slices = self.levels[0].m, grid, self.levels[0].slices
         self.tol = common.tol
         self.cycles = Cycles(

@@ -114,7 +114,8 @@ def solve(
     if run.serial:
         how = "return" if on_failure == "return" else "raise"
         serial = serial_solve(run.fine, u0, grid, m=run.m, save=save, on_failure=how, runtime=runtime)
-        return dataclasses.replace(serial, iterations=1, residuals=(0.0,))
+        stats = dataclasses.replace(serial.stats, levels=1)
+        return dataclasses.replace(serial, iterations=1, residuals=(0.0,), stats=stats)
     u, guessed = _start(u0, initial, grid, run.m)
 
     before = dict(runtime.seconds)
