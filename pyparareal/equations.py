@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from . import ops
 from .propagators import Propagator, require_like
+from .time_grid import shift_points
 
 Array = Any
 
@@ -33,6 +34,40 @@ class ResidualPropagator(Protocol):
     def step_with(self, u: Array, points: slice, rhs: Array) -> Array:
         """The ``u_next`` with ``A_i(u_next, u) = rhs``."""
         ...
+
+
+@runtime_checkable
+class GuessedPropagator(Protocol):
+    """A propagator whose step solves a system by iteration and gains from a starting guess."""
+
+    batch_invariant: bool
+
+    def step(self, u: Array, points: slice) -> Array: ...
+
+    def step_from(self, u: Array, points: slice, guess: Array) -> Array:
+        """``Phi(u)``, searched for from ``guess``, which is like ``u``."""
+        ...
+
+
+class Stored:
+    """``phi`` with every state it steps to kept in ``u [steps + 1, ...]``: the guess when it comes again.
+
+    The F-points of the last relaxation are good guesses for those of the next one. ``phi`` without ``step_from`` takes
+    no notice.
+    """
+
+    def __init__(self, phi: Propagator, u: Array) -> None:
+        self.phi, self.u = phi, u
+        self.batch_invariant = phi.batch_invariant
+
+    def step(self, u: Array, points: slice) -> Array:
+        here = shift_points(points, 1)
+        if isinstance(self.phi, GuessedPropagator):
+            u_next = self.phi.step_from(u, points, self.u[here])
+        else:
+            u_next = self.phi.step(u, points)
+        self.u[here] = require_like(u_next, u, self.phi)
+        return u_next
 
 
 class Pair:

@@ -235,6 +235,7 @@ def check_options(options: MGRIT, guessed: bool) -> None:
         ("relative", (None, "first", "state")),
         ("scope", ("global", "local")),
         ("temporal_norm", TEMPORAL),
+        ("storage", ("c", "all")),
     ):
         value = getattr(options, name)
         if value not in choices:

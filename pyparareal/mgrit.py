@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import arrays, ops
-from .equations import Pair, ResidualPropagator, WithResidual
+from .equations import Pair, ResidualPropagator, Stored, WithResidual
 from .hierarchy import Level, Transfer
 from .parareal import Callback
 from .propagators import Propagator, advance
@@ -75,6 +75,9 @@ class MGRIT:
     divergence, stagnation : see :class:`pyparareal.stopping.Limits`
     transfer : Transfer or sequence, optional
         Coarsening in space, per level from the finest or the same for all.
+    storage : {"c", "all"}
+        Keep the C-points of the finest level, or all its points between the cycles: as starting guesses for a
+        propagator with ``step_from`` (:class:`pyparareal.equations.GuessedPropagator`), otherwise for nothing.
     final_residual : bool
         Measure the residual of what is returned: one more sweep, in ``stats.final_residual``.
     """
@@ -96,6 +99,7 @@ class MGRIT:
     divergence: float = 1e10
     stagnation: int | None = 10
     transfer: Transfer | Sequence[Transfer | None] | None = None
+    storage: str = "c"
     final_residual: bool = False
 
 
@@ -122,7 +126,7 @@ class Cycles:
 
     def run(self, c: Array, *, guessed: bool) -> Status:
         """Iterate on the C-points ``c [S + 1, batch, features...]`` of the finest level, in place."""
-        options, top = self.options, _equation(self.levels[0])
+        options, top = self.options, self._finest(c)
         self.steps, self.critical = [0] * len(self.levels), [0] * len(self.levels)
         skip = not (guessed or options.nested) if options.skip_first_down is None else options.skip_first_down
         if options.nested:
@@ -135,7 +139,8 @@ class Cycles:
                 measured = None
             else:
                 ends = self._relax(0, top, c, ends)
-                measured = self._residual(top, c, ends) if options.measure == "descent" else None
+                descending = options.measure == "descent" and before is None
+                measured = self._residual(top, c, ends) if descending else None
                 self._correct(0, top, c, ends, options.cycle)
             ends = None
             if options.measure == "end" and before is None:
@@ -153,6 +158,16 @@ class Cycles:
         top = _equation(self.levels[0])
         norms = self._residual(top, c, self._ends(0, top, c))
         return temporal_norm(self.options.temporal_norm, norms, self.runtime)
+
+    def _finest(self, c: Array) -> Any:
+        """The finest level's equation, with a store for its points if one is asked for."""
+        level = self.levels[0]
+        if self.options.storage == "c" or isinstance(level.phi, ResidualPropagator):
+            return _equation(level)
+        store = arrays.empty_like(c, slices=level.grid.steps + 1)
+        store[...] = c[:1]
+        ops.inject(c, store, step=level.m)
+        return Stored(level.phi, store)
 
     # One cycle: relax, correct
 

@@ -58,19 +58,25 @@ def solve(
         One step of ``grid``, batched over slices (:mod:`pyparareal.propagators`).
     u0 : array ``[batch, features...]``
         Initial value, floating point; NumPy, torch or CuPy. The states stay in its library, dtype and device.
-    m : int
-        Fine steps per slice; ``floor(N / m)`` slices run in parallel, ``N mod m`` trailing steps serially.
+    m : int, or for MGRIT a sequence
+        Fine steps per slice; ``floor(N / m)`` slices run in parallel, ``N mod m`` trailing steps serially. MGRIT:
+        the coarsening factor of every level, or of each from the finest.
     tol : float
-        A slice has converged when the ``norm`` of its last jump is below ``tol``. With 0 it must be exact,
-        which takes as many iterations as there are slices.
-    coarse : like ``fine``, optional
-        One step of ``grid.coarsen(m)``; default ``fine.rediscretise(m)``.
+        Parareal: a slice has converged when the ``norm`` of its last jump is below ``tol``; with 0 it must be exact,
+        which takes as many iterations as there are slices. MGRIT: see ``stopping`` and what follows it in
+        :class:`pyparareal.MGRIT`; by default the 2-norm of the residual at the C-points.
+    coarse : like ``fine``, or for MGRIT a list with one per coarse level, optional
+        One step of ``grid.coarsen(m)``; default ``fine.rediscretise(m)``, level by level.
+    method : {"parareal", "mgrit"} or MGRIT
+        :mod:`pyparareal.parareal`, or :mod:`pyparareal.mgrit` with these options.
     max_iterations : int, optional
-        Default: the number of slices, after which every slice is exact.
-    norm : {"inf", "l1", "l2", "rms"}
-        Spatial norm of a jump, per slice.
+        Default: as many as make every slice exact: the number of slices for parareal, for MGRIT that divided by
+        ``nu + 1`` and two more, for a first cycle that only goes up and for a last residual.
+    norm : {"inf", "l1", "l2", "rms"}, or for MGRIT also a function
+        Spatial norm, per slice; a function maps states ``[slices, batch, features...]`` to ``[slices]``. Default:
+        "inf" for parareal, "l2" for MGRIT.
     freeze : bool
-        Stop computing a slice once it and everything left of it have converged. Without it the jumps of
+        Parareal: stop computing a slice once it and everything left of it have converged. Without it the jumps of
         all inexact slices must be below ``tol`` in the same iteration.
     keep_going : bool
         Iterate on when a slice that is not yet exact holds NaN or infinity. It heals when the exact slices reach
@@ -80,7 +86,7 @@ def solve(
     save : {"coarse", "all"}
         Keep the C-points and the end of the grid, or every point.
     on_failure : {"raise", "serial", "return"}
-        What to do when parareal does not converge: raise :class:`ConvergenceError` with the solution attached,
+        What to do when the method does not converge: raise :class:`ConvergenceError` with the solution attached,
         solve serially, or return the solution with its status.
     deterministic : bool
         Evaluate propagators that are not batch-invariant in fixed, padded blocks of slices, so that

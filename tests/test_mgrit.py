@@ -408,6 +408,7 @@ ERRORS = [
     ({"measure": "never"}, ValueError, "measure: got 'never'"),
     ({"stopping": "error"}, ValueError, "stopping: got 'error'"),
     ({"relative": True}, ValueError, "relative: got True"),
+    ({"storage": "f"}, ValueError, "storage: got 'f'"),
     ({"scope": "both"}, ValueError, "scope: got 'both'"),
     ({"temporal_norm": "l3"}, ValueError, "temporal_norm: got 'l3'"),
     ({"norm": "l3"}, ValueError, "norm: got 'l3'"),
@@ -445,6 +446,52 @@ def test_propagators_for_the_coarse_levels():
         solve(**case | {"coarse": None})
     with pytest.raises(ValueError, match="nested: got True with an initial guess"):
         solve(**case | {"method": MGRIT(nested=True)}, initial=np.zeros((13, 1, 2)))
+
+
+# Storage
+
+
+class Newton:
+    """Backward Euler for ``u' = -u^3`` by Newton's method to rounding; counts its iterations."""
+
+    batch_invariant = True
+
+    def __init__(self, grid):
+        self.grid, self.iterations = grid, 0
+
+    def step_from(self, u, points, guess):
+        h, v = self.grid.dt(points), guess
+        for _ in range(50):
+            self.iterations += 1
+            change = (v + h * v**3 - u) / (1 + 3 * h * v * v)
+            v = v - change
+            if np.abs(change).max() < 1e-15:
+                return v
+        raise AssertionError("Newton's method failed")
+
+    def step(self, u, points):
+        return self.step_from(u, points, u)
+
+    def rediscretise(self, m):
+        return Newton(self.grid.coarsen(m))
+
+
+def test_stored_points_are_starting_guesses():
+    found = {}
+    for storage in ("c", "all"):
+        grid = TimeGrid(0, 16, 64)
+        fine = Newton(grid)
+        method = MGRIT(levels=2, storage=storage)
+        found[storage] = solve(fine, np.array([[1.0, 2.0]]), grid, m=4, tol=1e-10, method=method), fine.iterations
+    # Newton's method ends within an ulp or so of the same root, wherever it starts.
+    np.testing.assert_allclose(found["all"][0].u, found["c"][0].u, atol=64 * 1e-15)
+    assert found["all"][0].iterations == found["c"][0].iterations
+    assert found["all"][1] < 0.8 * found["c"][1]
+
+
+def test_storage_changes_no_bit_of_a_step_that_needs_no_guess():
+    kept, recomputed = (solve(**logistic(51, levels=3, max_iterations=3, storage=s)) for s in ("all", "c"))
+    assert np.array_equal(kept.u, recomputed.u)
 
 
 # Space
