@@ -28,6 +28,7 @@ from mutants_of import Mutant, mutants_of
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL_TESTS = ["tests/test_ops*.py"]
 SOLVER_TESTS = ["tests/test_solve*.py", "tests/test_theorems.py", "tests/test_parareal*.py", "tests/test_runtime*.py"]
+MGRIT_TESTS = ["tests/test_mgrit.py", "tests/test_golden_mgrit.py", "tests/test_solve*.py", "tests/test_theorems.py"]
 TARGETS = {
     "csrc/include/pyparareal/formulas.h": KERNEL_TESTS,
     "csrc/include/pyparareal/layout.h": KERNEL_TESTS,
@@ -41,6 +42,11 @@ TARGETS = {
     "pyparareal/time_grid.py": ["tests/test_time_grid.py", "tests/test_propagators.py", *SOLVER_TESTS],
     "pyparareal/runtime/local.py": SOLVER_TESTS,
     "pyparareal/parareal.py": SOLVER_TESTS,
+    "pyparareal/mgrit.py": MGRIT_TESTS,
+    "pyparareal/equations.py": MGRIT_TESTS,
+    "pyparareal/hierarchy.py": MGRIT_TESTS,
+    "pyparareal/relaxation.py": MGRIT_TESTS,
+    "pyparareal/stopping.py": MGRIT_TESTS,
     "pyparareal/nn/parareal_network.py": ["tests/nn"],
 }
 TIMEOUT = 300  # seconds for one mutant's tests; a flipped loop bound may never end, which is a failure too
