@@ -15,24 +15,34 @@ from .names import NAMES as NAMES
 
 if TYPE_CHECKING:
     from .batching import batches as batches
+    from .batching import cropped_and_flipped as cropped_and_flipped
     from .batching import generator as generator
     from .batching import shifted as shifted
     from .batching import steps_per_epoch as steps_per_epoch
+    from .cluttering import clutter as clutter
+    from .files import DataError as DataError
     from .images import Images as Images
     from .images import Split as Split
     from .images import split as split
+    from .images import standardised as standardised
+    from .loading import cluttered_digits as cluttered_digits
     from .loading import digits as digits
     from .loading import load as load
 
 _HOME = {
+    "DataError": ".files",
     "Images": ".images",
     "Split": ".images",
     "batches": ".batching",
+    "clutter": ".cluttering",
+    "cluttered_digits": ".loading",
+    "cropped_and_flipped": ".batching",
     "digits": ".loading",
     "generator": ".batching",
     "load": ".loading",
     "shifted": ".batching",
     "split": ".images",
+    "standardised": ".images",
     "steps_per_epoch": ".batching",
 }
 
