@@ -163,65 +163,6 @@ class RungeKutta:
         return u
 
 
-class ImplicitEuler:
-    """``(I - dt A) u[i+1] = u[i]`` for one tridiagonal ``A``, all slices in one Thomas solve; batch-invariant.
-
-    Parameters
-    ----------
-    lower, diagonal, upper : float64 arrays ``[features - 1], [features], [features - 1]``
-        The three diagonals of ``A`` in ``u' = A u``; the solve does not pivot, so ``I - dt A`` should be
-        diagonally dominant, as it is for diffusion.
-    grid : TimeGrid
-        The grid whose steps are taken.
-    """
-
-    batch_invariant = True
-
-    def __init__(self, lower: Array, diagonal: Array, upper: Array, grid: TimeGrid) -> None:
-        self.lower, self.diagonal, self.upper = (np.asarray(d, dtype=np.float64) for d in (lower, diagonal, upper))
-        n = len(self.diagonal)
-        if self.lower.shape != (n - 1,) or self.upper.shape != (n - 1,):
-            raise ValueError(f"lower, upper: got shapes {self.lower.shape}, {self.upper.shape}, expected ({n - 1},)")
-        self.grid = grid
-        self._factors: dict[float, tuple[list[float], list[float], list[float]]] = {}
-
-    def step(self, u: Array, points: slice) -> Array:
-        if u.shape[-1:] != self.diagonal.shape:
-            raise ValueError(f"u: got {u.shape[-1:]} features, expected {self.diagonal.shape}")
-        h = self.grid.dt(points)
-        if isinstance(h, float):
-            return self._solve(u, h)
-        u_next = arrays.empty_like(u)
-        for n, size in enumerate(h):  # step sizes differ, and so do the factors
-            u_next[n : n + 1] = self._solve(u[n : n + 1], float(size))
-        return u_next
-
-    def rediscretise(self, m: int) -> ImplicitEuler:
-        """The same scheme with steps ``m`` times as long."""
-        return ImplicitEuler(self.lower, self.diagonal, self.upper, self.grid.coarsen(m))
-
-    def _factorise(self, h: float) -> tuple[list[float], list[float], list[float]]:
-        """Thomas: ratios of the forward sweep, pivots, and the upper diagonal of ``I - h A``."""
-        below, pivot, above = -h * self.lower, 1 - h * self.diagonal, -h * self.upper
-        ratio = np.zeros_like(below)
-        for i in range(len(below)):
-            ratio[i] = below[i] / pivot[i]
-            pivot[i + 1] -= ratio[i] * above[i]
-        return ratio.tolist(), pivot.tolist(), above.tolist()
-
-    def _solve(self, u: Array, h: float) -> Array:
-        if h not in self._factors:
-            self._factors[h] = self._factorise(h)
-        ratio, pivot, above = self._factors[h]
-        x = [u[..., i] for i in range(len(pivot))]
-        for i in range(1, len(x)):
-            x[i] = x[i] - ratio[i - 1] * x[i - 1]
-        x[-1] = x[-1] / pivot[-1]
-        for i in range(len(x) - 2, -1, -1):
-            x[i] = (x[i] - above[i] * x[i + 1]) / pivot[i]
-        return arrays.namespace(u).stack(x, -1)
-
-
 class Blocks:
     """torch modules as steps: one module for all steps, or a list with the module of step ``i`` at index ``i``.
 

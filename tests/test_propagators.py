@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from pyparareal import problems, tableaux
-from pyparareal.propagators import Blocked, Blocks, ImplicitEuler, Map, Propagator, RungeKutta, advance
+from pyparareal.implicit import ImplicitEuler
+from pyparareal.propagators import Blocked, Blocks, Map, Propagator, RungeKutta, advance
 from pyparareal.time_grid import TimeGrid
 
 SCHEMES = [tableaux.EULER, tableaux.MIDPOINT, tableaux.HEUN, tableaux.RK4, tableaux.COOPER_VERNER_8]

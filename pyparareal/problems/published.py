@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays
-from .propagators import ImplicitEuler, RungeKutta, like
-from .tableaux import COOPER_VERNER_8, EULER, MIDPOINT, RK4, Tableau
-from .time_grid import TimeGrid
+from .. import arrays
+from ..implicit import ImplicitEuler
+from ..propagators import RungeKutta, like
+from ..tableaux import COOPER_VERNER_8, EULER, MIDPOINT, RK4, Tableau
+from ..time_grid import TimeGrid
 
 Array = Any
 
