@@ -32,6 +32,13 @@ def train_modes_cuda() -> Result:
 def _compare(device: str) -> Result:
     import torch
 
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):
+        return _compared(device)
+
+
+def _compared(device: str) -> Result:
+    import torch
+
     from pyparareal._timing import interleave
 
     nets = {mode: _network(mode).to(device) for mode in MODES}
