@@ -49,7 +49,7 @@ class Level:
 
 
 def build_levels(
-    fine: Propagator,
+    fine: Any,
     coarse: Any,
     grid: TimeGrid,
     m: int | Sequence[int],
@@ -69,7 +69,8 @@ def build_levels(
     factors = _factors(m)
     most = _most(levels, m, factors)
     given = _given(coarse, most)
-    phi, adapted, found = fine, adapt("fine", fine, grid), []
+    phi: Any = fine
+    adapted, found = adapt("fine", fine, grid), []
     for depth in range(most):
         factor = _per_level(factors, depth)
         if depth == 0 and factor > grid.steps:

@@ -202,13 +202,13 @@ class Cycles:
 
     def _solve(self, at: int, equation: Propagator, u: Array, kind: str) -> None:
         """``u[i+1] = A_l(u[i])`` at every point of level ``l``, in place: serially on the coarsest, else by cycles."""
-        level = self.levels[at]
-        if at + 1 == len(self.levels) and self.options.coarsest_sweeps is None:
+        coarsest, sweeps = at + 1 == len(self.levels), self.options.coarsest_sweeps
+        if coarsest and sweeps is None:
             self._chain(at, equation, u)
             return
-        c = ops.extract(u, step=level.m)
-        if at + 1 == len(self.levels):
-            self._sweep(at, equation, c)
+        c = ops.extract(u, step=self.levels[at].m)
+        if coarsest and sweeps is not None:
+            self._sweep(at, equation, c, sweeps)
         else:
             self._cycle(at, equation, c, kind)
             if kind != "V":
@@ -261,8 +261,8 @@ class Cycles:
             self.runtime.chain(step, u, 0)
             self._count(at, self.levels[at].grid.steps, self.levels[at].grid.steps)
 
-    def _sweep(self, at: int, equation: Propagator, c: Array) -> None:
-        for _ in range(self.options.coarsest_sweeps or 0):
+    def _sweep(self, at: int, equation: Propagator, c: Array, sweeps: int) -> None:
+        for _ in range(sweeps):
             ops.c_relax(self._ends(at, equation, c).f, c[1:], 1.0, out=c[1:])
 
     def _every_point(self, at: int, equation: Propagator, c: Array, u: Array) -> None:
