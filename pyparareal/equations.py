@@ -20,7 +20,8 @@ class ResidualPropagator(Protocol):
     """A propagator that knows its equation as a residual, ``A_i(u[i+1], u[i]) = 0``.
 
     With it MGRIT measures and restricts ``-A`` in place of ``Phi(u[i]) - u[i+1]``: for an implicit scheme the
-    residual of the linear or non-linear system itself, without solving it.
+    residual of the linear or non-linear system itself, without solving it. Scale it alike on all levels: a residual
+    ``(I - dt L) u[i+1] - u[i]`` means less on a level with a larger ``dt``, and convergence is slower for it.
     """
 
     batch_invariant: bool

@@ -132,18 +132,18 @@ class Cycles:
         if options.nested:
             self._from_coarser(0, c, visit=True)
         ends: Ends | None = None
+        measure = options.measure if options.stopping == "residual" else "jump"
         for k in range(self.max_iterations):
-            before = arrays.copy(c) if options.stopping == "jump" else None
+            before = arrays.copy(c) if measure == "jump" else None
             if k == 0 and skip:
                 self._from_coarser(0, c, visit=options.cycle == "F")
                 measured = None
             else:
                 ends = self._relax(0, top, c, ends)
-                descending = options.measure == "descent" and before is None
-                measured = self._residual(top, c, ends) if descending else None
+                measured = self._residual(top, c, ends) if measure == "descent" else None
                 self._correct(0, top, c, ends, options.cycle)
             ends = None
-            if options.measure == "end" and before is None:
+            if measure == "end":
                 ends = self._ends(0, top, c)
                 measured = self._residual(top, c, ends)
             if before is not None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pyparareal import MGRIT, LocalRuntime, Status, TimeGrid, Transfer, problems, serial_solve, solve, tableaux
+from pyparareal.equations import Stored
 from pyparareal.propagators import Map
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
@@ -36,6 +37,23 @@ class Decay:
 
     def rediscretise(self, m):
         return Decay(self.grid.coarsen(m))
+
+
+class DecayWithResidual(Decay):
+    """The same, and the equation it solves: ``(1 + h) u_next - u = 0``."""
+
+    def _h(self, u, points):
+        h = self.grid.dt(points)
+        return h if isinstance(h, float) else h.reshape(-1, *[1] * (u.ndim - 1))
+
+    def residual(self, u_next, u, points):
+        return (1 + self._h(u, points)) * u_next - u
+
+    def step_with(self, u, points, rhs):
+        return (u + rhs) / (1 + self._h(u, points))
+
+    def rediscretise(self, m):
+        return DecayWithResidual(self.grid.coarsen(m))
 
 
 def logistic(steps=48, m=4, levels=2, **options):
@@ -133,6 +151,15 @@ def test_on_three_levels_they_differ_and_cost_what_they_say():
     assert cases["V"].stats.critical_steps_per_level == (2 * 8, 2 * (1 + 8 + 3), 2 * (1 + 16))
 
 
+def test_visits_of_the_coarsest_level_on_four_levels():
+    # V: once. F: each of the two levels between sends an F- and a V-cycle down, so 3 visits. W: 2 * 2 visits.
+    # A visit takes 4 serial steps and, before it, the 4 of g.
+    for cycle, visits in {"V": 1, "F": 3, "W": 4}.items():
+        case = decay(steps=256, levels=4, cycle=cycle, tol=0, max_iterations=1, on_failure="return",
+                     skip_first_down=False)  # fmt: skip
+        assert solve(**case).stats.steps_per_level[3] == 8 * visits
+
+
 @pytest.mark.parametrize("levels", [2, 3])
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_splitting_the_slices_into_calls_changes_nothing(levels, size):
@@ -164,6 +191,8 @@ def test_levels_stop_where_the_next_would_be_too_short():
     assert solve(**decay(levels=None)).stats.levels == 3
     assert solve(**decay(levels=None, min_coarse=1)).stats.levels == 4
     assert solve(**decay(levels=None, min_coarse=5)).stats.levels == 2
+    assert solve(**decay(steps=32, levels=None)).stats.levels == 3  # 32 -> 8 -> 2
+    assert solve(**decay(steps=4, m=4, min_coarse=1)).stats.levels == 2  # one slice
     assert solve(**decay(m=[4, 2, 2], levels=None)).stats.levels == 4
     assert solve(**decay(m=[4, 2, 2], levels=3)).stats.levels == 3
 
@@ -176,13 +205,16 @@ def test_one_level_is_the_serial_solution(options):
     assert np.array_equal(solution.u, chain(case, m=4, save="coarse"))
 
 
-def test_times_that_are_not_equidistant():
+@pytest.mark.parametrize("measure", ["descent", "end"])
+@pytest.mark.parametrize("kind", ["steps", "residual"])
+def test_times_that_are_not_equidistant(kind, measure):
     grid = TimeGrid.from_times(np.cumsum(np.linspace(0.01, 0.2, 98)))
-    case = decay(levels=3, tol=1e-12) | {"grid": grid, "fine": Decay(grid), "save": "all"}
-    solution = solve(**case)
+    fine = (Decay if kind == "steps" else DecayWithResidual)(grid)
+    case = decay(levels=3, tol=1e-12, measure=measure) | {"grid": grid, "fine": fine, "save": "all"}
+    solution = solve(**case, max_iterations=40)
     # Converged to 1e-12 in the residual; each residual reaches later points damped.
     np.testing.assert_allclose(solution.u, chain(case), atol=98 * 1e-12)
-    assert solution.iterations < 12
+    assert solution.iterations < (12 if kind == "steps" else 24)  # the residual is scaled differently on each level
 
 
 # Starting
@@ -489,6 +521,27 @@ def test_stored_points_are_starting_guesses():
     assert found["all"][1] < 0.8 * found["c"][1]
 
 
+def test_a_store_holds_the_states_where_the_next_relaxation_looks_for_them():
+    store = np.zeros((9, 1, 1))
+    seen = []
+
+    class Counting:
+        batch_invariant = True
+
+        def step(self, u, points):
+            return u + 1
+
+        def step_from(self, u, points, guess):
+            seen.append(guess.ravel().copy())
+            return self.step(u, points)
+
+    equation = Stored(Counting(), store)
+    for _ in range(2):
+        equation.step(np.array([[[10.0]], [[20.0]]]), slice(1, 6, 4))
+    assert store.ravel().tolist() == [0, 0, 11, 0, 0, 0, 21, 0, 0]
+    np.testing.assert_array_equal(seen, [[0, 0], [11, 21]])
+
+
 def test_storage_changes_no_bit_of_a_step_that_needs_no_guess():
     kept, recomputed = (solve(**logistic(51, levels=3, max_iterations=3, storage=s)) for s in ("all", "c"))
     assert np.array_equal(kept.u, recomputed.u)
@@ -566,6 +619,15 @@ def test_a_residual_of_the_users_own_gives_the_same_iterates(levels):
     np.testing.assert_allclose(users.u, steps.u, atol=2 * 64 * 1e-10)
     assert 1.015 < users.residuals[1] / steps.residuals[1] < 1.39
     assert users.status is Status.CONVERGED
+
+
+@pytest.mark.parametrize("with_residual", ["fine", "coarse"])
+def test_a_residual_on_one_level_only_is_used_where_both_have_one(with_residual):
+    case = decay(tol=1e-11, skip_first_down=False)
+    kinds = (DecayWithResidual, Decay) if with_residual == "fine" else (Decay, DecayWithResidual)
+    fine, coarse = kinds[0](case["grid"]), kinds[1](case["grid"].coarsen(4))
+    mixed, plain = solve(**case | {"fine": fine, "coarse": coarse}), solve(**case)
+    assert np.array_equal(mixed.u, plain.u)  # the pair of end states, as without any residual
 
 
 # Arrays
