@@ -67,7 +67,7 @@ def build_levels(
     grid)`` makes a propagator of what the user gave.
     """
     factors = _factors(m)
-    most = _most(levels, m, factors)
+    most = _most(levels, m, coarse)
     given = _given(coarse, most)
     phi: Any = fine
     adapted, found = adapt("fine", fine, grid), []
@@ -85,7 +85,7 @@ def build_levels(
                 None if transfer is None else _per_level(_several("transfer", transfer), depth),
             )
         )
-        if depth + 1 == most or grid.steps // factor < max(min_coarse, 1):
+        if depth + 1 == most or grid.steps // factor < min_coarse:
             break
         rediscretised = None if given is not None else _rediscretised(phi, factor, depth)
         grid = grid.coarsen(factor)
@@ -111,18 +111,21 @@ def _factors(m: Any) -> list[int]:
     return [int(factor) for factor in factors]
 
 
-def _most(levels: int | None, m: Any, factors: list[int]) -> int:
+def _most(levels: int | None, m: Any, coarse: Any) -> int:
+    """How many levels there are factors and propagators for, at most ``levels``."""
+    bounds = [64 if levels is None else levels]  # 2^64 steps do not exist
     if isinstance(m, Sequence):
-        most = len(factors) + 1
-        return most if levels is None else min(most, levels)
-    return 64 if levels is None else levels  # 2^64 steps do not exist
+        bounds.append(len(m) + 1)
+    if levels is None and isinstance(coarse, list | tuple):
+        bounds.append(len(coarse) + 1)
+    return min(bounds)
 
 
 def _given(coarse: Any, most: int) -> list[Any] | None:
     if coarse is None:
         return None
     if isinstance(coarse, list | tuple):
-        if len(coarse) < most - 1 and most < 64:
+        if len(coarse) < most - 1:
             raise ValueError(f"coarse: got {len(coarse)} propagators, expected {most - 1}, one per coarse level")
         return list(coarse)
     if most > 2:

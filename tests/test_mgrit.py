@@ -476,6 +476,13 @@ def test_propagators_for_the_coarse_levels():
         solve(**case | {"coarse": POOR[0]})
     with pytest.raises(TypeError, match="coarse: not given, and fine has no rediscretise"):
         solve(**case | {"coarse": None})
+    with pytest.raises(TypeError, match=r"^coarse\[1\]: got int, expected a callable"):
+        solve(**case | {"coarse": [POOR[0], 3]})
+    with pytest.raises(TypeError, match="^coarse: got int, expected a callable"):
+        solve(**logistic() | {"coarse": 3})
+    assert solve(**case | {"coarse": POOR, "m": 2}, max_iterations=1).stats.levels == 3
+    every = dataclasses.replace(case["method"], levels=None)
+    assert solve(**case | {"coarse": POOR, "m": 2, "method": every}, max_iterations=1).stats.levels == 4
     with pytest.raises(ValueError, match="nested: got True with an initial guess"):
         solve(**case | {"method": MGRIT(nested=True)}, initial=np.zeros((13, 1, 2)))
 
