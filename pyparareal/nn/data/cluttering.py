@@ -110,10 +110,10 @@ def _pieces(source: Floats, others: Floats, canvas: int, rng: np.random.RandomSt
 
 
 def resampled(source: Floats, canvas: int, centre: Floats, turn: Floats, side: Floats) -> Floats:
-    """Image ``n`` enlarged to ``side[n]`` pixels, turned by ``turn[n]``, its middle at ``centre[n] = (row, column)``.
+    """Image ``n`` enlarged to ``side[n]`` pixels, turned clockwise by ``turn[n]``, its middle at ``centre[n]``.
 
     ``source [count, channels, height, width]`` to ``[count, channels, canvas, canvas]``, bilinear, zero outside. Pixel
-    ``i`` covers ``i`` to ``i + 1``. ``side`` is that of the longer edge.
+    ``i`` covers ``i`` to ``i + 1``; ``centre`` is (row, column). ``side`` is that of the longer edge.
     """
     count, channels, height, width = source.shape
     middle = np.arange(canvas) + 0.5
