@@ -478,7 +478,7 @@ def test_propagators_for_the_coarse_levels():
         solve(**case | {"coarse": None})
     with pytest.raises(TypeError, match=r"^coarse\[1\]: got int, expected a callable"):
         solve(**case | {"coarse": [POOR[0], 3]})
-    with pytest.raises(TypeError, match="^coarse: got int, expected a callable"):
+    with pytest.raises(TypeError, match=r"^coarse: got int, expected a callable"):
         solve(**logistic() | {"coarse": 3})
     assert solve(**case | {"coarse": POOR, "m": 2}, max_iterations=1).stats.levels == 3
     every = dataclasses.replace(case["method"], levels=None)
