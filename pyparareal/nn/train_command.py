@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shlex
 import signal
@@ -11,11 +12,21 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-from .training_job.settings import Settings
+from .data.names import AUGMENTATIONS, NAMES
+from .training_job.settings import (
+    AUTOMATIC,
+    BALANCES,
+    CORRECTIONS,
+    EXECUTIONS,
+    PRECISIONS,
+    SCHEDULES,
+    Settings,
+)
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -29,40 +40,80 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options; imports no torch."""
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    option = parser.add_argument
-    usual = Settings()
-    option("--model", default=usual.model, help="such as resnet8, 20, 110, 164, 1001, vgg16_bn (default: %(default)s)")
-    option("--data", default=usual.data, choices=["digits"], help="1,797 handwritten digits (default)")
-    option("--parts", type=int, default=usual.parts, help="parts of the parareal network (default: %(default)s)")
-    option("--correction", default=usual.correction, choices=["residual", "difference"], help="(default: %(default)s)")
-    option(
-        "--execution",
-        default=usual.execution,
-        choices=["serial", "batched", "parallel", "auto"],
-        help="how the parts are run, with the same result (default: %(default)s)",
-    )
-    option("--compare-serial", action="store_true", help="also train the serial network, in the same way")
-    option("--epochs", type=int, default=usual.epochs, help="(default: %(default)s)")
-    option("--batch-size", type=int, default=usual.batch_size, help="(default: %(default)s)")
-    option("--lr", type=float, default=usual.lr, help="largest learning rate (default: %(default)s)")
-    option("--momentum", type=float, default=usual.momentum, help="(default: %(default)s)")
-    option("--weight-decay", type=float, default=usual.weight_decay, help="(default: %(default)s)")
-    option("--augment", default=usual.augment, choices=["shift", "none"], help="move images by up to a pixel (default)")
-    option("--width", type=int, default=usual.width, help="channels of the first stage (default: %(default)s)")
+    parser.error = partial(_one_line, parser)  # type: ignore[method-assign]
+    parser.set_defaults(**{field.name: field.default for field in dataclasses.fields(Settings)})
+    _network_options(parser.add_argument_group("network"))
+    _training_options(parser.add_argument_group("training"))
+    _machine_options(parser.add_argument_group("machine"))
+    _run_options(parser)
+
+
+def _network_options(group: argparse._ArgumentGroup) -> None:
+    option, usual = group.add_argument, Settings()
+    option("--model", help=f"such as resnet8, 20, 110, 164, 1001, vgg16_bn (default: {usual.model})")
+    option("--width", type=_automatic(int), help="channels of the first stage (default: the model's own)")
+    option("--parts", type=int, default=None, help=f"of the parareal network (default: {usual.parts})")
+    option("--balance", metavar="WHAT", help=f"what is equal in the parts: {', '.join(BALANCES)} (default: blocks)")
+    option("--part-sizes", type=_row(int), metavar="N,N,...", help="blocks in each part, instead of --balance")
+    option("--correction", metavar="NAME", help=f"of the interfaces: {' or '.join(CORRECTIONS)} (default: residual)")
     option(
         "--coarse-units",
-        type=int,
-        default=usual.coarse_units,
-        help="residual units per coarse net (default: %(default)s)",
+        type=_automatic(int),
+        metavar="N",
+        help=f"residual units per coarse net, or auto: what the budget allows (default: {usual.coarse_units})",
     )
     option(
         "--preprocess-units",
-        type=int,
-        default=usual.preprocess_units,
-        help="and per preprocessing map (default: %(default)s)",
+        type=_automatic(int),
+        metavar="N",
+        help=f"and per preprocessing map (default: {usual.preprocess_units})",
     )
-    option("--seed", type=int, default=usual.seed, help="(default: %(default)s)")
-    option("--threads", type=int, default=usual.threads, help="of torch; 0: torch's own choice (default: %(default)s)")
+    option(
+        "--coarse-budget",
+        type=float,
+        metavar="SHARE",
+        help=f"FLOPs of an automatic map relative to a part (default: {usual.coarse_budget})",
+    )
+
+
+def _training_options(group: argparse._ArgumentGroup) -> None:
+    option, usual = group.add_argument, Settings()
+    option("--data", metavar="NAME", help=f"{', '.join(NAMES)} (default: {usual.data}, needs no files)")
+    option("--data-dir", metavar="DIR", help="where the files of --data are; nothing is downloaded")
+    option("--image-size", type=int, metavar="PIXELS", help="side of the images, for folder and cluttered_digits")
+    option("--augment", metavar="NAME", help=f"{', '.join(AUGMENTATIONS)} or auto: the usual one (default)")
+    option("--epochs", type=int, help=f"(default: {usual.epochs})")
+    option("--batch-size", type=int, metavar="N", help=f"(default: {usual.batch_size})")
+    option("--lr", type=float, help=f"largest learning rate (default: {usual.lr})")
+    option("--schedule", metavar="NAME", help=f"of the learning rate: {', '.join(SCHEDULES)} (default: cosine)")
+    option("--warm-up", type=float, metavar="SHARE", help=f"of all steps, rising (default: {usual.warm_up})")
+    marks = ",".join(map(str, usual.milestones))
+    option(
+        "--milestones",
+        type=_row(float),
+        metavar="SHARE,...",
+        help=f"of all steps: a tenth of the rate from each on, for --schedule step (default: {marks})",
+    )
+    option("--momentum", type=float, help=f"(default: {usual.momentum})")
+    option("--weight-decay", type=float, metavar="RATE", help=f"(default: {usual.weight_decay})")
+    option("--seed", type=int, help=f"(default: {usual.seed})")
+
+
+def _machine_options(group: argparse._ArgumentGroup) -> None:
+    option, usual = group.add_argument, Settings()
+    option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... or auto: a GPU if there is one (default: cpu)")
+    option("--precision", metavar="TYPE", help=f"of the arithmetic: {', '.join(PRECISIONS)} (default: float32)")
+    option(
+        "--execution",
+        metavar="MODE",
+        help=f"how the parts are run, with the same result: {', '.join(EXECUTIONS)} (default: {usual.execution})",
+    )
+    option("--threads", type=int, help=f"of torch; 0: torch's own choice (default: {usual.threads})")
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    option("--compare-serial", action="store_true", help="also train the serial network, in the same way")
     option("--out", type=Path, metavar="DIR", help="results and checkpoints (default: runs/<model, data, parts, ...>)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="continue the checkpoints in DIR")
@@ -71,15 +122,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
     option("--json", action="store_true", help="print the result as JSON instead of the table")
 
 
+def _automatic(number: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read(word: str) -> Any:
+        return None if word == AUTOMATIC else number(word)
+
+    read.__name__ = f"{AUTOMATIC} or {number.__name__}"  # what argparse calls it in its errors
+    return read
+
+
+def _row(number: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        return tuple(number(word) for word in text.split(","))
+
+    read.__name__ = f"row of {number.__name__}s"
+    return read
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings that the arguments say; ``--part-sizes`` also says how many parts."""
+    values = {name: getattr(args, name) for name in Settings().as_dict()}
+    if values["parts"] is None:
+        values["parts"] = Settings().parts if args.part_sizes is None else len(args.part_sizes)
+    return Settings(**values)
+
+
 def main(args: argparse.Namespace) -> int:
     """Run the job; 0 done, 1 failed, 2 wrong arguments or checkpoint, 130 interrupted and saved."""
     try:
-        settings = Settings(**{name: getattr(args, name) for name in Settings().as_dict()})
+        settings = settings_of(args)
         out = args.out or default_directory(settings)
         return _run(settings, out, args)
     except ImportError as error:
         return _fail(1, _missing_library(error))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, FileNotFoundError) as error:
         return _fail(2, str(error))
     except (OSError, RuntimeError) as error:
         return _fail(1, f"{type(error).__name__}: {error}")
@@ -117,6 +192,7 @@ def _run(settings: Settings, out: Path, args: argparse.Namespace) -> int:
         json.dump(result, sys.stdout, indent=1)
         print()
         return 0
+    print(report.body_tables(result), end="\n\n")
     print(report.text_table(result))
     print(report.PREDICTION_NOTE)
     print(report.when_it_will_not_help(result))
@@ -148,6 +224,11 @@ def _missing_library(error: ImportError) -> str:
     if error.name is not None and error.name.partition(".")[0] == "torch":
         return 'training needs torch: pip install "pyparareal[torch,train]"'
     return str(error)
+
+
+def _one_line(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """Instead of the usage, which would be longer than a screen."""
+    parser.exit(2, f"{parser.prog}: error: {message} (--help shows the options)\n")
 
 
 def _fail(status: int, message: str, prefix: str = "pyparareal train: error: ") -> int:

@@ -4,6 +4,11 @@
 import errno
 import os
 import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -16,13 +21,22 @@ from torch import nn  # noqa: E402
 from pyparareal.nn.training_job import checkpoint  # noqa: E402
 from pyparareal.nn.training_job.settings import Settings  # noqa: E402
 
-IDENTITY = {"settings": Settings().as_dict(), "network": "parareal", "part_sizes": [3, 2, 2, 2]}
+IDENTITY = {
+    "settings": Settings().as_dict(),
+    "network": "parareal",
+    "partition": {"sizes": [3, 2, 2, 2], "names": [f"layer{i}" for i in range(30)], "seconds": None},
+    "maps": [{"name": "C^1", "what": "the network's own"}, {"name": "F^1", "what": "convolution"}],
+}
 PROGRESS = {"epoch": 3, "loss_sum": 0.1 + 0.2, "history": [{"train_loss": 1e-17}]}
+
+
+def stack(width=4):
+    return nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
 
 
 def trained(seed=0, optimiser=torch.optim.SGD, **options):
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    net = stack()
     optimiser = optimiser(net.parameters(), lr=0.1, **options)
     for _ in range(3):
         optimiser.zero_grad()
@@ -94,6 +108,58 @@ def test_a_failing_write_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch, 
     assert checkpoint.read_progress(file) == {"epoch": 4}
 
 
+def test_a_file_that_may_grow_no_further_leaves_the_old_checkpoint_whole(tmp_path):
+    resource = pytest.importorskip("resource", reason="no limits on this system")
+    file = tmp_path / "run.checkpoint"
+    checkpoint.save(file, *trained(0), IDENTITY, PROGRESS)
+    before = file.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel stops the write half-way, as it does on a full disk; Python ignores the signal that comes with it.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(file, *trained(1), IDENTITY, {"epoch": 4})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_bytes() == before
+    assert os.listdir(tmp_path) == [file.name]
+
+
+SAVES = """
+import sys
+from pathlib import Path
+from pyparareal.nn.training_job import checkpoint
+from torch import ones
+file, number = Path(sys.argv[1]), 0
+while True:
+    number += 1
+    content = {"x": ones(2_000_000) * number}
+    checkpoint.write_tensors(file, content, {"format": checkpoint.FORMATS["weights"], "number": number})
+"""
+
+
+@pytest.mark.no_sanitize
+def test_a_process_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
+    file = tmp_path / "run.checkpoint"
+    home = str(Path(checkpoint.__file__).parents[3])
+    killed_inside = 0
+    for _ in range(4):
+        child = subprocess.Popen([sys.executable, "-c", SAVES, str(file)], env=os.environ | {"PYTHONPATH": home})
+        half = tmp_path / f".{file.name}.{child.pid}"
+        while not (file.exists() and half.exists()) and child.poll() is None:
+            time.sleep(0.0005)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait(timeout=60) == -signal.SIGKILL
+        killed_inside += half.exists()
+        tensors, rest = checkpoint.read_tensors(file)
+        assert (tensors["x"] == rest["number"]).all()
+        checkpoint.remove_leftovers(tmp_path)
+        assert os.listdir(tmp_path) == [file.name]
+        if killed_inside:
+            break
+    assert killed_inside, "never inside a save"
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
 def test_a_truncated_file_is_refused_and_changes_nothing(tmp_path, share):
     file = tmp_path / "run.checkpoint"
@@ -119,12 +185,30 @@ def changed(**settings):
     return IDENTITY | {"settings": Settings(**settings).as_dict()}
 
 
+def partitioned(**values):
+    return IDENTITY | {"partition": IDENTITY["partition"] | values}
+
+
 DIFFERENT = [
     (changed(model="resnet32"), "model: 'resnet20' there, 'resnet32' here"),
     (changed(lr=0.2, seed=5), "lr: 0.1 there, 0.2 here; seed: 0 there, 5 here"),
     (changed(parts=3), "parts: 4 there, 3 here"),
     (changed(threads=2), "threads: 1 there, 2 here"),
-    (IDENTITY | {"part_sizes": [4, 2, 2, 1]}, r"part_sizes: \[3, 2, 2, 2\] there, \[4, 2, 2, 1\] here"),
+    (
+        partitioned(sizes=(4, 2, 2, 1)),
+        r"partition\.sizes: \[3, 2, 2, 2\] there, \[4, 2, 2, 1\] here$",
+    ),
+    (
+        partitioned(names=[*IDENTITY["partition"]["names"][:29], "fc"]),
+        r"partition\.names: 'layer29' at 29 there, 'fc' at 29 here$",
+    ),
+    (
+        IDENTITY | {"maps": [IDENTITY["maps"][0], {"name": "F^1", "what": "linear"}]},
+        "maps.1.what: 'convolution' there, 'linear' here$",
+    ),
+    # A consequence of other settings is not worth the words.
+    (changed(parts=3) | {"partition": {}, "maps": []}, "nothing was changed. parts: 4 there, 3 here$"),
+    (changed(parts=3, lr=1, seed=1, epochs=1, batch_size=1, threads=2), "; and 2 more$"),
     (IDENTITY | {"network": "serial"}, "network: 'parareal' there, 'serial' here"),
 ]
 
@@ -143,14 +227,32 @@ def test_another_runs_checkpoint_is_refused_naming_what_differs(tmp_path, identi
 def test_another_networks_tensors_are_refused_by_name(tmp_path):
     file = tmp_path / "run.checkpoint"
     checkpoint.save(file, *trained(0), IDENTITY, PROGRESS)
-    for net, name in ((nn.Sequential(nn.Linear(3, 5)), "0.bias|1.bias"), (nn.Linear(3, 4), "0.bias")):
-        with pytest.raises(checkpoint.CheckpointError, match=f"tensor '({name})' is missing or has another shape"):
+    for net, name in (
+        (nn.Sequential(nn.Linear(3, 4)), "tensor '1.bias' is unknown here"),
+        (nn.Sequential(*stack(), nn.Linear(2, 2)), "tensor '3.bias' is missing there"),
+        (stack(5), r"tensor '0.bias' is \[4\] float32 there, \[5\] float32 here"),
+        (stack().double(), r"tensor '0.bias' is \[4\] float32 there, \[4\] float64 here"),
+    ):
+        before = {key: t.clone() for key, t in net.state_dict().items()}
+        with pytest.raises(checkpoint.CheckpointError, match=f"of another network, nothing was changed: {name}"):
             checkpoint.load(file, net, torch.optim.SGD(net.parameters()), IDENTITY)
+        assert same(before, net.state_dict())
+
+
+def test_another_optimisers_groups_are_refused(tmp_path):
+    file = tmp_path / "run.checkpoint"
+    checkpoint.save(file, *trained(0), IDENTITY, PROGRESS)
+    net = stack()
+    one, *others = net.parameters()
+    before = {key: t.clone() for key, t in net.state_dict().items()}
+    with pytest.raises(checkpoint.CheckpointError, match=r"groups of \[6\] parameters there, \[1, 5\] here"):
+        checkpoint.load(file, net, torch.optim.SGD([{"params": [one]}, {"params": others}]), IDENTITY)
+    assert same(before, net.state_dict())
 
 
 def test_weights_alone_are_no_checkpoint(tmp_path):
     file = tmp_path / "weights.safetensors"
     net, optimiser = trained(0)
-    checkpoint.write_tensors(file, net.state_dict(), {"identity": IDENTITY, "format": "pyparareal-weights-1"})
+    checkpoint.write_tensors(file, net.state_dict(), {"identity": IDENTITY, "format": checkpoint.FORMATS["weights"]})
     with pytest.raises(checkpoint.CheckpointError, match="got weights alone, expected a checkpoint"):
         checkpoint.load(file, net, optimiser, IDENTITY)

@@ -2,7 +2,6 @@
 """The training job: data, learning, resuming bit for bit, times, reports, and its command line."""
 
 import argparse
-import json
 import os
 import shlex
 import shutil
@@ -16,12 +15,12 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'pyparareal[torch]'")
-for library in ("sklearn", "safetensors", "matplotlib"):
+for library in ("sklearn", "safetensors"):
     pytest.importorskip(library, reason=f"{library} is not installed: pip install 'pyparareal[train]'")
 
 import pyparareal.nn  # noqa: E402
 from pyparareal.nn import data, models, train_command  # noqa: E402
-from pyparareal.nn.training_job import job, loop, report, step_time  # noqa: E402
+from pyparareal.nn.training_job import job, loop, step_time  # noqa: E402
 from pyparareal.nn.training_job.settings import Settings  # noqa: E402
 
 SMALL = {"model": "resnet8", "width": 2, "parts": 2, "threads": 1}
@@ -87,13 +86,28 @@ def test_shift_moves_by_at_most_one_pixel_and_takes_every_direction():
 # Learning
 
 
+def rates(total=100, **options):
+    return [loop.learning_rate(step, total, Settings(lr=0.5, **options)) for step in range(total)]
+
+
 def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
-    rates = [loop.learning_rate(step, 100, 0.5) for step in range(100)]
-    assert rates[0] == pytest.approx(0.05)
-    assert max(rates) == rates[10] == 0.5
-    assert all(a < b for a, b in pairwise(rates[:10]))
-    assert all(a > b for a, b in pairwise(rates[10:]))
-    assert rates[-1] < 1e-3
+    found = rates()
+    assert found[0] == pytest.approx(0.05)
+    assert max(found) == found[10] == 0.5
+    assert all(a < b for a, b in pairwise(found[:10]))
+    assert all(a > b for a, b in pairwise(found[10:]))
+    assert found[-1] < 1e-3
+
+
+def test_schedules_and_warm_up():
+    assert rates(warm_up=0.0, schedule="constant") == [0.5] * 100
+    assert rates(warm_up=0.2, schedule="constant")[:20] == pytest.approx([0.025 * (k + 1) for k in range(20)])
+    step = rates(warm_up=0.0, schedule="step")
+    # A tenth at 50 and at 75 % of the steps, as in He et al. 2015, section 4.2.
+    assert step == pytest.approx([0.5] * 50 + [0.05] * 25 + [0.005] * 25)
+    assert rates(8, warm_up=0.0, schedule="step", milestones=(0.25,)) == pytest.approx([0.5] * 2 + [0.05] * 6)
+    assert rates(warm_up=0.0)[0] == 0.5
+    assert rates(5, warm_up=0.1, schedule="constant") == [0.5] * 5  # a rise of less than a step is one step
 
 
 class Recorder:
@@ -128,7 +142,7 @@ def test_training_learns_and_moves_every_parameter(digits, correction):
         progress=bar,
     )
     assert done
-    assert bar.rates == [loop.learning_rate(step, 60, settings.lr) for step in range(60)]
+    assert bar.rates == [loop.learning_rate(step, 60, settings) for step in range(60)]
     assert saved == [1, 2, 3]
     assert state.history[-1]["train_loss"] < 0.5 * state.history[0]["train_loss"]
     assert state.history[-1]["validation_accuracy"] > 0.7
@@ -204,7 +218,7 @@ def environment():
 
 
 def test_ctrl_c_saves_and_the_printed_command_continues_bit_for_bit(tmp_path):
-    settings = Settings(epochs=10, **SMALL)
+    settings = Settings(epochs=4, **SMALL)
     out = tmp_path / "with space"
     words = [*settings.arguments(), "--compare-serial", "--out", str(out)]
     process = subprocess.Popen(command(*words), stderr=subprocess.PIPE, text=True, env=environment())
@@ -229,19 +243,63 @@ def test_ctrl_c_saves_and_the_printed_command_continues_bit_for_bit(tmp_path):
 # Times
 
 
-def times(parts, step, chain=(1.0, 2.0)):
-    return step_time.StepTimes(step=step, parts=parts, chain=chain, head=(0.25, 0.25), update=0.5)
+def times(parts, step, coarse):
+    """A third of each part's time is preprocessing."""
+    preprocess = tuple((f / 3, b / 3) for f, b in parts)
+    fine = tuple((2 * f / 3, 2 * b / 3) for f, b in parts)
+    return step_time.StepTimes(
+        step=step, preprocess=preprocess, fine=fine, coarse=coarse, head=(0.25, 0.25), update=0.5
+    )
+
+
+FOUR = ((3.0, 6.0), (2.0, 4.0), (2.0, 4.0), (1.0, 8.0))
+LINKS = ((0.25, 0.5), (0.25, 0.5), (0.5, 1.0))
 
 
 def test_predicted_step_is_the_critical_path():
     rest = 1.0 + 2.0 + 0.5 + 0.5
-    step = times(((3.0, 6.0), (2.0, 4.0), (2.0, 4.0), (1.0, 8.0)), step=2 * (8 + 22 + rest))  # twice the pieces
+    step = times(FOUR, 2 * (8 + 22 + rest), LINKS)  # twice the pieces
     assert step.predicted_step(1) == step.step
     assert step.predicted_step(2) == pytest.approx(2 * (5 + 12 + rest), rel=1e-14)  # first two, last two
     assert step.predicted_step(4) == pytest.approx(2 * (3 + 8 + rest), rel=1e-14)
-    assert times(((3.0, 6.0),), step=7.0, chain=(0.0, 0.0)).predicted_step(1) == 7.0
+    assert times(((3.0, 6.0),), step=7.0, coarse=()).predicted_step(1) == 7.0
     with pytest.raises(ValueError, match="devices: got 5, expected 1 to 4"):
         step.predicted_step(5)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+def test_the_schedule_is_one_that_devices_could_follow(devices):
+    step = times(FOUR, 1.0, LINKS)
+    bars = step.schedule(devices)
+    for device in range(devices):
+        mine = sorted((bar for bar in bars if bar.device == device), key=lambda bar: bar.start)
+        assert all(a.end <= b.start + 1e-12 for a, b in pairwise(mine))  # a device does one thing at a time
+    done = {(bar.piece, bar.number, bar.backward): bar for bar in bars if bar.piece != "update"}
+    assert len(done) == 2 * (4 + 4 + 3 + 1)  # every piece, forward and backward, once
+    for j in range(1, 5):
+        c, g = (done[piece, j, False] for piece in ("preprocess", "fine"))
+        assert c.end <= g.start + 1e-12
+        assert done["fine", j, True].end <= done["preprocess", j, True].start + 1e-12
+    for j in range(1, 4):
+        assert max(done["fine", j, False].end, done["fine", j + 1, False].end) <= done["coarse", j, False].start + 1e-12
+        assert done["coarse", j, True].end <= done["fine", j, True].start + 1e-12
+    for j in (1, 2):
+        assert done["coarse", j, False].end <= done["coarse", j + 1, False].start + 1e-12
+        assert done["coarse", j + 1, True].end <= done["coarse", j, True].start + 1e-12
+    critical = sorted((bar for bar in bars if bar.critical and bar.seconds), key=lambda bar: (bar.start, bar.device))
+    covered = 0.0
+    for bar in critical:  # without a gap from the beginning to the end
+        assert bar.start <= covered + 1e-12
+        covered = max(covered, bar.end)
+    assert covered == pytest.approx(max(bar.end for bar in bars))
+
+
+def test_many_parts_are_grouped_in_no_time():
+    many = times(((1.0, 2.0),) * 64, 1.0, ((0.0, 0.0),) * 63)
+    assert many.predicted_step(32) == pytest.approx((32 * 0 + 6 + 1.0) / (64 * 3 + 1.0))
+    assert job.device_counts(64) == [1, 2, 4, 8, 16, 32, 64]
+    assert job.device_counts(9) == [1, 2, 4, 8, 9]
+    assert job.device_counts(6) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("correction", ["residual", "difference"])
@@ -253,42 +311,12 @@ def test_measuring_finds_every_piece_and_changes_nothing(correction):
     x, y = torch.randn(4, 1, 8, 8), torch.arange(4)
     random = torch.get_rng_state()
     step = step_time.measure({"parareal": net}, x, y, repeats=1)["parareal"]
-    assert len(step.parts) == 3
-    assert min(min(pair) for pair in (*step.parts, step.chain, step.head)) > 0
+    assert [len(pieces) for pieces in (step.preprocess, step.fine, step.coarse)] == [3, 3, 2]
+    assert min(min(pair) for pair in (*step.preprocess, *step.fine, *step.coarse, step.head)) > 0
     assert step.update > 0
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
     assert torch.equal(random, torch.get_rng_state())
-
-
-# Reports
-
-
-def test_report_is_complete_and_fetches_nothing(undisturbed):
-    out, result = undisturbed
-    page = (out / "report.html").read_text()
-    assert "http" not in page
-    assert "<script" not in page
-    for words in ("predicted, 2 devices", "When it will not help", "data:image/png;base64,", "weight_decay"):
-        assert words in page
-    assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(result))
-    table = report.text_table(result).splitlines()
-    assert [line.split()[0] for line in table[3:]] == ["serial", "parareal", "serial"]
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(1.0, "Predicted on 2 devices: 2.00 times"), (3.0, "Nor is it")])
-def test_honest_words_follow_the_figures(undisturbed, seconds, words):
-    result = json.loads(json.dumps(undisturbed[1]))
-    serial, parareal = result["networks"].values()
-    serial |= {"seconds_per_step": 2.0, "predicted_seconds_per_step": {"1": 2.0, "2": 2.0}}
-    parareal |= {"seconds_per_step": 5.0, "predicted_seconds_per_step": {"1": 5.0, "2": seconds}}
-    said = report.when_it_will_not_help(result)
-    assert words in said
-    assert "takes 2.50 times a serial step (measured)" in said
-    del result["networks"]["serial"]
-    assert "--compare-serial" in report.when_it_will_not_help(result)
-    assert "serial" not in report.text_table(result)
 
 
 # Command line
@@ -298,48 +326,6 @@ def run_command(*words):
     parser = argparse.ArgumentParser()
     train_command.configure(parser)
     return train_command.main(parser.parse_args(words))
-
-
-def test_settings_survive_the_command_line():
-    settings = Settings(model="resnet32", lr=0.25, augment="none", coarse_units=2, seed=9, correction="difference")
-    parser = argparse.ArgumentParser()
-    train_command.configure(parser)
-    args = parser.parse_args(settings.arguments())
-    assert Settings(**{name: getattr(args, name) for name in settings.as_dict()}) == settings
-
-
-def test_json_is_the_only_output(tmp_path, capsys):
-    words = Settings(epochs=1, **SMALL).arguments()
-    assert run_command(*words, "--out", str(tmp_path), "--json", "--quiet") == 0
-    out, err = capsys.readouterr()
-    assert json.loads(out)["settings"]["threads"] == 1
-    assert err == ""
-
-
-WRONG = [
-    ("--model resnet21", "model: got 'resnet21', expected one of resnet8"),
-    ("--model resnet8 --parts 4", "parts: got 4 for 3 blocks"),
-    ("--parts 0", "parts: got 0, expected at least 1"),
-    ("--epochs 0", "epochs: got 0, expected at least 1"),
-    ("--batch-size 0", "batch_size: got 0, expected at least 1"),
-    ("--lr nan", "lr: got nan, expected a positive number"),
-    ("--lr 0", "lr: got 0.0, expected a positive number"),
-    ("--threads -1", "threads: got -1, expected at least 0"),
-    ("--seed -1", "seed: got -1, expected at least 0"),
-    ("--weight-decay -1", "weight_decay: got -1.0, expected at least 0"),
-    ("--resume", "got no checkpoint to resume, expected parareal.checkpoint"),
-]
-
-
-@pytest.mark.parametrize(("words", "message"), WRONG)
-def test_wrong_arguments_end_with_one_line_and_nothing_written(tmp_path, capsys, words, message):
-    out = tmp_path / "out"
-    assert run_command(*words.split(), "--out", str(out)) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("pyparareal train: error: ")
-    assert message in said
-    assert said.count("\n") == 1
-    assert not out.exists()
 
 
 def test_an_unfinished_run_is_neither_lost_nor_mixed(tmp_path, capsys):
@@ -353,21 +339,3 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed(tmp_path, capsys):
     assert "lr: 0.1 there, 0.2 here" in capsys.readouterr().err
     assert (tmp_path / "serial.checkpoint").read_bytes() == kept
     assert run_command(*words, "--restart") == 0
-
-
-def test_a_full_disk_is_one_clear_line(tmp_path, capsys, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    assert run_command(*Settings(epochs=1, **SMALL).arguments(), "--out", str(tmp_path)) == 1
-    assert "OSError: [Errno 28] No space left on device" in capsys.readouterr().err
-
-
-def test_importing_the_package_and_asking_for_help_import_no_torch():
-    script = "import sys, pyparareal.nn.train_command; sys.argv[1:] = ['--help']\n"
-    script += "try: pyparareal.nn.train_command._main()\nexcept SystemExit: pass\n"
-    script += "sys.exit(any(m in sys.modules for m in ('torch', 'sklearn', 'matplotlib')))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment(), check=False)
-    assert done.returncode == 0, done.stderr
-    assert b"--compare-serial" in done.stdout

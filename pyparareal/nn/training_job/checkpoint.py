@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .settings import Settings, differences
+from .settings import Settings, differences, few
 
-FORMATS = {"checkpoint": "pyparareal-checkpoint-1", "weights": "pyparareal-weights-1"}
+FORMATS = {"checkpoint": "pyparareal-checkpoint-2", "weights": "pyparareal-weights-2"}
 # The first eight bytes are the header's length; a longer header than this is not one of ours.
 MAX_HEADER_BYTES = 100_000_000
 
@@ -36,7 +36,7 @@ def save(
 
     Parameters
     ----------
-    identity : what must be equal on resuming: settings, network, parts
+    identity : what must be equal on resuming: settings, network, partition, maps; any JSON values
     progress : where the run stands; any JSON values
 
     Raises
@@ -47,7 +47,7 @@ def save(
     tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
     slots, optimiser_tensors = _optimiser_state(optimiser)
     tensors |= optimiser_tensors
-    random_json, random_tensors = _random_state()
+    random_json, random_tensors = _random_state(_device(net))
     tensors |= random_tensors
     rest = {"identity": identity, "progress": progress, "optimiser": slots, "random": random_json}
     write_tensors(path, tensors, rest | {"format": FORMATS["checkpoint"], "torch": str(torch.__version__)})
@@ -67,16 +67,12 @@ def load(path: Path, net: nn.Module, optimiser: torch.optim.Optimizer, identity:
     if rest["format"] != FORMATS["checkpoint"]:
         raise CheckpointError(f"{path}: got weights alone, expected a checkpoint")
     _require_same(path, identity, rest["identity"])
-    own = net.state_dict()
     saved = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
-    # Extra state is what a network found out while it ran: it may be there or not, and has no fixed size.
-    names = [sorted(n for n in state if not n.endswith("_extra_state")) for state in (own, saved)]
-    wrong = sorted({*names[0]} ^ {*names[1]}) or [n for n in names[0] if own[n].shape != saved[n].shape]
-    if wrong:
-        raise CheckpointError(f"{path}: of another network, tensor {wrong[0]!r} is missing or has another shape")
+    _require_tensors(path, net.state_dict(), saved)
+    _require_groups(path, optimiser, rest["optimiser"])
     net.load_state_dict(saved)
     _set_optimiser_state(optimiser, rest["optimiser"], tensors)
-    _set_random_state(rest["random"], tensors)
+    _set_random_state(rest["random"], tensors, _device(net))
     progress: dict[str, Any] = rest["progress"]
     return progress
 
@@ -89,7 +85,21 @@ def read_progress(path: Path) -> dict[str, Any]:
 
 def read_settings(path: Path) -> Settings:
     """The settings of the run at ``path``."""
-    return Settings(**_read_header(path)["identity"]["settings"])
+    return settings_of(path, read_identity(path))
+
+
+def read_identity(path: Path) -> dict[str, Any]:
+    """What a run must have in common with the one at ``path`` to continue it."""
+    identity: dict[str, Any] = _read_header(path)["identity"]
+    return identity
+
+
+def settings_of(path: Path, identity: dict[str, Any]) -> Settings:
+    """The settings in ``identity``, read from ``path``."""
+    try:
+        return Settings(**identity["settings"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: got settings of another version of pyparareal ({error})") from error
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
@@ -129,6 +139,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     _sync_directory(path.parent)
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Delete the temporary files that a killed run left in ``directory``."""
+    for file in directory.glob(".*.*.[0-9]*"):
+        if file.name.rpartition(".")[2].isdigit():
+            file.unlink(missing_ok=True)
+
+
 def _sync_directory(directory: Path) -> None:
     # The rename itself is on disk only once its directory is.
     handle = os.open(directory, os.O_RDONLY)
@@ -153,13 +170,45 @@ def _read_header(path: Path) -> dict[str, Any]:
     return rest
 
 
+def require_same_settings(path: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Refuse a checkpoint of a run with other settings; both are those of :meth:`.Settings.as_dict`."""
+    elsewhere = {"data_dir": None}  # the data may have moved
+    _refuse(path, differences(ours | elsewhere, theirs | elsewhere))
+
+
 def _require_same(path: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    found = differences(ours["settings"], theirs["settings"])
-    found += differences(
-        {k: v for k, v in ours.items() if k != "settings"}, {k: v for k, v in theirs.items() if k != "settings"}
-    )
+    """Settings first: where they differ, partition and maps differ in consequence."""
+    ours = json.loads(json.dumps(ours))  # tuples are lists there
+    require_same_settings(path, ours["settings"], theirs["settings"])
+    _refuse(path, differences(ours | {"settings": None}, theirs | {"settings": None}))
+
+
+def _refuse(path: Path, found: list[str]) -> None:
     if found:
-        raise CheckpointError(f"{path}: of another run, nothing was changed. " + "; ".join(found))
+        raise CheckpointError(f"{path}: of another run, nothing was changed. {few(found)}")
+
+
+def _require_tensors(path: Path, own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    # Extra state is what a network found out while it ran: it may be there or not, and has no fixed size.
+    names = [sorted(n for n in state if not n.endswith("_extra_state")) for state in (own, saved)]
+    wrong = sorted({*names[0]} ^ {*names[1]})
+    if wrong:
+        there = "missing there" if wrong[0] in own else "unknown here"
+        raise CheckpointError(f"{path}: of another network, nothing was changed: tensor {wrong[0]!r} is {there}")
+    for name in names[0]:
+        kinds = [f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in (saved[name], own[name])]
+        if kinds[0] != kinds[1]:
+            raise CheckpointError(
+                f"{path}: of another network, nothing was changed: tensor {name!r} is {kinds[0]} there, {kinds[1]} here"
+            )
+
+
+def _require_groups(path: Path, optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    sizes = [[len(group["params"]) for group in groups] for groups in (saved["groups"], optimiser.param_groups)]
+    if sizes[0] != sizes[1]:
+        raise CheckpointError(
+            f"{path}: of another optimiser, nothing was changed: groups of {sizes[0]} parameters there, {sizes[1]} here"
+        )
 
 
 def _optimiser_state(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -186,17 +235,25 @@ def _set_optimiser_state(optimiser: torch.optim.Optimizer, saved: dict[str, Any]
     optimiser.load_state_dict({"state": state, "param_groups": saved["groups"]})
 
 
-def _random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _device(net: nn.Module) -> torch.device:
+    return next((p.device for p in net.parameters()), torch.device("cpu"))
+
+
+def _random_state(device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
     name, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state(legacy=True))  # noqa: NPY002 - the global stream
     tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(keys.astype(np.int64))}
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     numpy_rest = [name, int(position), int(has_gauss), float(gauss)]
     return {"python": random.getstate(), "numpy": numpy_rest}, tensors
 
 
-def _set_random_state(saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _set_random_state(saved: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> None:
     version, numbers, gauss = saved["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, position, has_gauss, numpy_gauss = saved["numpy"]
     keys = tensors["random.numpy"].numpy().astype(np.uint32)
     np.random.set_state((name, keys, position, has_gauss, numpy_gauss))  # noqa: NPY002
     torch.set_rng_state(tensors["random.torch"])
+    if "random.cuda" in tensors and device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .. import models
 from ..chain import chain_of
 from ..data import Split, load, steps_per_epoch
 from ..parareal_network import PararealNetwork
-from . import checkpoint, report
+from . import checkpoint, device, report
+from .build import build, describe
 from .loop import Progress, State, evaluate, make_optimiser, train
 from .settings import Settings
 from .step_time import StepTimes, measure
@@ -58,7 +58,7 @@ def run_job(
     interrupted: Callable[[], bool] = lambda: False,
     progress: ProgressBar | None = None,
 ) -> dict[str, Any]:
-    """Train, evaluate, measure; write ``report.json``, ``report.html``, ``curves.png``, ``metrics.json`` and weights.
+    """Train, evaluate, measure; write ``report.json``, ``report.html``, ``metrics.json`` and weights.
 
     Parameters
     ----------
@@ -79,14 +79,19 @@ def run_job(
     checkpoint.CheckpointError, ValueError, ImportError, OSError, loop.TrainingDiverged
     """
     started = time.perf_counter()
-    data = load(settings.data)
     names = ["serial", "parareal"] if compare_serial else ["parareal"]
     files = {name: out / f"{name}.checkpoint" for name in names}
     _require_resumable(out, list(files.values()), resume, restart)
-    settings = _resolved(settings, list(files.values()), resume)
-    with _reproducible(settings):
-        # Built before training: what cannot be built is refused before the first step.
-        runs = [Run(name, *_build(name, settings, data, files[name]), State()) for name in names]
+    recorded = [file for file in files.values() if resume and file.exists()]
+    settings = _resolved(settings, recorded)
+    data = _load(settings)
+    with device.reproducible(settings):
+        cut = _recorded_partition(settings, recorded)
+        runs: list[Run] = []
+        for name in names:  # before training: what cannot be built is refused before the first step
+            runs.append(Run(name, *_build(name, settings, data, files[name], cut), State()))
+            cut = runs[0].identity["partition"]  # measured once
+        checkpoint.remove_leftovers(out)
         if not resume:
             # As a whole: one network of an older run left behind would be continued by a later --resume.
             for file in out.glob("*.checkpoint"):
@@ -105,37 +110,43 @@ def recheck(out: Path) -> dict[str, float]:
     found = {}
     for file in sorted(out.glob("*.safetensors")):
         tensors, rest = checkpoint.read_tensors(file)
-        settings = Settings(**rest["identity"]["settings"])
-        data = load(settings.data)
-        with _reproducible(settings):
-            net, _, _ = _build(rest["identity"]["network"], settings, data, file)
+        identity = rest["identity"]
+        settings = checkpoint.settings_of(file, identity)
+        data = _load(settings)
+        with device.reproducible(settings):
+            net, _, _ = _build(identity["network"], settings, data, file, identity["partition"])
             net.load_state_dict(tensors)
-            found[rest["identity"]["network"]] = evaluate(net, data.test)[1]
+            found[identity["network"]] = evaluate(net, data.test, precision=settings.precision).accuracy
     return found
 
 
-def _build(name: str, settings: Settings, data: Split, file: Path) -> tuple[nn.Module, Path, dict[str, Any]]:
-    """Network, checkpoint file and identity. Equal seeds give both networks the same initial body."""
-    torch.manual_seed(settings.seed)
-    channels = data.image_shape[0]
-    serial = models.build(settings.model, channels=channels, classes=data.classes, width=settings.width)
-    net: nn.Module = serial
-    identity: dict[str, Any] = {"settings": settings.as_dict(), "network": name}
-    # Built in both cases, so that unsuitable parts are refused before the serial network is trained.
-    parareal = models.build_parareal(
-        serial,
-        data.image_shape,
-        settings.parts,
-        correction=settings.correction,
-        coarse_units=settings.coarse_units,
-        preprocess_units=settings.preprocess_units,
-    )
-    if name == "parareal":
-        net = parareal
-        parareal.execution = settings.execution
-        identity["part_sizes"] = list(parareal.part_sizes)
-    torch.manual_seed(settings.seed)
+def _load(settings: Settings) -> Split:
+    directory = None if settings.data_dir is None else Path(settings.data_dir)
+    return device.moved(load(settings.data, directory, image_size=settings.image_size), settings.device)
+
+
+def _build(
+    name: str, settings: Settings, data: Split, file: Path, recorded: dict[str, Any] | None = None
+) -> tuple[nn.Module, Path, dict[str, Any]]:
+    """Network, checkpoint file and identity."""
+    try:
+        net, identity = build(name, settings, data, recorded)
+    except ValueError as error:
+        if recorded is None:
+            raise
+        raise checkpoint.CheckpointError(f"{file}: {error}") from error
     return net, file, identity
+
+
+def _recorded_partition(settings: Settings, files: list[Path]) -> dict[str, Any] | None:
+    """The partition of the run that is continued, which may have been decided by times measured then."""
+    for file in files:
+        identity = checkpoint.read_identity(file)
+        checkpoint.require_same_settings(file, settings.as_dict(), identity["settings"])
+        if settings.balance == "time":
+            partition: dict[str, Any] = identity["partition"]
+            return partition
+    return None
 
 
 def _train_run(
@@ -171,15 +182,14 @@ def _measure(runs: list[Run], settings: Settings, data: Split) -> dict[str, Step
             net = PararealNetwork(chain.blocks, 1, preprocess=[chain.stem], coarse=[], head=chain.head)
         nets[run.name] = net
     batch = data.train.take(torch.arange(min(settings.batch_size, len(data.train))))
-    return measure(nets, batch.x, batch.y)
+    return measure(nets, batch.x, batch.y, precision=settings.precision)
 
 
 def _result(runs: list[Run], settings: Settings, data: Split, times: dict[str, StepTimes]) -> dict[str, Any]:
     networks = {}
     for run in runs:
-        loss, accuracy = evaluate(run.net, data.test)
+        loss, accuracy, predicted = evaluate(run.net, data.test, precision=settings.precision)
         step = times[run.name]
-        devices = range(1, settings.parts + 1)
         networks[run.name] = {
             "parameters": sum(p.numel() for p in run.net.parameters()),
             "test_accuracy": accuracy,
@@ -188,18 +198,42 @@ def _result(runs: list[Run], settings: Settings, data: Split, times: dict[str, S
             "seconds_per_step": step.step,
             # A chain of layers does not become faster by more devices.
             "predicted_seconds_per_step": {
-                str(p): step.predicted_step(p if run.name == "parareal" else 1) for p in devices
+                str(p): step.predicted_step(p if run.name == "parareal" else 1) for p in device_counts(settings.parts)
             },
             "pieces": dataclasses.asdict(step),
+            "confusion": confusion(data.test.y.cpu(), predicted, data.classes),
             "training_seconds": sum(run.state.step_seconds),
             "steps": len(run.state.step_seconds),
             "history": run.state.history,
             "execution": getattr(run.net, "executed", None) or "serial",
-            "part_sizes": run.identity.get("part_sizes", []),
+            "measured_modes": getattr(run.net, "measured", {}),
+            "part_sizes": run.identity["partition"]["sizes"] if run.name == "parareal" else [],
         }
     images = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}
-    return {"settings": settings.as_dict(), "images": images, "networks": networks, "versions": versions}
+    parareal = runs[-1]
+    assert isinstance(parareal.net, PararealNetwork)
+    return {
+        "settings": settings.as_dict(),
+        "images": images,
+        "class_names": list(data.class_names) or [str(label) for label in range(data.classes)],
+        "networks": networks,
+        "body": describe(parareal.identity, parareal.net),
+        "versions": versions,
+    }
+
+
+def device_counts(parts: int) -> list[int]:
+    """Numbers of devices for which times are predicted: all up to six, else powers of two and the number of parts."""
+    if parts <= 6:
+        return list(range(1, parts + 1))
+    return [*(2**k for k in range(parts.bit_length()) if 2**k < parts), parts]
+
+
+def confusion(labels: Tensor, predicted: Tensor, classes: int) -> list[list[int]]:
+    """``[true class][predicted class]``: how many images."""
+    counts = torch.zeros(classes, classes, dtype=torch.int64)
+    return counts.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True).tolist()
 
 
 def _write(out: Path, result: dict[str, Any], runs: list[Run]) -> None:
@@ -232,26 +266,18 @@ def _require_resumable(out: Path, files: list[Path], resume: bool, restart: bool
             )
 
 
-def _resolved(settings: Settings, files: list[Path], resume: bool) -> Settings:
-    """``threads=0`` becomes what the resumed run used, or torch's default: the number decides the bits."""
-    if settings.threads:
-        return settings
-    recorded = [checkpoint.read_settings(file).threads for file in files if resume and file.exists()]
-    return dataclasses.replace(settings, threads=recorded[0] if recorded else torch.get_num_threads())
+def _resolved(settings: Settings, recorded: list[Path]) -> Settings:
+    """``threads=0`` and ``device="auto"`` become what the resumed run used, or what there is here.
 
-
-@contextmanager
-def _reproducible(settings: Settings) -> Iterator[None]:
-    """Fixed thread count and deterministic algorithms inside, the caller's choices afterwards."""
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(settings.threads)
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+    The number of threads decides the bits.
+    """
+    before = checkpoint.read_settings(recorded[0]) if recorded else None
+    threads, name = settings.threads, settings.device
+    if not threads:
+        threads = before.threads if before is not None else torch.get_num_threads()
+    if name == "auto" and before is not None:
+        name = before.device
+    return dataclasses.replace(settings, threads=threads, device=device.resolve(name, settings.precision))
 
 
 class _Silent:

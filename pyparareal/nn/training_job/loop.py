@@ -8,14 +8,15 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import PararealError
 from ..data import Images, Split, batches, steps_per_epoch
+from .device import autocast
 from .settings import Settings
 
 
@@ -36,6 +37,7 @@ class State:
     seen: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)  # of the loss, in float16
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -57,12 +59,20 @@ def make_optimiser(net: nn.Module, settings: Settings) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
 
 
-def learning_rate(step: int, total: int, peak: float) -> float:
-    """Linear warm-up to ``peak`` over the first tenth of all steps, then half a cosine towards zero."""
-    warm_up = max(1, total // 10)
+def learning_rate(step: int, total: int, settings: Settings) -> float:
+    """Linear rise to ``settings.lr`` over the share ``warm_up`` of all steps, then the schedule.
+
+    ``"cosine"`` is half a cosine towards zero (Loshchilov and Hutter 2016, arXiv 1608.03983, equation 5 without
+    restarts); ``"step"`` a tenth of the rate from each milestone on (He et al. 2015, section 4.2).
+    """
+    warm_up = max(1, int(total * settings.warm_up)) if settings.warm_up else 0
     if step < warm_up:
-        return peak * (step + 1) / warm_up
-    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
+        return settings.lr * (step + 1) / warm_up
+    if settings.schedule == "cosine":
+        return settings.lr * 0.5 * (1.0 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
+    if settings.schedule == "step":
+        return settings.lr * 0.1 ** sum(step >= share * total for share in settings.milestones)
+    return settings.lr
 
 
 def train(
@@ -78,6 +88,7 @@ def train(
 ) -> bool:
     """Train until the last epoch is done (True) or ``interrupted()`` says stop (False). Saves in both cases."""
     per_epoch = steps_per_epoch(len(data.train), settings.batch_size)
+    trainer = _Trainer(net, optimiser, settings, state)
     while state.epoch < settings.epochs:
         todo = batches(
             data.train,
@@ -91,44 +102,56 @@ def train(
             if interrupted():
                 save()
                 return False
-            rate = learning_rate(state.epoch * per_epoch + state.step, settings.epochs * per_epoch, settings.lr)
-            _train_step(net, optimiser, batch, rate, state, progress)
-        state.history.append(_epoch_row(net, data, state))
+            rate = learning_rate(state.epoch * per_epoch + state.step, settings.epochs * per_epoch, settings)
+            trainer.step(batch, rate, progress)
+        state.history.append(_epoch_row(net, data, state, settings.precision))
         state.epoch, state.step, state.loss_sum, state.correct, state.seen = state.epoch + 1, 0, 0.0, 0, 0
         save()
     return True
 
 
-def _train_step(
-    net: nn.Module, optimiser: torch.optim.Optimizer, batch: Images, rate: float, state: State, progress: Progress
-) -> None:
-    started = time.perf_counter()
-    net.train()
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    optimiser.zero_grad()
-    logits = net(batch.x)
-    loss = F.cross_entropy(logits, batch.y)
-    loss.backward()
-    optimiser.step()
-    value = loss.item()
-    seconds = time.perf_counter() - started
+class _Trainer:
+    """One step at a time. In float16 the loss is scaled, so that small gradients do not become zero."""
 
-    if not math.isfinite(value):
-        raise TrainingDiverged(
-            f"the loss became {value} in epoch {state.epoch + 1}, step {state.step + 1}; "
-            "try a smaller --lr. The last checkpoint is from before that."
-        )
-    state.step += 1
-    state.loss_sum += value * len(batch)
-    state.correct += int((logits.argmax(1) == batch.y).sum())
-    state.seen += len(batch)
-    state.step_seconds.append(seconds)
-    progress.step(state.loss_sum / state.seen, state.correct / state.seen, len(batch), seconds)
+    def __init__(self, net: nn.Module, optimiser: torch.optim.Optimizer, settings: Settings, state: State) -> None:
+        self.net, self.optimiser, self.state, self.precision = net, optimiser, state, settings.precision
+        device = settings.device.partition(":")[0]
+        self.scaler = torch.amp.GradScaler(device, enabled=settings.precision == "float16")
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
+
+    def step(self, batch: Images, rate: float, progress: Progress) -> None:
+        started = time.perf_counter()
+        state = self.state
+        self.net.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad()
+        with autocast(self.precision, batch.x.device):
+            logits = self.net(batch.x)
+            loss = F.cross_entropy(logits, batch.y)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        value = loss.item()
+        seconds = time.perf_counter() - started
+
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"the loss became {value} in epoch {state.epoch + 1}, step {state.step + 1}; "
+                "try a smaller --lr. The last checkpoint is from before that."
+            )
+        state.step += 1
+        state.loss_sum += value * len(batch)
+        state.correct += int((logits.argmax(1) == batch.y).sum())
+        state.seen += len(batch)
+        state.step_seconds.append(seconds)
+        state.scaler = self.scaler.state_dict()
+        progress.step(state.loss_sum / state.seen, state.correct / state.seen, len(batch), seconds)
 
 
-def _epoch_row(net: nn.Module, data: Split, state: State) -> dict[str, float]:
-    loss, accuracy = evaluate(net, data.validation)
+def _epoch_row(net: nn.Module, data: Split, state: State, precision: str) -> dict[str, float]:
+    loss, accuracy, _ = evaluate(net, data.validation, precision=precision)
     return {
         "epoch": state.epoch + 1,
         "train_loss": state.loss_sum / state.seen,
@@ -138,14 +161,24 @@ def _epoch_row(net: nn.Module, data: Split, state: State) -> dict[str, float]:
     }
 
 
+class Score(NamedTuple):
+    """``predicted`` classes ``[count]`` int64 on the CPU."""
+
+    loss: float
+    accuracy: float
+    predicted: Tensor
+
+
 @torch.no_grad()
-def evaluate(net: nn.Module, images: Images, batch_size: int = 256) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over ``images``, in evaluation mode."""
+def evaluate(net: nn.Module, images: Images, batch_size: int = 256, precision: str = "float32") -> Score:
+    """Mean cross-entropy, accuracy and predictions over ``images``, in evaluation mode."""
     net.eval()
-    loss, correct = 0.0, 0
+    loss, correct, predicted = 0.0, 0, []
     for start in range(0, len(images), batch_size):
         part = images.take(torch.arange(start, min(start + batch_size, len(images))))
-        logits = net(part.x)
-        loss += F.cross_entropy(logits, part.y, reduction="sum").item()
-        correct += int((logits.argmax(1) == part.y).sum())
-    return loss / len(images), correct / len(images)
+        with autocast(precision, part.x.device):
+            logits = net(part.x)
+            loss += F.cross_entropy(logits, part.y, reduction="sum").item()
+        predicted.append(logits.argmax(1))
+        correct += int((predicted[-1] == part.y).sum())
+    return Score(loss / len(images), correct / len(images), torch.cat(predicted).cpu())
