@@ -269,7 +269,7 @@ def build(problem, factors):
 
 def decay(steps, factors, guess=0.456):
     fine = Dahlquist(TimeGrid(0.0, steps / 2, steps))
-    initial = np.full((steps // (factors or [1])[0] + 1, 1), guess)
+    initial = np.full((steps // factors[0] + 1, 1), guess) if factors else None
     return Setup(hierarchy(fine, factors), factors, np.ones(1), initial)
 
 
@@ -356,6 +356,17 @@ def advection(points, factors):
     return Setup(hierarchy(fine, factors), factors, np.exp(-(x**2)))
 
 
+def periodic_diffusion(steps, factors, speed, half_waves, n=16):
+    """``u_t + speed u_x = u_xx`` on a ring of ``n`` points a distance of ``1 / (n - 1)`` apart, upwind."""
+    x, h, eye = np.linspace(0, 1, n), 1 / (n - 1), sparse.identity(n, format="csr")
+    left, right = eye[np.roll(np.arange(n), 1)], eye[np.roll(np.arange(n), -1)]
+    matrix = (speed / h) * (eye - left) + (2 * eye - left - right) / h**2
+    fine = Sparse(TimeGrid(0.0, 1.0, steps), matrix)
+    initial = np.full((steps // factors[0] + 1, n), 6.123451)
+    tol = 1e-6 / (math.sqrt(1 / (steps - 1)) * math.sqrt(h))
+    return Setup(hierarchy(fine, factors), factors, np.sin(half_waves * np.pi * x), initial, tol=tol)
+
+
 def arenstorf_orbit(points, factors):
     # The source takes step sizes as differences of the times; the orbit amplifies their rounding by 1e6.
     fine = AdaptiveRK45(TimeGrid.from_times(np.linspace(0.0, 17.06521656015796, points)), arenstorf)
@@ -373,6 +384,6 @@ PROBLEMS = {
     f.__name__: f
     for f in (
         *(decay, ode06, ex07, ex02, dahlquist, heat1d, heat2d),
-        *(brusselator_orbit, advection, arenstorf_orbit, allen_cahn),
+        *(brusselator_orbit, advection, periodic_diffusion, arenstorf_orbit, allen_cahn),
     )
 }
