@@ -33,7 +33,12 @@ from typing import Any
 import numpy as np
 
 from .checks import choose
-from .error_propagation import CYCLES, error_propagator, factors, mode_arrays, sizes_of, sweeps
+from .error_propagation import CYCLES, factors, mode_arrays, sizes_of, sweeps
+from .error_propagation import error_propagator as error_propagator
+from .error_propagation import matrix_error_propagator as matrix_error_propagator
+from .spectra import Spectrum as Spectrum
+from .spectra import level_matrices as level_matrices
+from .spectra import spectrum as spectrum
 
 Array = Any
 
@@ -42,6 +47,7 @@ TWO_LEVEL = (
     *("tight_upper", "tight_lower", "quadratic_upper", "quadratic_lower"),
 )
 MULTILEVEL = ("exact", "sqrt_1_inf", "submultiplicative")
+_ROUNDING = 1e-10  # eigenvalues of a conserved quantity are 1 to the rounding of an eigenvalue solver and of the steps
 _ENTRIES = 2**22  # of the matrices E that are held at once: 64 MiB of complex numbers
 
 
@@ -52,28 +58,31 @@ def two_level_bound(
 
     With ``a = |lambda_1|`` the last factor is, or is bounded by,
 
-    ==================  =======================================================  ==================================
-    kind                formula                                                  source
-    ==================  =======================================================  ==================================
-    ``exact``           ``(1 + a^2 - 2 a cos t)^(-1/2)``, ``t`` the least        the singular values of a bidiagonal
-                        positive root of ``sin (p+1)t = a sin pt``               matrix; computed by bisection
-    ``sqrt_1_inf``      ``(1 - a^p) / (1 - a)``, the root of 1-norm times        [H]; for ``nu`` = 0, 1 [D]
-                        inf-norm; an upper bound
-    ``asymptotic``      ``1 / (1 - a)``: all of the above for ``steps`` to       [S] Theorem 13
-                        infinity; an upper bound
-    ``tight_upper``     ``(1 + a^2 + 2 a cos(p pi / (p + 1/2)))^(-1/2)``         [S]
-    ``tight_lower``     ``(1 + a^2 + 2 a cos(p pi / (p + 1)))^(-1/2)``           [S]
-    ``quadratic_upper`` ``((1 - a)^2 + a pi^2 / (6 (p + 1)^2))^(-1/2)``          [S] eq. (63)
-    ``quadratic_lower`` ``((1 - a)^2 + a pi^2 / (p + 1)^2)^(-1/2)``              [S] eq. (63)
-    ==================  =======================================================  ==================================
+    ===================  =================================================  ===============================
+    kind                 formula                                            source
+    ===================  =================================================  ===============================
+    ``exact``            ``(1 + a^2 - 2 a cos t)^(-1/2)``, ``t`` the least  singular values of a bidiagonal
+                         positive root of ``sin (p+1)t = a sin pt``         matrix, by bisection
+    ``sqrt_1_inf``       ``(1 - a^p) / (1 - a)``, root of 1-norm times      [H]; for ``nu`` = 0, 1 also [D]
+                         inf-norm; an upper bound
+    ``asymptotic``       ``1 / (1 - a)``: all the others for ``steps`` to   [S] Theorem 13
+                         infinity; an upper bound
+    ``tight_upper``      ``(1 + a^2 + 2 a cos(p pi / (p + 1/2)))^(-1/2)``   [S]
+    ``tight_lower``      ``(1 + a^2 + 2 a cos(p pi / (p + 1)))^(-1/2)``     [S]
+    ``quadratic_upper``  ``((1 - a)^2 + a pi^2 / (6 (p + 1)^2))^(-1/2)``    [S] eq. (63)
+    ``quadratic_lower``  ``((1 - a)^2 + a pi^2 / (p + 1)^2)^(-1/2)``        [S] eq. (63)
+    ===================  =================================================  ===============================
 
     and all but ``asymptotic`` are 0 if ``p`` is. ``tight_upper`` is met in ``a = 1``, both tight ones are in ``a = 0``.
+    [S] has the number of C-points for ``p`` in these two. That is an upper bound, too, but from below ``p`` must be the
+    size of the matrix that is inverted: ``p = 1``, ``a = 1/2`` gives 1, the formula with 2 for ``p`` gives 1.15.
 
     Parameters
     ----------
     lam0, lam1 : float or complex arrays, broadcastable
         Eigenvalues of ``Phi_0`` and ``Phi_1`` of the same modes. The papers suppose ``|lambda| < 1``; ``sqrt_1_inf``
-        holds for any, ``asymptotic`` is infinite for ``a >= 1``, the others need ``a <= 1``.
+        holds for any, ``asymptotic`` is infinite for ``a >= 1``, the others need ``a <= 1``, to which
+        ``1 + 1e-10`` is rounded. A mode that both propagators conserve to ``1e-10`` has ``asymptotic`` 0.
     m, steps, nu : int
         Coarsening factor, fine steps, extra FC-relaxations.
 
@@ -87,9 +96,14 @@ def two_level_bound(
     lams = mode_arrays((lam0, lam1), levels=2)
     (n,), (nu,) = sizes_of(factors(m, 1), steps)[1:], sweeps(nu, 1)
     a, p = np.abs(lams[1]), max(n - 1 - nu, 0)
-    if kind not in ("sqrt_1_inf", "asymptotic") and a.size and a.max() > 1:
-        raise ValueError(f"lam1: got |lam1| = {a.max():g}, expected at most 1 for {kind!r}; sqrt_1_inf holds for any")
-    scale = np.abs(lams[0] ** m - lams[1]) * np.abs(lams[0]) ** (m * nu)
+    if kind not in ("sqrt_1_inf", "asymptotic"):
+        if a.size and a.max() > 1 + _ROUNDING:
+            raise ValueError(f"lam1: got |lam1| = {a.max()}, expected at most 1 for {kind!r}; sqrt_1_inf holds for any")
+        a = np.minimum(a, 1)
+    defect = np.abs(lams[0] ** m - lams[1])
+    if kind == "asymptotic":
+        defect = np.where((a > 1 - _ROUNDING) & (defect < _ROUNDING), 0.0, defect)
+    scale = defect * np.abs(lams[0]) ** (m * nu)
     return _times(scale, _bidiagonal_inverse(a, p, kind))
 
 
@@ -124,7 +138,7 @@ def multilevel_bound(
     kind : {"exact", "sqrt_1_inf", "submultiplicative"}
         The largest singular value of :func:`error_propagator`; ``sqrt(|E|_1 |E|_inf)`` of it, which [H] write out for
         three and four levels and F- and FCF-relaxation; or a bound of that in closed form for any sizes: with ``t_l``
-        the two-level factor of level ``l`` for norm ``x``, ``P_l`` ideal interpolation, ``k`` the visits,
+        the two-level factor of level ``l`` for norm ``x``, ``P_l`` ideal interpolation, ``k`` the visits::
 
             |M_l|_x <= t_l + |P_{l+1}|_x |M_{l+1}|_x^k (|lambda_l|^(m_l nu_l) + t_l),   E = M_0
 
@@ -153,12 +167,12 @@ def multilevel_rate(lams: Sequence[Array], m: int | Sequence[int], steps: int, n
 
     With ``D_k = |lambda_k - lambda_0^(m_0) prod_{0<j<k} lambda_j^(m_j - 1)|``, ``g_k(q) = (1 - a_k^q) / (1 - a_k)``,
     ``a_k = |lambda_k|``, ``G = g_c(n_c - 1 - nu)`` for the coarsest level ``c``, sums over ``k = 1 .. c``, F-relaxation
-    has
+    has::
 
         |E|_1   ~ sum_k D_k prod_{0<j<=k} g_j(m_j - 1) + |lambda_c|^(n_c - 1) D_c        the last term from 3 levels
         |E|_inf ~ sum_k D_k prod_{k<=j} g_j(m_j),                                       g_c = G in both
 
-    as in [H]; and FCF-relaxation, with products over ``0 < j < c`` unless said otherwise, and ``g_j = g_j(m_j)``,
+    as in [H]; and FCF-relaxation, with products over ``0 < j < c`` unless said otherwise, and ``g_j = g_j(m_j)``::
 
         |E|_1   ~ a_0^(m_0) (D_1 g_1 + sum_{1<k<c} D_k g_k prod_{j<k} a_j g_j / c
                              + G prod_j a_j g_j sum_{1<k} D_k / c + G D_1 prod_j a_j^(m_j - 1) g_j / c)

@@ -215,6 +215,15 @@ def test_interpolation_norm():
         assert interpolation_norm(lam, 5) == pytest.approx(columns, rel=1e-14)
 
 
+def test_a_conserved_mode_is_no_obstacle():
+    # The mean of a periodic state: eigenvalues 1, or what rounding makes of 1. It is exact after the first relaxation.
+    for one in (1 - 2 * EPS, 1.0, 1 + 2 * EPS):
+        for kind in convergence.TWO_LEVEL:
+            assert two_level_bound(one, 1.0, 4, 4000, 0, kind) < 1e-10
+            assert two_level_bound(1.0, one, 4, 4000, 0, kind) < 1e-10
+    assert two_level_bound(1.0, 0.9, 4, 4000, 0, "asymptotic") == pytest.approx(1)
+
+
 # More levels
 
 
