@@ -81,6 +81,11 @@ def copy(u: Array) -> Array:
     return v
 
 
+def detached(u: Array) -> Array:
+    """``u`` itself, for torch without its graph."""
+    return u.detach() if is_torch(u) else u
+
+
 def epsilon(u: Array) -> float:
     """The distance from 1 to the next larger number of the dtype of ``u``."""
     return float((namespace(u) if is_torch(u) else np).finfo(u.dtype).eps)

@@ -42,9 +42,7 @@ def initial_value(u0: Any) -> Array:
         raise TypeError(f"u0: got {type(u0).__name__}, expected an array")
     if "float" not in str(u0.dtype):
         raise TypeError(f"u0: got dtype {u0.dtype}, expected a floating point dtype")
-    if getattr(u0, "requires_grad", False):
-        raise ValueError("u0: requires grad, but solve is not differentiable; pass u0.detach()")
-    if not finite(u0[None]):
+    if not finite(arrays.detached(u0)[None]):
         raise ValueError("u0: got NaN or infinity, expected finite values")
     return u0
 

@@ -34,6 +34,30 @@ class Common:
     callback: Callback | None
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What :func:`pyparareal.solve` was asked to solve, and how, as its adjoint needs to know it.
+
+    Attributes
+    ----------
+    fine : without the right-hand side, as the user gave it
+    chain : what was solved
+    m : as the user gave it
+    factor : fine steps per slice
+    """
+
+    fine: Any
+    coarse: Any
+    grid: TimeGrid
+    chain: Propagator
+    m: Any
+    factor: int
+    method: str | MGRIT
+    freeze: bool
+    on_failure: str
+    common: Common
+
+
 class MethodRun(Protocol):
     """A method with its problem."""
 

@@ -241,5 +241,6 @@ def like(values: Any, u: Array) -> Array:
     if isinstance(u, np.ndarray):
         return values.astype(u.dtype, copy=False)
     if arrays.is_torch(u):
+        values = values if values.flags.writeable else values.copy()  # torch warns of memory it may not write to
         return arrays.namespace(u).as_tensor(values, dtype=u.dtype, device=u.device)
     return arrays.namespace(u).asarray(values, dtype=u.dtype)

@@ -121,6 +121,8 @@ class Solution:
         Parareal iterations ``K``.
     residuals : tuple of float
         After each iteration the largest jump ``|U_k - U_{k-1}|`` of a slice that was not yet known to be exact.
+    adjoint : list of BackwardPass, optional
+        If ``u`` is differentiable: how each backward pass through it went (:mod:`pyparareal.adjoint`).
     """
 
     u: Array
@@ -130,6 +132,7 @@ class Solution:
     iterations: int
     residuals: tuple[float, ...]
     stats: Stats
+    adjoint: list[Any] | None = None
 
     @property
     def t(self) -> np.ndarray[Any, np.dtype[np.float64]]:

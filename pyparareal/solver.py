@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import arrays, checks
 from .errors import ConvergenceError
-from .method_runs import Common, MethodRun, MgritRun, PararealRun
+from .forcing import forced
+from .method_runs import Common, MethodRun, MgritRun, PararealRun, Problem
 from .mgrit import MGRIT
 from .parareal import Callback
 from .propagators import Propagator, advance
@@ -22,6 +21,9 @@ from .runtime import LocalRuntime, Runtime
 from .solution import Solution, Stats, Status
 from .stopping import SpatialNorm
 from .time_grid import TimeGrid
+
+if TYPE_CHECKING:
+    from .adjoint import Adjoint
 
 Array = Any
 
@@ -38,6 +40,7 @@ def solve(
     m: int | Sequence[int],
     tol: float,
     coarse: Any = None,
+    rhs: Array | None = None,
     method: str | MGRIT = "parareal",
     max_iterations: int | None = None,
     norm: SpatialNorm | None = None,
@@ -48,9 +51,13 @@ def solve(
     on_failure: str = "raise",
     deterministic: bool = False,
     callback: Callback | None = None,
+    parameters: Iterable[Array] | None = None,
+    adjoint: Adjoint | MGRIT | str | None = None,
     runtime: Runtime | None = None,
 ) -> Solution:
-    """``u[i+1] = fine(u[i])`` from ``u0`` along ``grid``, all slices of ``m`` steps at once.
+    """``u[i+1] = fine(u[i]) + rhs[i]`` from ``u0`` along ``grid``, all slices of ``m`` steps at once.
+
+    For torch tensors the solution is differentiable, as the serial loop under autograd would be.
 
     Parameters
     ----------
@@ -67,6 +74,8 @@ def solve(
         :class:`pyparareal.MGRIT`; by default the 2-norm of the residual at the C-points.
     coarse : like ``fine``, or for MGRIT a list with one per coarse level, optional
         One step of ``grid.coarsen(m)``; default ``fine.rediscretise(m)``, level by level.
+    rhs : array ``[steps, batch, features...]``, optional
+        Added after the step from each point. ``coarse`` and ``fine.rediscretise(m)`` are without it.
     method : {"parareal", "mgrit"} or MGRIT
         :mod:`pyparareal.parareal`, or :mod:`pyparareal.mgrit` with these options.
     max_iterations : int, optional
@@ -93,42 +102,65 @@ def solve(
         exact slices are bit for bit those of ``serial_solve(..., m=m, deterministic=True)``.
     callback : callable, optional
         ``callback(k, u, residual)`` after iteration ``k``; ``u`` is the live array of C-points. A true value stops.
+    parameters : iterable of tensors, optional
+        The tensors besides ``u0`` and ``rhs`` with respect to which the solution is differentiable; all others are
+        constants. Default: those requiring grad that ``fine`` holds, itself or in its modules, or that the first step
+        is found to depend on; a later step that depends on yet others is an error of the backward pass.
+    adjoint : Adjoint, MGRIT or {"parareal", "mgrit", "serial"}, optional
+        How the backward pass solves the adjoint chain (:class:`pyparareal.Adjoint`); default: with the method,
+        tolerance and ``on_failure`` of the solve. The gradients are those of the chain at the states found,
+        exact to the two tolerances. Modules in training mode with BatchNorm or dropout are refused.
     runtime : Runtime, optional
         Where the work runs; default :class:`LocalRuntime`.
 
     Raises
     ------
     TypeError, ValueError
-        For a wrong argument, before any step is taken; or if a step returns another shape, dtype or device.
+        For a wrong argument, before any step is taken (but for one from ``u0`` that looks for parameters, if they are
+        not given); or if a step returns another shape, dtype or device, or is to be differentiated and detaches.
     ConvergenceError
-        See ``on_failure``.
+        See ``on_failure``; raised by the backward pass, it says "adjoint".
     """
     checks.choose("on_failure", on_failure, ON_FAILURE)
     checks.choose("save", save, SAVE)
     u0, grid = checks.initial_value(u0), checks.grid(grid)
+    start = arrays.detached(u0)
     runtime = LocalRuntime() if runtime is None else runtime
     common = Common(
         checks.tolerance(tol), max_iterations, norm, keep_going, deterministic, initial is not None, runtime, callback
     )
+    chain = forced(fine, rhs, start, grid)
     run: MethodRun
     if not isinstance(method, MGRIT):
         checks.choose("method", method, METHODS)
     if method == "parareal":
-        run = PararealRun(fine, coarse, grid, m, freeze, common)
+        run = PararealRun(chain, coarse, grid, m, freeze, common)
     else:
-        run = MgritRun(fine, coarse, grid, m, method if isinstance(method, MGRIT) else MGRIT(), u0, common)
+        run = MgritRun(chain, coarse, grid, m, method if isinstance(method, MGRIT) else MGRIT(), start, common)
+
+    c, guessed = (start[None], False) if run.serial else _start(start, initial, grid, run.m)
+
+    def compute() -> Solution:
+        return _iterate(run, c, guessed, grid, save, on_failure, runtime)
+
+    problem = Problem(fine, coarse, grid, run.fine, m, run.m, method, freeze, on_failure, common)
+    return _connected(compute, problem, u0, rhs, parameters, adjoint)
+
+
+def _iterate(
+    run: MethodRun, u: Array, guessed: bool, grid: TimeGrid, save: str, on_failure: str, runtime: Runtime
+) -> Solution:
+    """The solution by ``run`` from the C-points ``u``, or what ``on_failure`` says."""
+    u0 = u[0]
     if run.serial:
         how = "return" if on_failure == "return" else "raise"
-        serial = serial_solve(run.fine, u0, grid, m=run.m, save=save, on_failure=how, runtime=runtime)
+        serial = _serial(run.fine, u0, grid, run.m, save, how, runtime)
         stats = dataclasses.replace(serial.stats, levels=1)
         return dataclasses.replace(serial, iterations=1, residuals=(0.0,), stats=stats)
-    u, guessed = _start(u0, initial, grid, run.m)
-
     before = dict(runtime.seconds)
-    with _no_grad(u):
-        status = run.run(u, guessed)
-        final = run.final_residual(u)
-        u, points, steps = _states(run.fine, u, grid, run.m, save, runtime)
+    status = run.run(u, guessed)
+    final = run.final_residual(u)
+    u, points, steps = _states(run.fine, u, grid, run.m, save, runtime)
     if status is Status.CONVERGED and not checks.finite(u):
         status = Status.NON_FINITE
 
@@ -143,7 +175,7 @@ def solve(
         return solution
     if on_failure == "raise":
         raise ConvergenceError(run.report(solution), solution)
-    serial = serial_solve(run.fine, u0, grid, m=run.m, save=save, runtime=runtime)
+    serial = _serial(run.fine, u0, grid, run.m, save, "raise", runtime)
     return dataclasses.replace(
         solution,
         u=serial.u,
@@ -159,34 +191,51 @@ def serial_solve(
     grid: TimeGrid,
     *,
     m: int = 1,
+    rhs: Array | None = None,
     save: str = "all",
     deterministic: bool = False,
     on_failure: str = "raise",
+    parameters: Iterable[Array] | None = None,
     runtime: Runtime | None = None,
 ) -> Solution:
-    """``u[i+1] = fine(u[i])``, one step after the other: what :func:`solve` must reproduce.
+    """``u[i+1] = fine(u[i]) + rhs[i]``, one step after the other: what :func:`solve` must reproduce.
 
     ``m`` says which points count as C-points for ``save="coarse"``, and with ``deterministic`` where the
-    blocks lie. Other parameters, and errors, as in :func:`solve`; a non-finite state is a failure.
+    blocks lie. Other parameters, and errors, as in :func:`solve`; a non-finite state is a failure. It is
+    differentiable too, one step after the other.
     """
     checks.choose("save", save, SAVE)
     checks.choose("on_failure", on_failure, ("raise", "return"))
-    u0, slices = checks.initial_value(u0), checks.grid(grid).slices(m)
-    fine = checks.propagator("fine", fine, grid, deterministic)
+    u0, grid = checks.initial_value(u0), checks.grid(grid)
+    start = arrays.detached(u0)
+    grid.slices(m)
+    chain = checks.propagator("fine", forced(fine, rhs, start, grid), grid, deterministic)
     runtime = LocalRuntime() if runtime is None else runtime
+    common = Common(0.0, None, None, False, deterministic, False, runtime, None)
+
+    def compute() -> Solution:
+        return _serial(chain, start, grid, m, save, on_failure, runtime)
+
+    problem = Problem(fine, None, grid, chain, m, m, "serial", True, on_failure, common)
+    return _connected(compute, problem, u0, rhs, parameters, None)
+
+
+def _serial(
+    fine: Propagator, u0: Array, grid: TimeGrid, m: int, save: str, on_failure: str, runtime: Runtime
+) -> Solution:
     stride = m if save == "coarse" else 1
 
     points = np.append(np.arange(0, grid.steps, stride), grid.steps)
     u = arrays.empty_like(u0[None], slices=len(points))
     u[0] = u0
     before = runtime.seconds.get("serial", 0.0)
-    with _no_grad(u), runtime.mark("serial"):
+    with runtime.mark("serial"):
         for row, (i, end) in enumerate(zip(points[:-1].tolist(), points[1:].tolist(), strict=True)):
             advance(fine, u[row : row + 1], slice(i, i + 1, m), end - i, out=u[row + 1 : row + 2])
 
     status = Status.SERIAL if checks.finite(u) else Status.NON_FINITE
     stats = Stats(
-        slices=slices,
+        slices=grid.slices(m),
         m=m,
         fine_steps=grid.steps,
         coarse_steps=0,
@@ -244,6 +293,7 @@ def _start(u0: Array, initial: Any, grid: TimeGrid, m: int) -> tuple[Array, bool
                 'save="all" keeps them all'
             )
         initial = initial.u[rows.tolist()]
+    initial = arrays.detached(initial)
     for what, expected in (("shape", u.shape), ("dtype", u.dtype), ("device", getattr(u, "device", None))):
         if (got := getattr(initial, what, None)) != expected:
             raise ValueError(f"initial: got {what} {got}, expected {expected}")
@@ -251,5 +301,15 @@ def _start(u0: Array, initial: Any, grid: TimeGrid, m: int) -> tuple[Array, bool
     return u, True
 
 
-def _no_grad(u: Array) -> contextlib.AbstractContextManager[Any]:
-    return sys.modules["torch"].no_grad() if arrays.is_torch(u) else contextlib.nullcontext()
+def _connected(
+    compute: Callable[[], Solution], problem: Problem, u0: Array, rhs: Any, parameters: Any, adjoint: Any
+) -> Solution:
+    """``compute()`` without a graph, its states then connected to what they are differentiable in."""
+    if arrays.is_torch(u0):
+        from .differentiable import differentiable
+
+        return differentiable(compute, problem, u0, rhs, parameters, adjoint)
+    for name, value in (("parameters", parameters), ("adjoint", adjoint)):
+        if value is not None:
+            raise TypeError(f"{name}: got {value!r} for u0 of {type(u0).__name__}, expected a torch tensor as u0")
+    return compute()

@@ -362,14 +362,14 @@ def test_torch_states():
     assert np.array_equal(every.u.numpy(), solve(**case, save="all").u)
 
 
-def test_torch_modules_are_evaluated_without_gradients():
+def test_torch_modules_under_no_grad():
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     layers = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh()) for _ in range(6)])
     coarse = torch.nn.Linear(4, 4)
     u0, grid = torch.randn(3, 4), TimeGrid(0, 6, 6)
-    solution = solve(layers, u0, grid, coarse=coarse, m=2, tol=0.0)
     with torch.no_grad():
+        solution = solve(layers, u0, grid, coarse=coarse, m=2, tol=0.0)
         u = u0
         for layer in layers:
             u = layer(u)
@@ -379,8 +379,6 @@ def test_torch_modules_are_evaluated_without_gradients():
 
 def test_wrong_torch_arguments():
     torch = pytest.importorskip("torch")
-    with pytest.raises(ValueError, match="u0: requires grad"):
-        solve(**decay(u0=torch.ones(2, requires_grad=True)))
     with pytest.raises(TypeError, match=r"u0: got dtype torch\.int64"):
         solve(**decay(u0=torch.ones(2, dtype=torch.int64)))
     with pytest.raises(ValueError, match=r"step: returned dtype torch\.float64, expected torch\.float32"):

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Solutions that torch can differentiate: one node of the graph for a whole solve, its backward pass the adjoint chain.
+
+The solve itself runs without a graph. What it keeps for the backward pass are the states it returns; with
+``save="coarse"`` these are the C-points, from which the backward pass recomputes the others, all slices at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import arrays, checks
+from .adjoint import AdjointChain, BackwardPass
+from .method_runs import Problem
+from .relaxation import every_point
+from .solution import Solution
+from .vjp import held_by, parameter_gradients, require_repeatable, used_by
+
+
+def differentiable(
+    compute: Callable[[], Solution],
+    problem: Problem,
+    u0: Tensor,
+    rhs: Tensor | None,
+    parameters: Iterable[Tensor] | None,
+    adjoint: Any,
+) -> Solution:
+    """``compute()``, with ``u`` connected to those of ``u0``, ``rhs`` and the parameters that require grad.
+
+    Parameters
+    ----------
+    compute : the solve, from ``u0`` and ``rhs`` without their graphs
+    problem : what it solves
+    parameters, adjoint : as in :func:`pyparareal.solve`
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong argument, modules in training mode whose value varies, or a step that loses its graph.
+    """
+    given = _given(parameters)
+    chain = None if adjoint is None else _chain(problem, adjoint)
+    if not torch.is_grad_enabled():
+        return compute()
+    modules, tensors = held_by(problem.fine)
+    if given is None:
+        phi = checks.propagator("fine", problem.fine, problem.grid, deterministic=False)
+        held = [p for module in modules for p in module.parameters() if p.requires_grad]
+        known = _distinct([*held, *tensors, *used_by(phi, u0[None])])
+    else:
+        known = given
+    if not (known or u0.requires_grad or (rhs is not None and rhs.requires_grad)):
+        with torch.no_grad():
+            return compute()
+    require_repeatable(modules)
+    chain = chain or _chain(problem, adjoint)
+    chain.require_graphs(u0.detach()[None])
+    backward = _Backward(problem, chain, complete=given is None)
+    box: list[Solution] = []
+    u = _Solve.apply(compute, backward, box, u0, rhs, *known)  # type: ignore[no-untyped-call]
+    return dataclasses.replace(box[0], u=u, adjoint=backward.passes)
+
+
+def _chain(problem: Problem, adjoint: Any) -> AdjointChain:
+    try:
+        return AdjointChain(problem, adjoint)
+    except (TypeError, ValueError) as error:
+        if adjoint is None:
+            raise
+        raise type(error)(f"adjoint: {error}") from error
+
+
+def _given(parameters: Any) -> list[Tensor] | None:
+    if parameters is None:
+        return None
+    if isinstance(parameters, Tensor | nn.Module) or not isinstance(parameters, Iterable):
+        raise TypeError(
+            f"parameters: got {type(parameters).__name__}, expected several tensors, as module.parameters()"
+        )
+    tensors = list(parameters)
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"parameters: got {type(tensor).__name__}, expected tensors")
+    return _distinct([tensor for tensor in tensors if tensor.requires_grad])
+
+
+def _distinct(tensors: list[Tensor]) -> list[Tensor]:
+    return list({id(t): t for t in tensors}.values())
+
+
+class _Backward:
+    """From the gradients of the states to those of what they depend on.
+
+    Attributes
+    ----------
+    passes : list of BackwardPass
+        One for each backward pass so far.
+    """
+
+    def __init__(self, problem: Problem, chain: AdjointChain, *, complete: bool) -> None:
+        self.problem, self.chain, self.complete = problem, chain, complete
+        self.passes: list[BackwardPass] = []
+        self.autocast = _autocast()
+
+    def gradients(
+        self, u: Tensor, points: Any, du: Tensor, parameters: list[Tensor], needed: tuple[bool, ...]
+    ) -> tuple[Tensor | None, ...]:
+        """Of ``u0``, ``rhs`` and ``parameters``, where ``needed``."""
+        problem, steps = self.problem, self.problem.grid.steps
+        w = du.contiguous()
+        if len(points) <= steps:
+            w = du.new_zeros((steps + 1, *du.shape[1:]))
+            w[points.tolist()] = du
+        with self.autocast():
+            states = u if len(points) > steps else _states(problem, u)
+            every = any(needed[1:])
+            v, went = self.chain.solve(states, w, every=every)
+            self.passes.append(went)
+            of_parameters: list[Tensor | None] = []
+            if any(needed[2:]):
+                block = getattr(problem.common.runtime, "slices_per_call", None)
+                of_parameters = parameter_gradients(
+                    self.chain.levels[0].phi, states[:-1], v[1:], parameters, complete=self.complete, block=block
+                )
+        return v[0].clone() if needed[0] else None, v[1:] if needed[1] else None, *of_parameters
+
+
+def _states(problem: Problem, u: Tensor) -> Tensor:
+    """Every point of the grid, from the C-points that ``u`` begins with."""
+    grid, m = problem.grid, problem.factor
+    every = arrays.empty_like(u, slices=grid.steps + 1)
+    every_point(problem.common.runtime, problem.chain, grid, m, u[: grid.slices(m) + 1], every)
+    return every
+
+
+def _autocast() -> Callable[[], Any]:
+    """A context with the automatic mixed precision of now."""
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    if not kinds:
+        return contextlib.nullcontext
+    dtypes = [torch.get_autocast_dtype(kind) for kind in kinds]
+
+    @contextlib.contextmanager
+    def again() -> Any:
+        with contextlib.ExitStack() as stack:
+            for kind, dtype in zip(kinds, dtypes, strict=True):
+                stack.enter_context(torch.autocast(kind, dtype=dtype))
+            yield
+
+    return again
+
+
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        compute: Callable[[], Solution],
+        backward: _Backward,
+        box: list[Solution],
+        u0: Tensor,
+        rhs: Tensor | None,
+        *parameters: Tensor,
+    ) -> Tensor:
+        solution = compute()
+        box.append(dataclasses.replace(solution, u=None))
+        ctx.work, ctx.points, ctx.parameters = backward, solution.points, parameters
+        # Saved for torch's own check that nobody has written to them since.
+        ctx.save_for_backward(solution.u, rhs, *parameters)
+        return solution.u
+
+    @staticmethod
+    def backward(ctx: Any, du: Tensor) -> tuple[Any, ...]:
+        u, _, *_ = ctx.saved_tensors
+        with torch.no_grad():
+            found = ctx.work.gradients(u.detach(), ctx.points, du.detach(), ctx.parameters, ctx.needs_input_grad[3:])
+        missing = len(ctx.needs_input_grad) - 3 - len(found)
+        found = (*found, *[None] * missing)
+        if torch.is_grad_enabled():
+            found = _once(found)
+        return None, None, None, *found
+
+
+class _Once(torch.autograd.Function):
+    """The identity, with no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, _: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(g.view_as(g) for g in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise NotImplementedError(
+            "solve: its gradient is not differentiable again (create_graph=True); "
+            "take second derivatives of the serial chain under autograd"
+        )
+
+
+def _once(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The same gradients, that raise when they are differentiated."""
+    marker = torch.zeros((), requires_grad=True)
+    known = iter(_Once.apply(marker, *[g for g in gradients if g is not None]))  # type: ignore[no-untyped-call]
+    return tuple(None if g is None else next(known) for g in gradients)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Derivatives of single steps by torch's autograd: ``J^T w``, gradients of parameters, and which tensors these are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import batchnorm, dropout, instancenorm
+
+from .propagators import Propagator, require_like
+
+
+def vjp(phi: Propagator, u: Tensor, points: slice, w: Tensor) -> Tensor:
+    """``(dPhi_i/du)(u[i])^T w[i]`` for all ``points`` at once, ``u`` and ``w`` ``[slices, batch, features...]``.
+
+    Raises
+    ------
+    ValueError
+        If ``phi.step`` returns a tensor without a graph to ``u``.
+    """
+    with torch.enable_grad():
+        x = u.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(_step(phi, x, points), x, w, allow_unused=True)
+    if gradient is None:
+        raise _detached(phi)
+    return gradient
+
+
+def parameter_gradients(
+    phi: Propagator, u: Tensor, w: Tensor, parameters: Sequence[Tensor], *, complete: bool, block: int | None
+) -> list[Tensor | None]:
+    """``sum_i (dPhi_i/dtheta)(u[i])^T w[i]``, ``u`` and ``w`` ``[steps, ...]``; None where no step uses ``theta``.
+
+    ``block`` steps share a call. ``complete``: the steps must not depend on other tensors that require grad.
+    """
+    totals: list[Tensor | None] = [None] * len(parameters)
+    size = block or len(u)
+    for first in range(0, len(u), size):
+        last = min(first + size, len(u))
+        with torch.enable_grad():
+            stepped = require_like(phi.step(_copy(u[first:last]), slice(first, last, 1)), u[first:last], phi)
+        if not stepped.requires_grad:
+            continue
+        if complete:
+            require_known(stepped, parameters)
+        # What the parameters themselves were computed from is not ours to free.
+        found = torch.autograd.grad(stepped, parameters, w[first:last], allow_unused=True, retain_graph=True)
+        for k, gradient in enumerate(found):
+            if gradient is not None:
+                known = totals[k]
+                totals[k] = gradient if known is None else known + gradient
+    return totals
+
+
+def _step(phi: Propagator, x: Tensor, points: slice) -> Tensor:
+    stepped: Tensor = require_like(phi.step(_copy(x), points), x, phi)
+    if not stepped.requires_grad:
+        raise _detached(phi)
+    return stepped
+
+
+def _detached(phi: Propagator) -> ValueError:
+    return ValueError(
+        f"{type(phi).__name__}.step: returned a tensor without a graph to its argument u: "
+        "a differentiable step must not detach u, leave torch or run under torch.no_grad()"
+    )
+
+
+def _copy(u: Tensor) -> Tensor:
+    # A step may work in place; it must change neither the states nor a leaf of the graph.
+    return u.clone(memory_format=torch.contiguous_format)
+
+
+# Which tensors a step depends on
+
+
+def used_by(phi: Propagator, u: Tensor) -> list[Tensor]:
+    """The leaves that require grad and that one step from ``u [1, ...]`` depends on, found by taking it."""
+    with torch.enable_grad():
+        return leaves(require_like(phi.step(_copy(u.detach()), slice(0, 1, 1)), u, phi))
+
+
+def require_graph(phi: Propagator, u: Tensor) -> None:
+    """Refuse a propagator whose step from ``u [1, ...]`` has no graph that leads to ``u``."""
+    vjp(phi, u, slice(0, 1, 1), torch.zeros_like(u))
+
+
+def leaves(u: Any, stop: Iterable[Tensor] = ()) -> list[Tensor]:
+    """The leaves of the graph behind ``u``, but for those behind the tensors ``stop``."""
+    closed = {t.grad_fn for t in stop if t.grad_fn is not None}
+    found, seen, todo = [], set(closed), [u.grad_fn] if isinstance(u, Tensor) and u.grad_fn is not None else []
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        todo.extend(parent for parent, _ in node.next_functions if parent is not None)
+    return found
+
+
+def require_known(u: Tensor, known: Sequence[Tensor]) -> None:
+    """Refuse a graph with a leaf that is not among ``known``: its gradient would be lost."""
+    ids = {id(t) for t in known}
+    for leaf in leaves(u, stop=known):
+        if id(leaf) not in ids:
+            raise ValueError(
+                f"parameters: a step depends on a tensor of shape {tuple(leaf.shape)} that requires grad, is no "
+                "parameter of a module of fine, and was not used by the first step; "
+                "name all of them in parameters="
+            )
+
+
+def held_by(phi: Any) -> tuple[list[nn.Module], list[Tensor]]:
+    """The modules and the tensors that require grad which a propagator keeps as attributes, or in lists of them."""
+    modules: list[nn.Module] = []
+    tensors: list[Tensor] = []
+    seen: set[int] = set()
+    todo = [phi]
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            modules.append(value)
+        elif isinstance(value, Tensor):
+            tensors.extend([value] if value.requires_grad else [])
+        elif isinstance(value, list | tuple):
+            todo.extend(value)
+        elif not isinstance(value, type) and (hasattr(value, "step") or callable(value)):
+            todo.extend(getattr(value, "__dict__", {}).values())
+            todo.append(getattr(value, "__self__", None))  # the object of a bound method
+    return modules, tensors
+
+
+def require_repeatable(modules: Sequence[nn.Module]) -> None:
+    """Refuse modules whose result depends on what else is in the batch or on chance.
+
+    The same step is taken in every iteration, in different company, and again for its derivative.
+    """
+    for module in modules:
+        for name, part in module.named_modules():
+            if _varies(part):
+                raise ValueError(
+                    f"fine: its module {name or 'itself'!r} ({type(part).__name__}) gives another value when it is "
+                    "called again, or in other company, so that a step has no gradient of its own; call eval() on it"
+                )
+
+
+def _varies(part: nn.Module) -> bool:
+    if isinstance(part, batchnorm._BatchNorm):
+        return part.training or part.running_mean is None
+    if isinstance(part, instancenorm._InstanceNorm):
+        return part.training and bool(part.track_running_stats)
+    if isinstance(part, dropout._DropoutNd):
+        return part.training and part.p > 0
+    rate = getattr(part, "dropout", 0.0)  # recurrent and attention modules
+    return part.training and (isinstance(part, nn.RReLU) or (isinstance(rate, float) and rate > 0))
