@@ -219,6 +219,7 @@ class Cycles:
         """A guess for ``c`` from the levels below, solved with their own propagators; ``visit``: a V-cycle on each."""
         transfer = self.levels[at].transfer
         u = transfer.restrict(c) if transfer else c
+        v = arrays.copy(u) if transfer else u
         below, equation = self.levels[at + 1], _equation(self.levels[at + 1])
         if at + 2 == len(self.levels):
             self._solve(at + 1, equation, u, "V")
@@ -228,8 +229,10 @@ class Cycles:
             if visit:
                 self._cycle(at + 1, equation, coarser, "V")
             self._every_point(at + 1, equation, coarser, u)
-        if transfer:
+        if transfer and self.options.nested:
             c[1:] = transfer.prolong(u)[1:]
+        elif transfer:  # what the coarse space cannot hold stays as it was guessed
+            c[1:] += transfer.prolong(u - v)[1:]
 
     # What a cycle is made of
 
