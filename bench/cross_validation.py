@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -108,7 +109,7 @@ def build(network: str, settings: Settings, data: Split) -> nn.Module:
 
     torch.manual_seed(settings.seed)
     if network == "linear":
-        return nn.Sequential(nn.Flatten(), nn.Linear(data.train.x[0].numel(), data.classes))
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(data.image_shape), data.classes))
     kind, _, parts = network.partition("-")
     name = settings.model if parts or network == "serial" else network
     net = models.build(name, channels=data.image_shape[0], classes=data.classes, width=settings.width)
