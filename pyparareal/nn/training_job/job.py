@@ -205,7 +205,7 @@ def _result(runs: list[Run], settings: Settings, data: Split, times: dict[str, S
             "training_seconds": sum(run.state.step_seconds),
             "steps": len(run.state.step_seconds),
             "history": run.state.history,
-            "execution": getattr(run.net, "executed", None) or "serial",
+            "execution": run.state.executed,
             "measured_modes": getattr(run.net, "measured", {}),
             "part_sizes": run.identity["partition"]["sizes"] if run.name == "parareal" else [],
         }

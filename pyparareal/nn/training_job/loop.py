@@ -38,6 +38,7 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)  # of the loss, in float16
+    executed: str = "serial"  # the mode of the first batch of the last epoch
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -145,6 +146,8 @@ class _Trainer:
         state.loss_sum += value * len(batch)
         state.correct += int((logits.argmax(1) == batch.y).sum())
         state.seen += len(batch)
+        if state.step == 1:
+            state.executed = getattr(self.net, "executed", None) or "serial"
         state.step_seconds.append(seconds)
         state.scaler = self.scaler.state_dict()
         progress.step(state.loss_sum / state.seen, state.correct / state.seen, len(batch), seconds)
