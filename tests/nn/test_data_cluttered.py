@@ -53,17 +53,23 @@ def test_bilinear_enlargement_reproduces_planes_inside():
     assert np.allclose(found[inside, inside], expected[inside, inside], rtol=0, atol=1e-14)
 
 
-def test_an_image_lies_wholly_on_its_canvas():
-    """A picture of ones keeps its area: nothing of it is cut off by the border of the canvas."""
-    rng = np.random.RandomState(0)
-    found = cluttering._placed(np.ones((200, 1, 8, 8)), 28, rng)
-    low, high = (28 * share for share in cluttering.SIDE)
-    area = found.sum((1, 2, 3))
-    # With zeros around it the interpolated picture is one source pixel larger, of half the weight: side * 9 / 8.
-    assert (area > 0.98 * low**2).all()
-    assert (area < 1.02 * (high * 9 / 8) ** 2).all()
-    reached = (found.max((0, 1)) > 0.5).mean()
-    assert reached > 0.9  # everywhere on the canvas but in corners
+def test_an_image_lies_wholly_on_its_canvas(monkeypatch):
+    placed = {}
+    monkeypatch.setattr(cluttering, "resampled", lambda *arguments: placed.update(arguments=arguments))
+    cluttering._placed(np.ones((2000, 1, 8, 8)), 28, np.random.RandomState(0))
+    _, _, centre, turn, side = placed["arguments"]
+    corners = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]]) / 2
+    turned = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])  # [to, from, image], clockwise
+    where = centre[:, None] + np.einsum("tfn,cf,n->nct", turned, corners, side)
+    assert where.min() >= -1e-12
+    assert where.max() <= 28 + 1e-12
+    # Every limit is nearly reached: one of 2,000 is within a hundredth of it.
+    assert where.min() < 0.28
+    assert where.max() > 28 - 0.28
+    for values, (low, high) in ((side / 28, cluttering.SIDE), (turn, (-cluttering.TURN, cluttering.TURN))):
+        width = high - low
+        assert low <= values.min() < low + 0.01 * width
+        assert high - 0.01 * width < values.max() <= high
 
 
 def test_sets_keep_their_images_and_labels(digits, cluttered):
@@ -106,6 +112,18 @@ def test_nothing_of_another_set_reaches_a_set(digits):
         found = cluttering.cluttered(dataclasses.replace(plain, **others), canvas=20, train=2)
         for name in few:
             assert torch.equal(getattr(found, name).pixels, getattr(whole, name).pixels) == (name == kept)
+
+
+def test_every_set_and_seed_has_random_numbers_of_its_own(digits):
+    """Equal images in all three sets, two seeds: six different clutters."""
+    few = digits.train.take(torch.arange(10))
+    plain = data.Split(few, few, few, 10)
+    found = [cluttering.cluttered(plain, canvas=20, train=1, seed=seed) for seed in (0, 1)]
+    pictures = [s.pixels.numpy().tobytes() for f in found for s in (f.train, f.validation, f.test)]
+    assert len(set(pictures)) == 6
+    for seed in (-1, 2**30):
+        with pytest.raises(ValueError, match=rf"seed: got {seed}, expected 0 to 2\*\*30 - 1"):
+            cluttering.cluttered(plain, seed=seed)
 
 
 def test_pieces_come_from_other_images_of_the_pool(monkeypatch):

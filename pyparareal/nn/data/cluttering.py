@@ -26,6 +26,8 @@ def cluttered(plain: Split, *, canvas: int = 28, train: int = 4, held_out: int =
 
     ``train`` and ``held_out`` are the copies of each training image and of each validation and test image.
     """
+    if not 0 <= seed < 2**30:
+        raise ValueError(f"seed: got {seed}, expected 0 to 2**30 - 1")
     sets = [
         clutter(images, images, seed=3 * seed + number, canvas=canvas, copies=copies)
         for number, (images, copies) in enumerate(
