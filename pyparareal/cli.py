@@ -14,6 +14,7 @@ from pyparareal._version import __version__
 # A command's module has configure(parser) and main(args) -> exit status.
 COMMANDS = {
     "train": ("pyparareal.nn.train_command", "train a parareal network and compare it with the serial network"),
+    "solve": ("pyparareal.solve_command", "solve a model problem in parallel in time, watched and checked"),
     "doctor": ("pyparareal._doctor", "show what is installed, what works, and how to mend what does not"),
 }
 
