@@ -107,8 +107,10 @@ def simultaneous_eigenvalues(matrices: Sequence[Array]) -> Spectrum:
     tried through their Hermitian parts, whose eigenvectors are orthonormal also for multiple eigenvalues.
     """
     phis = [np.asarray(phi) for phi in matrices]
-    # Rounding of a product of three d x d matrices; propagators that solve systems add the like of it.
-    tolerance = 100 * len(phis[0]) * max(float(np.finfo(np.result_type(phi, np.float16)).eps) for phi in phis)
+    # Rounding of the matrices and of their products, a third of the digits left for gaps between eigenvalues, by which
+    # the error of an eigenvector is divided.
+    eps = max(float(np.finfo(np.result_type(phi, np.float16)).eps) for phi in phis)
+    tolerance = len(phis[0]) * eps ** (2 / 3)
     scaled = [a / (np.linalg.norm(a, 2) or 1.0) for a in (phi.astype(np.result_type(phi, np.float64)) for phi in phis)]
     for vectors in _candidates(scaled, tolerance):
         condition = float(np.linalg.cond(vectors))

@@ -276,15 +276,19 @@ def test_the_approximate_rate_follows_the_norms(m, nu):
 
 
 def test_approximate_rates_written_out():
-    # [H] for three levels, with one number each: lambda = 1/2, 1/4, 1/8, m = 2, 2, and the sums of long grids.
-    lams, m = [0.5, 0.25, 0.125], [2, 2]
-    d1, d2, g1, end = 0.0, 1 / 16 - 1 / 8, 1 + 1 / 4, 8 / 7  # lambda_0^2 = lambda_1, lambda_0^2 lambda_1 = 1/16
-    d1, d2 = abs(d1), abs(d2)
-    f = math.sqrt((d1 + d2 * end) * (d1 * g1 * end + d2 * end))
-    assert multilevel_rate(lams, m, 400) == pytest.approx(f, rel=1e-14)
-    columns = 0.25 * (d1 * g1 + end * 0.25 * g1 * d2 / 2 + end * d1 * 0.25 * g1 / 2)
-    rows = 0.25 * end * (d1 * g1 + 0.25 * d2)
-    assert multilevel_rate(lams, m, 400, 1) == pytest.approx(math.sqrt(columns * rows), rel=1e-14)
+    # [H] term by term for four levels of 48, 24, 8 and 4 steps, no two terms alike.
+    lams, m = [0.9, 0.7, 0.5, 0.3], [2, 3, 2]
+    ideal = [0.9**2, 0.9**2 * 0.7**2, 0.9**2 * 0.7**2 * 0.5]
+    d1, d2, d3 = (abs(lam - product) for lam, product in zip(lams[1:], ideal, strict=True))
+    g1, g2, end = 1 + 0.7 + 0.49, 1 + 0.5, 1 + 0.3 + 0.09
+    columns = d1 * 1.7 + d2 * 1.7 * 1 + d3 * 1.7 * 1 * end + 0.3**3 * d3
+    rows = d1 * g1 * g2 * end + d2 * g2 * end + d3 * end
+    assert multilevel_rate(lams, m, 48) == pytest.approx(math.sqrt(columns * rows), rel=1e-14)
+    end = 1 + 0.3
+    both = 0.7 * g1 * 0.5 * g2 * (d2 + d3) + d1 * 0.7**2 * g1 * 0.5 * g2
+    columns = 0.81 * (d1 * g1 + 0.7 * g1 * d2 * g2 / 3 + end * both / 3)
+    rows = 0.81 * end * (d1 * g1 * g2 + 0.7 * d2 * g2 + 0.7 * 0.5 * d3)
+    assert multilevel_rate(lams, m, 48, 1) == pytest.approx(math.sqrt(columns * rows), rel=1e-14)
 
 
 # What the formulas say about learning rates

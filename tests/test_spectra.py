@@ -69,6 +69,20 @@ def test_common_eigenvectors_that_are_not_orthogonal():
     )
 
 
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "normal"])
+def test_multiple_eigenvalues_of_normal_matrices_have_orthonormal_eigenvectors(symmetric):
+    rng = np.random.default_rng(2)
+    q = np.linalg.qr(rng.normal(size=(6, 6)) + (0 if symmetric else 1j) * rng.normal(size=(6, 6)))[0]
+    turn = 1 if symmetric else np.exp(0.3j * np.array([1, 1, 1, 2, 2, 2]))
+    lams = [np.array([0.9, 0.9, 0.9, 0.4, 0.4, 0.1]) * turn, np.array([0.5, 0.5, 0.5, 0.5, 0.5, 0.2]) * turn]
+    found = simultaneous_eigenvalues([(q * lam) @ q.conj().T for lam in lams])
+    assert found.condition == pytest.approx(1, abs=1e-13)
+    assert all(np.isrealobj(lam) == symmetric for lam in found.eigenvalues)
+    pairs = np.stack(found.eigenvalues, 1)
+    for pair in np.stack(lams, 1):
+        assert np.abs(pairs - pair).max(1).min() < 1e-13
+
+
 def test_the_matrix_route_agrees_with_modes():
     fine, grid, _ = heat(7)
     modes = multilevel_bound(spectrum(fine, grid, [4, 2], 7).eigenvalues, [4, 2], grid.steps, 1, kind="exact").max()
