@@ -134,7 +134,7 @@ def test_torch_propagators():
     np.testing.assert_allclose(matrices[0], module.weight.numpy(), atol=8 * EPS)
 
 
-def test_half_precision_propagators_keep_their_tolerance():
+def test_single_precision_propagators_have_their_own_tolerance():
     # Eigenvectors of float32 matrices are common to single precision only.
     q = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
     lams = np.linspace(0.1, 0.9, 5), np.linspace(0.1, 0.9, 5) ** 2
