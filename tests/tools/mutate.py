@@ -28,7 +28,7 @@ from mutants_of import Mutant, mutants_of
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL_TESTS = ["tests/test_ops*.py"]
 SOLVER_TESTS = ["tests/test_solve*.py", "tests/test_theorems.py", "tests/test_parareal*.py", "tests/test_runtime*.py"]
-MGRIT_TESTS = ["tests/test_mgrit.py", "tests/test_golden_mgrit.py", "tests/test_solver.py"]
+MGRIT_TESTS = ["tests/test_mgrit*.py", "tests/test_golden_mgrit.py", "tests/test_solver.py"]
 TARGETS = {
     "csrc/include/pyparareal/formulas.h": KERNEL_TESTS,
     "csrc/include/pyparareal/layout.h": KERNEL_TESTS,
