@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .. import models
+from ..chain import chain_of
 from ..costs import count_flops
 from ..data import Split
 from ..interface_maps import InterfaceMap
@@ -74,6 +75,11 @@ def _partition(net: nn.Module, settings: Settings, data: Split) -> Partition | N
     """None for equal numbers of blocks, which need no costs."""
     if settings.balance == "blocks" and settings.part_sizes is None:
         return None
+    blocks = len(chain_of(net).blocks)
+    if settings.part_sizes is not None and sum(settings.part_sizes) != blocks:
+        raise ValueError(
+            f"part_sizes: got {list(settings.part_sizes)}, expected the sum {blocks}, the blocks of {settings.model}"
+        )
     models.build_parareal(net, data.image_shape, 1)  # refuses images that are too small for the model
     if settings.balance != "time":
         balance = settings.balance if settings.part_sizes is None else settings.part_sizes

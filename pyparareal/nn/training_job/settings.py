@@ -83,6 +83,8 @@ class Settings:
         self._one_of("data", NAMES)
         if self.data_dir is None and self.data not in WITHOUT_FILES:
             raise ValueError(f"data_dir: got none, expected the directory with the original files of {self.data}")
+        if self.data_dir is not None and self.data in WITHOUT_FILES:
+            raise ValueError(f"data_dir: got {self.data_dir!r}, expected none: {self.data} needs no files")
         if self.augment == AUTOMATIC:
             object.__setattr__(self, "augment", DEFAULT_AUGMENTATION[self.data])
         self._one_of("augment", AUGMENTATIONS)

@@ -53,7 +53,7 @@ def _cell(value: int, share: float, right: bool) -> str:
     if not value:
         return '<td class="none">·</td>'
     # One image in many is still to be seen, and the darkest shade still lets the figure be read.
-    strength = 0.12 + 0.33 * share if right else 0.3 + 0.5 * share
+    strength = 0.12 + 0.33 * share if right else 0.25 + 0.3 * share
     return f'<td class="{"right" if right else "wrong"}" style="--shade:{strength:.2f}">{value}</td>'
 
 

@@ -28,7 +28,7 @@ def page(result: dict[str, Any]) -> str:
         f'<h2>Curves</h2><div class="charts">{charts(result)}</div>',
         f'<h2>Confusion</h2><div class="flow">{confusion_tables(result)}</div>',
         f'<h2>Partition</h2><div class="scroll">{partition_picture(result)}</div>',
-        _note(f"Parts: {tables.cut_words(result)}. Costs in per cent are relative to the mean part."),
+        _note(_partition_words(result)),
         _table(tables.part_rows(result)),
         _table(tables.map_rows(result)),
         _note(f"In all: {tables.cost_words(result)}."),
@@ -83,6 +83,15 @@ def _speed_rows(result: dict[str, Any]) -> list[list[str]]:
         times = [f"{1e3 * row['predicted_seconds_per_step'][devices]:.2f}" for row in networks.values()]
         rows.append([devices, *times, *([f"{ratios[devices]:.2f}x"] if ratios else [])])
     return rows
+
+
+def _partition_words(result: dict[str, Any]) -> str:
+    dashed = "Dashed: the guess a part began with, which is "
+    if result["settings"]["correction"] == "residual":
+        dashed += "taken from what it should have been"
+    else:
+        dashed += "the x of the coarse net's F(U) - F(x)"
+    return f"{dashed}. Parts: {tables.cut_words(result)}. Costs in per cent are relative to the mean part."
 
 
 def _timeline_words(result: dict[str, Any]) -> str:

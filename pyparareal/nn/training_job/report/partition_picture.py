@@ -12,7 +12,7 @@ MINUS, TIMES = "\u2212", "\u00d7"
 COLUMN, GUTTER, MARGIN = 142, 52, 8
 INPUT, MAP, PART, CHAIN = 8, 58, 209, 377  # upper edges of the rows
 INPUT_HEIGHT, MAP_HEIGHT, PART_HEIGHT, CHAIN_HEIGHT = 26, 113, 106, 113
-LETTERS = 22  # in a line of a box
+LETTERS = 20  # in a line of a box
 JOIN = PART + PART_HEIGHT + 24  # where the residuals are taken
 
 
