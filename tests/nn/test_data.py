@@ -156,6 +156,14 @@ def test_crops_and_flips_are_windows_of_the_padded_image_in_every_place():
     assert abs(flipped / len(x) - 0.5) < 0.045  # four deviations of a fair coin, 0.5 / sqrt(2000) = 0.011 each
 
 
+@pytest.mark.parametrize("augment", [data.shifted, data.cropped_and_flipped])
+def test_augmentation_stays_on_the_device_of_the_images(augment):
+    x = torch.zeros(6, 2, 7, 5, device="meta")  # refuses operands of other devices, as CUDA does
+    found = augment(x, torch.Generator())
+    assert found.device == x.device
+    assert found.shape == x.shape
+
+
 # By name
 
 

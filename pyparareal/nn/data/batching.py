@@ -57,13 +57,14 @@ def cropped_and_flipped(x: Tensor, rng: torch.Generator) -> Tensor:
     top, left = torch.randint(0, 2 * PADDING + 1, (2, len(x), 1), generator=rng)
     mirrored = torch.randint(0, 2, (len(x),), generator=rng, dtype=torch.bool)
     moved = _windows(F.pad(x, (PADDING,) * 4), top, left, x.shape)
-    return torch.where(mirrored[:, None, None, None], moved.flip(3), moved)
+    return torch.where(mirrored.to(x.device)[:, None, None, None], moved.flip(3), moved)
 
 
 def _windows(padded: Tensor, top: Tensor, left: Tensor, shape: torch.Size) -> Tensor:
     """From each padded image the part of ``shape [batch, channels, H, W]`` that begins at ``top, left [batch, 1]``."""
-    rows, columns = top + torch.arange(shape[2]), left + torch.arange(shape[3])
-    image = torch.arange(shape[0])[:, None, None]
+    # Drawn on the host, so that every device sees the same numbers.
+    rows, columns = (top + torch.arange(shape[2])).to(padded.device), (left + torch.arange(shape[3])).to(padded.device)
+    image = torch.arange(shape[0], device=padded.device)[:, None, None]
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
