@@ -16,15 +16,31 @@ if TYPE_CHECKING:
     from .parareal_network import PararealNetwork as PararealNetwork
     from .partitioning import Partition as Partition
     from .partitioning import partition as partition
+    from .saving import load as load
+    from .saving import save as save
+    from .warm_start import fit_maps as fit_maps
 
-__all__ = ["PararealNetwork", "Partition", "automatic_maps", "build_parareal", "models", "partition"]
+__all__ = [
+    "PararealNetwork",
+    "Partition",
+    "automatic_maps",
+    "build_parareal",
+    "fit_maps",
+    "load",
+    "models",
+    "partition",
+    "save",
+]
 
 _HOME = {
     "PararealNetwork": ".parareal_network",
     "Partition": ".partitioning",
     "automatic_maps": ".automatic",
     "build_parareal": ".automatic",
+    "fit_maps": ".warm_start",
+    "load": ".saving",
     "partition": ".partitioning",
+    "save": ".saving",
 }
 
 

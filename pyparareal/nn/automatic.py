@@ -15,9 +15,11 @@ from .cheap_maps import Candidate, candidates
 from .costs import count_flops
 from .parareal_network import PararealNetwork
 from .partitioning import Partition, aligned, partition
+from .serial_names import serial_names
 from .shapes import meta_output, require_same_kind
 
 KEEPS_SIGN = (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d)
+STEM_COPY = "copy of the stem, "
 SIGNALS = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.MaxPool1d)
 
 
@@ -65,6 +67,7 @@ def automatic_maps(
     budget: float = 0.1,
     preprocess: Sequence[nn.Module | None] | None = None,
     coarse: Sequence[nn.Module | None] | None = None,
+    recorded: Sequence[Mapping[str, Any]] | None = None,
 ) -> AutomaticMaps:
     """The richest map of :func:`.cheap_maps.candidates` within the budget, for every place of ``cut``.
 
@@ -77,18 +80,20 @@ def automatic_maps(
         cheapest is taken, and the table says so.
     preprocess, coarse : N and N - 1 modules, optional
         Taken instead of an automatic one where not None; ``preprocess[0]`` is the stem by default.
+    recorded : ``network.construction["maps"]``, optional
+        The kinds of map named there are made again, whatever they cost.
 
     Raises
     ------
     TypeError, ValueError
         Wrong number of maps; a supplied one with another output than the interface; an interface that is no
-        floating-point tensor, or cannot be reached from the input.
+        floating-point tensor, or cannot be reached from the input; a recorded map that is supplied, or unknown.
     """
     if not 0 < budget < float("inf"):
         raise ValueError(f"budget: got {budget}, expected a positive share of a part, such as 0.1")
     supplied_c = _supplied("preprocess", preprocess, cut.parts)
     supplied_f = _supplied("coarse", coarse, cut.parts - 1)
-    build = _Builder(cut, budget)
+    build = _Builder(cut, budget, recorded)
     chosen = [
         build.preprocess(j, module) if j or module is not None else build.stem() for j, module in enumerate(supplied_c)
     ]
@@ -107,18 +112,20 @@ def build_parareal(
     preprocess: Sequence[nn.Module | None] | None = None,
     coarse: Sequence[nn.Module | None] | None = None,
     coarse_budget: float = 0.1,
+    recorded: Sequence[Mapping[str, Any]] | None = None,
     correction: str = "residual",
     execution: str = "serial",
 ) -> PararealNetwork:
     """The parareal network of ``module``, sharing its parameters, with new coarse nets and preprocessing maps.
 
-    ``network.construction`` records partition and map costs as JSON values; with
-    ``Partition.from_config(network.construction["partition"], module)`` the same cut is made again.
+    ``network.construction`` records partition, maps, budget, correction and, for a network from :func:`.models.build`,
+    its name and arguments, as JSON values; :mod:`.saving` writes it with the parameters and makes the same network
+    again. A trained ``module`` gives its trained blocks; :func:`.warm_start.fit_maps` fits the new maps to them.
 
     Parameters
     ----------
     module : a network, as for :func:`.partitioning.partition` with the arguments of that name, or a partition
-    preprocess, coarse, coarse_budget : as for :func:`automatic_maps`
+    preprocess, coarse, coarse_budget, recorded : as for :func:`automatic_maps`
     correction, execution : as for :class:`.PararealNetwork`
     """
     if isinstance(module, Partition):
@@ -129,7 +136,7 @@ def build_parareal(
         raise TypeError("example: got None, expected a tensor [batch, features...]")
     else:
         cut = partition(module, parts, balance, example=example, body=body, split_spec=split_spec)
-    maps = automatic_maps(cut, budget=coarse_budget, preprocess=preprocess, coarse=coarse)
+    maps = automatic_maps(cut, budget=coarse_budget, preprocess=preprocess, coarse=coarse, recorded=recorded)
     network = PararealNetwork(
         cut.chain.blocks,
         cut.sizes,
@@ -139,16 +146,24 @@ def build_parareal(
         correction=correction,
         execution=execution,
     )
-    record = {"partition": cut.to_config(), "maps": [asdict(cost) for cost in maps.costs], "budget": coarse_budget}
-    network.construction = record  # type: ignore[assignment]
+    # As JSON would give it back: lists, no tuples.
+    network.construction = {
+        "partition": cut.to_config(),
+        "maps": [{**asdict(c), "source": list(c.source), "target": list(c.target)} for c in maps.costs],
+        "budget": coarse_budget,
+        "correction": correction,
+        "model": getattr(cut.module, "model_arguments", None),
+    }
+    network.serial_names = serial_names(cut.module, network)
     return network
 
 
 class _Builder:
     """Chooses the maps of one partition and writes down what they cost."""
 
-    def __init__(self, cut: Partition, budget: float) -> None:
+    def __init__(self, cut: Partition, budget: float, recorded: Sequence[Mapping[str, Any]] | None) -> None:
         self.cut, self.budget = cut, budget
+        self.recorded = None if recorded is None else {entry["name"]: entry["what"] for entry in recorded}
         self.mean = sum(cut.part_flops) / cut.parts
         self.costs: list[MapCost] = []
         self.shapes = [shape[1:] for shape in cut.interfaces]
@@ -207,20 +222,27 @@ class _Builder:
         extra = self.cut.stem_flops if before is not None else 0
         source, goal = tuple(x.shape[1:]), tuple(target.shape[1:])
         options = candidates(source, goal, channels_first=self.channels_first, signed=signed, relu=relu)
-        (what, make), flops = self._within_budget(options, x, extra)
+        (what, make), flops = self._pick(name, options, x, extra)
         module = make().to(device=self.device, dtype=target.dtype)
         if before is not None:
-            what, source = f"copy of the stem, {what}", tuple(self.raw.shape[1:])
+            what, source = f"{STEM_COPY}{what}", tuple(self.raw.shape[1:])
         self._note(name, what, source, goal, nn.ModuleList([module, *[before] * (before is not None)]), flops)  # type: ignore[list-item]
         return module
 
-    def _within_budget(self, options: Iterable[Candidate], x: Tensor, extra: int) -> tuple[Candidate, int]:
+    def _pick(self, name: str, options: Iterable[Candidate], x: Tensor, extra: int) -> tuple[Candidate, int]:
+        wanted = None if self.recorded is None else self.recorded.get(name, "nothing").removeprefix(STEM_COPY)
         for option in options:  # the cheapest is the last
+            if wanted not in (None, option[0]):
+                continue
             with torch.device("meta"):  # no memory, no random numbers
                 module = option[1]().to(x.dtype)
             flops = extra + count_flops(module, x)
-            if flops <= self.budget * self.mean:
+            if flops <= self.budget * self.mean or wanted is not None:
                 break
+        else:
+            if wanted is not None:
+                known = "expected it to be supplied" if wanted == "supplied" else "which is no kind of map known here"
+                raise ValueError(f"{name}: got the record of {wanted!r}, {known}")
         return option, flops
 
     def _supplied(self, name: str, module: nn.Module, x: Tensor, target: Tensor) -> nn.Module:

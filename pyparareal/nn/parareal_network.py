@@ -6,16 +6,18 @@ Lee, Lee, Park, "Parareal Neural Networks Emulating a Parallel-in-Time Algorithm
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 from torch import Tensor, nn
 
 from .execution.choice import ExecutionChoice
 from .execution.communication import Traffic, traffic
-from .execution.serial import in_turn
+from .execution.serial import in_turn, require_summable
 from .paired_call import call_pair, require_pairable
 from .part import Part
+from .serial_names import from_serial, to_serial
 from .shapes import meta_output, require_same_kind
 
 CORRECTIONS = ("residual", "difference")
@@ -81,6 +83,9 @@ class PararealNetwork(ExecutionChoice):
     both, committed once per forward pass, or one dropout mask for both (:mod:`.paired_call`).
     """
 
+    construction: dict[str, Any] | None = None  # JSON values, where build_parareal made it
+    serial_names: dict[str, str | None] | None = None  # name in the serial network -> name here, or None
+
     def __init__(
         self,
         blocks: Iterable[nn.Module],
@@ -125,13 +130,49 @@ class PararealNetwork(ExecutionChoice):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [batch, features...] -> h(U_N) [batch, out]``."""
+        return self.head(self.corrected(x))
+
+    def corrected(self, x: Tensor) -> Tensor:
+        """``U_N [batch, X_N]``: the last part's output with its correction, which the head reads."""
         inputs, outputs = self.run_parts(self.preprocess, self.fine, x)  # x_j and y_j
         correct = self._correct_residual if self.correction == "residual" else self._correct_difference
-        return self.head(correct(inputs, outputs))
+        return correct(inputs, outputs)
 
     def serial(self) -> nn.Sequential:
-        """The serial network ``h . g^N . ... . g^1 . C^1``, sharing this network's parameters."""
+        """The serial network ``h . g^N . ... . g^1 . C^1``, sharing this network's parameters.
+
+        Before training, and after :func:`.warm_start.fit_maps`, it is the network that was cut. Once the parareal
+        network has been trained as a whole, it is one that *nobody* has trained: its parts have learnt to take guesses,
+        and their outputs to be corrected. Handwritten digits, ResNet-20 in 4 parts, 15 epochs, seeds 0, 1, 2: the
+        parareal network has 100.0, 99.4 and 98.9 % of 355 test images right, its ``serial()`` 9.6, 2.8 and 5.1 %, and
+        with batch statistics of its own 13.0, 3.1 and 7.6 %.
+        """
         return nn.Sequential(self.preprocess[0], *self.fine, self.head)
+
+    def serial_state_dict(self, *, strict: bool = True) -> dict[str, Tensor]:
+        """The serial network's tensors under *its* names: ``net.load_state_dict(network.serial_state_dict())``.
+
+        For networks made by :func:`.automatic.build_parareal`; a list of blocks has the names of an ``nn.Sequential``
+        of them. See :meth:`serial` for what they are worth.
+
+        Raises
+        ------
+        ValueError
+            This network was put together by hand, or (``strict``) does not hold some tensors of the serial one,
+            because these have no influence on its output, or a stem was supplied.
+        """
+        return to_serial(self, self.serial_names, strict)
+
+    def load_serial_state_dict(self, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
+        """Take over the serial network's tensors, given under *its* names: trained blocks, stem and head.
+
+        Raises
+        ------
+        ValueError
+            Naming what is missing, unknown or has another shape (missing or unknown: only if ``strict``); nothing is
+            changed then. Or this network was put together by hand.
+        """
+        from_serial(self, self.serial_names, state, strict)
 
     def check_interfaces(self, example: Tensor) -> list[tuple[int, ...]]:
         """Shapes ``[X_0, ..., X_N]`` with the batch axis of ``example``; raises where two of them do not meet."""
@@ -160,7 +201,7 @@ class PararealNetwork(ExecutionChoice):
             if carried is not None:
                 residual = residual + carried
             carried = f(residual)
-            require_same_kind(carried, outputs[j], *_coarse_words(j))
+            require_summable(carried, outputs[j], *_coarse_words(j))
         return outputs[-1] if carried is None else outputs[-1] + carried
 
     def _correct_difference(self, inputs: list[Tensor], outputs: list[Tensor]) -> Tensor:
@@ -168,7 +209,7 @@ class PararealNetwork(ExecutionChoice):
         u = outputs[0]
         for j, f in enumerate(self.coarse, start=1):
             g_new, g_old = call_pair(f, u, inputs[j])
-            require_same_kind(g_new, outputs[j], *_coarse_words(j))
+            require_summable(g_new, outputs[j], *_coarse_words(j))
             u = outputs[j] + (g_new - g_old)
         return u
 

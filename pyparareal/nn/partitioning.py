@@ -40,6 +40,7 @@ class Partition:
     stem_flops: int
     body: tuple[str, ...] | None
     chain: Chain = field(repr=False, compare=False)
+    module: nn.Module | tuple[nn.Module, ...] = field(repr=False, compare=False)  # the network, or the list of blocks
 
     @property
     def parts(self) -> int:
@@ -106,13 +107,13 @@ class Partition:
                     f"{theirs[at : at + 1] or 'nothing'} there, {mine[at : at + 1] or 'nothing'} here"
                 )
         _require_sizes("config", values["sizes"], len(chain.blocks))
-        return cls(**values, chain=chain)
+        return cls(**values, chain=chain, module=_whole(module, chain))
 
     def __str__(self) -> str:
         return "\n".join(_table(self))
 
 
-_FIELDS = [name for name in Partition.__dataclass_fields__ if name != "chain"]
+_FIELDS = [name for name in Partition.__dataclass_fields__ if name not in ("chain", "module")]
 
 
 def partition(
@@ -191,7 +192,12 @@ def partition(
         stem_flops=traced.stem_flops,
         body=names,
         chain=chain,
+        module=_whole(module, chain),
     )
+
+
+def _whole(module: nn.Module | Iterable[nn.Module], chain: Chain) -> nn.Module | tuple[nn.Module, ...]:
+    return module if isinstance(module, nn.Module) else chain.blocks  # an iterable may have been used up
 
 
 def _joints(chain: Chain, traced: costs.Trace) -> dict[int, str]:

@@ -5,7 +5,8 @@
 products one batched product, ``G`` batch norms one over ``G C`` channels (:mod:`.fused`); what is not known there goes
 through ``torch.func.vmap`` (:mod:`.stacked`). Parameters are stacked inside the autograd graph, so gradients reach the
 originals, and ``state_dict`` is what it was. Dropout draws other masks than ``serial``, of the same distribution.
-Parts compiled by ``torch.compile`` run uncompiled if they have a congruent neighbour.
+Parts compiled by ``torch.compile`` run uncompiled if they have a congruent neighbour. Under autocast what is not known
+runs one after the other (:func:`.stacked.run_stacked`).
 """
 
 from __future__ import annotations
@@ -54,7 +55,12 @@ class Batched:
     def _groups(self, modules: Modules, inputs: list[Tensor]) -> Groups:
         # Comparing structures costs more than a small step, so it is repeated only when something could have changed.
         marks = tuple(
-            (id(m), m.training, len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks))
+            (
+                id(m),
+                m.training,
+                len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks),
+                *(p.dtype for p in m._parameters.values() if p is not None),
+            )
             for module in modules
             for m in module.modules()
         )

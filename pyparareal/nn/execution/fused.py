@@ -188,7 +188,8 @@ def _layer_norm(members: Members, u: Fused) -> Fused:
     for name, combine in (("weight", torch.mul), ("bias", torch.add)):
         if getattr(m, name) is not None:
             p = torch.stack([getattr(member, name) for member in members])
-            y = combine(y, p.view(u.count, *[1] * (x.ndim - p.ndim), *m.normalized_shape))
+            # Weights may be wider than the state (autocast), as those of the layer itself: the result is not.
+            y = combine(y, p.view(u.count, *[1] * (x.ndim - p.ndim), *m.normalized_shape)).to(y.dtype)
     return Fused(y, "stacked", u.count)
 
 

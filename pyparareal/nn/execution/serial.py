@@ -54,7 +54,20 @@ def run_part(j: int, g: nn.Module, x_j: Tensor) -> Tensor:
 def require_meeting(j: int, guess: Tensor, y: Tensor) -> None:
     """The guess ``x_{j+1}`` must be of the kind of ``y_j``."""
     what = f"interface {j}: preprocess[{j}] (C^{j + 1}) must guess the output of part {j}"
-    require_same_kind(guess, y, what, f"y_{j} = g^{j}(x_{j})")
+    require_summable(guess, y, what, f"y_{j} = g^{j}(x_{j})")
+
+
+def require_summable(got: Tensor, expected: Tensor, what: str, like: str) -> None:
+    """As :func:`.require_same_kind`, but under autocast floating-point dtypes may differ, and a sum has the wider one.
+
+    What autocast makes of a module's output depends on its last operation: a linear guess is narrow where the part that
+    it guesses ends with a sum or a norm that is not.
+    """
+    device = expected.device.type
+    if got.dtype != expected.dtype and got.is_floating_point() and expected.is_floating_point():  # noqa: SIM102
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            got = torch.empty((), dtype=expected.dtype, device=got.device).expand(got.shape)  # no memory
+    require_same_kind(got, expected, what, like)
 
 
 def _version(x: Tensor) -> int:

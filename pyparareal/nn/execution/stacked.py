@@ -14,7 +14,8 @@ from torch.func import functional_call, vmap
 def run_stacked(members: Sequence[nn.Module], x: Tensor) -> Tensor:
     """``m_i(x[i])`` for every member, ``[G, batch, ...] -> [G, batch, ...]``.
 
-    Buffers changed in place (running statistics) are written back. Random draws differ between members.
+    Buffers changed in place (running statistics) are written back. Random draws differ between members. Under autocast
+    the members run one after the other: torch does not apply autocast to what happens inside ``vmap``.
 
     Raises
     ------
@@ -22,6 +23,8 @@ def run_stacked(members: Sequence[nn.Module], x: Tensor) -> Tensor:
         The module cannot run under ``vmap`` (control flow that depends on values) or would lose state there (a buffer
         that is assigned anew); it says so and names the module.
     """
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+        return torch.stack([m(u) for m, u in zip(members, x, strict=True)])
     module = _Watched(members[0])
     parameters = {
         f"inner.{name}": torch.stack([m.get_parameter(name) for m in members])

@@ -32,9 +32,12 @@ MODELS |= {
 def build(name: str, *, channels: int, classes: int, width: int | None = None) -> nn.Module:
     """The serial network called ``name``, for images ``[batch, channels, height, width]``.
 
-    ``width`` is the number of channels of the first stage; default the model's own (16, VGG 64).
+    ``width`` is the number of channels of the first stage; default the model's own (16, VGG 64). The arguments are
+    kept as ``net.model_arguments``.
     """
     if name not in MODELS:
         raise ValueError(f"model: got {name!r}, expected one of {', '.join(MODELS)}")
     own = {} if width is None else {"width": width}
-    return MODELS[name](channels=channels, classes=classes, **own)
+    net = MODELS[name](channels=channels, classes=classes, **own)
+    net.model_arguments = {"name": name, "channels": channels, "classes": classes, "width": width}  # type: ignore[assignment]
+    return net

@@ -14,7 +14,7 @@ from ..automatic import never_negative
 from ..chain import chain_of
 from ..interface_maps import InterfaceMap
 from ..parareal_network import PararealNetwork, part_sizes
-from ..partitioning import partition
+from ..partitioning import Partition, partition
 
 
 def build_parareal(
@@ -52,6 +52,21 @@ def build_parareal(
     # Batch norm refuses a single value per channel in training mode, hence a batch of two.
     example = torch.empty(2, *image_shape, device="meta")
     cut = partition(net, None, sizes, example=example)
+    guesses, coarse = interface_maps(cut, image_shape, preprocess_units=preprocess_units, coarse_units=coarse_units)
+    network = build_any(cut, preprocess=guesses, coarse=coarse, coarse_budget=coarse_budget, correction=correction)
+    assert network.construction is not None
+    network.construction["interface_maps"] = {
+        "image_shape": list(image_shape),
+        "preprocess_units": preprocess_units,
+        "coarse_units": coarse_units,
+    }
+    return network
+
+
+def interface_maps(
+    cut: Partition, image_shape: Sequence[int], *, preprocess_units: int | None, coarse_units: int | None
+) -> tuple[list[nn.Module | None], list[nn.Module | None]]:
+    """``C^1 .. C^N`` and ``F^1 .. F^{N-1}`` of a cut network of images; None where they are left to a budget."""
     shapes = [shape[1:] for shape in cut.interfaces[1:]]  # X_1 .. X_N
     guesses: list[nn.Module | None] = [None] * cut.parts
     coarse: list[nn.Module | None] = [None] * (cut.parts - 1)
@@ -60,4 +75,4 @@ def build_parareal(
             guesses[j] = InterfaceMap(image_shape, target, units=preprocess_units, signed=not never_negative(group[-1]))
     if coarse_units is not None:
         coarse = [InterfaceMap(source, target, units=coarse_units, signed=True) for source, target in pairwise(shapes)]
-    return build_any(cut, preprocess=guesses, coarse=coarse, coarse_budget=coarse_budget, correction=correction)
+    return guesses, coarse
