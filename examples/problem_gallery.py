@@ -4,7 +4,8 @@
 Usage: python examples/problem_gallery.py [figure.png [NAME ...]]
 
 Lines are the serial solution, marks the points between slices as solved in parallel in time. On the heat equation
-every cycle divides the residual by ten; on advection it takes almost half as many cycles as there are slices.
+every cycle divides the residual by more than ten; on advection, with the same points, steps and slices, by less than
+three at first, and it takes 13 cycles for 32 slices. After 17 they are exact whatever the problem.
 """
 
 import sys
@@ -29,6 +30,11 @@ for (left, right), name in zip(grid, names, strict=False):
     solution = solve(**case, method="parareal" if parareal else MGRIT(levels=problem.levels), on_failure="return")
     chain = serial_solve(case["fine"], case["u0"], case["grid"], m=case["m"])
     draw_residuals(left, solution.residuals, case["tol"], "largest change" if parareal else "residual")
+    if name == "advection-1d":
+        heat = problems.model_problem("heat-1d", points=problem.u0.size, steps=problem.grid.steps).arguments()
+        compared = solve(**heat | {"m": case["m"], "tol": case["tol"]}, method=MGRIT(levels=problem.levels))
+        draw_residuals(left, compared.residuals, case["tol"], "residual", "heat-1d, the same numbers", 1)
+        left.legend(fontsize="small")
     left.set_title(f"{problem.method}: {solution.iterations} cycles, {solution.stats.slices} slices", fontsize="medium")
     draw_solution(right, problem, chain.t, chain.u, solution.t, solution.u)
     print(

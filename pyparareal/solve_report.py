@@ -36,7 +36,7 @@ class Progress:
             print(f"{self.heading}\ncycle   residual  factor", file=self.out)
         if math.isnan(self.first):
             self.first = residual
-        factor = f"{residual / self.last:.3f}" if self.last > 0 and math.isfinite(residual) else "-"
+        factor = f"{residual / self.last:.3f}" if 0 < self.last < math.inf and math.isfinite(residual) else "-"
         shown = "-" if math.isnan(residual) else f"{residual:.2e}"
         line = f"{k:5d} {shown:>10} {factor:>7}"
         print(f"{line}  {self._bar(residual)}".rstrip() if self.bars else line, file=self.out, flush=True)
@@ -97,12 +97,21 @@ class Outcome:
 
     @cached_property
     def predicted(self) -> list[tuple[int, float]]:
-        """Processors and the largest speed-up they allow: no level is done before its work is, nor before its chain."""
-        slices = self.solution.stats.slices
-        found = []
-        for processors in [p for p in (4, 16, 64, 256) if p < slices] + [slices]:
-            cost = sum(row["cost"] * max(row["one_after_another"], row["taken"] / processors) for row in self.steps)
-            found.append((processors, self.solution.stats.serial_steps / cost if cost else math.nan))
+        """Processors and the speed-up they allow with free communication, counted in fine steps.
+
+        MGRIT takes one level after the other, and no level is done before its work is shared out, nor before what has
+        to wait for one another. Parareal starts a slice as soon as its coarse step is there (pipelining), so that only
+        ``slices + K`` coarse steps wait: :func:`pyparareal.predicted_speedup`.
+        """
+        stats, rows, found = self.solution.stats, self.steps, []
+        for processors in [p for p in (4, 16, 64, 256) if p < stats.slices] + [stats.slices]:
+            if self.method == "parareal":
+                waiting = stats.slices + self.solution.iterations
+                span = rows[0]["one_after_another"] + waiting * rows[1]["cost"]
+                cost = max(span, sum(row["cost"] * row["taken"] for row in rows) / processors)
+            else:
+                cost = sum(row["cost"] * max(row["one_after_another"], row["taken"] / processors) for row in rows)
+            found.append((processors, stats.serial_steps / cost if cost else math.nan))
         return found
 
     @cached_property

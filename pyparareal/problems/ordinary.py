@@ -88,7 +88,7 @@ def dahlquist(steps: int = 256) -> ModelProblem:
         "mgrit",
         4,
         1e-7,
-        labels=tuple(f"{z:g}".strip("()") for z in rates),
+        labels=("-0.1", "-1", "-10", "-100", "-1+2i", "-1+8i", "2i"),
         remark="Real lambda converge fast, however stiff; the more an oscillation turns in a coarse step, the slower.",
     )
 

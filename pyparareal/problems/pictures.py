@@ -38,7 +38,7 @@ def _components(axes: Any, problem: ModelProblem, t: Array, u: Array, marked_t: 
         axes.plot(t, real[:, i], color=colour, lw=1, label=label)
         axes.plot(marked_t, marked[:, i], ".", color=colour, ms=3)
     axes.set(xlabel="time", ylabel="real part" if u.ndim == 3 else "")
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(fontsize="small", framealpha=0.8)
 
 
 def _profiles(axes: Any, problem: ModelProblem, t: Array, u: Array, marked_t: Array, marked_u: Array) -> None:
@@ -51,7 +51,7 @@ def _profiles(axes: Any, problem: ModelProblem, t: Array, u: Array, marked_t: Ar
         axes.plot(x[sparse], marked_u[row][sparse], ".", color=colour, ms=4)
     axes.plot(x, problem.truth(np.array([t[0], t[-1]]))[-1], ":", color="black", lw=1, label=f"{problem.truth_is}, end")
     axes.set(xlabel="x", ylabel="u")
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(fontsize="small", framealpha=0.8)
 
 
 def _squares(axes: Any, problem: ModelProblem, marked_t: Array, marked_u: Array) -> None:
