@@ -58,7 +58,7 @@ class Adjoint:
         As ``tol`` of the forward solve, times ``sum_i |w[i]|``, the norms of the gradients that come in: no
         ``lambda`` is larger than that where the steps do not amplify. Not times that if MGRIT's ``relative`` is given.
     max_iterations : int, optional
-        Default: as many as make every slice exact.
+        Default: as many as make every slice exact, or ``max_iterations`` of the forward solve if that is more.
     on_failure : {"raise", "serial", "return"}, optional
         "return" uses the gradients as they are, with a warning unless ``max_iterations`` is given and all that failed.
     norm : as in :func:`pyparareal.solve`, optional
@@ -192,10 +192,10 @@ class AdjointChain:
 
     def require_graphs(self, u: Tensor) -> None:
         """Refuse propagators without a derivative, judged on one step from ``u [1, ...]`` on every level."""
-        for level in self.levels:
+        for depth, level in enumerate(self.levels):
+            transfer = self.levels[depth - 1].transfer if depth else None
+            u = u if transfer is None else transfer.restrict(u)
             require_graph(level.phi, u)
-            if level.transfer is not None:
-                u = level.transfer.restrict(u)
 
     def solve(self, u: Tensor, w: Tensor, *, every: bool) -> tuple[Tensor, BackwardPass]:
         """``lambda`` at all points of the grid (``every``), or ``lambda[0]`` alone, and how it went.
@@ -262,7 +262,7 @@ class AdjointChain:
         common = dataclasses.replace(
             self.problem.common,
             tol=self.tol * (1.0 if isinstance(method, MGRIT) and method.relative else scale),
-            max_iterations=self.limit,
+            max_iterations=self._most_iterations(),
             norm=self.norm,
             guessed=False,
             callback=None,
@@ -276,8 +276,15 @@ class AdjointChain:
         options = dataclasses.replace(method, levels=len(self.levels), min_coarse=1, transfer=transfers)
         from_zero = method.skip_first_down is False and not method.nested
         c[kept + 1 :] = 0
-        factors = [level.m for level in self.levels]
+        factors = [max(2, level.m) for level in self.levels]  # a coarsest level of one step has the factor 1
         return MgritRun(chains[0], chains[1:], grid, factors, options, end, common), c, from_zero
+
+    def _most_iterations(self) -> int | None:
+        forward = self.problem.common.max_iterations
+        if self.limit is not None or forward is None:
+            return self.limit
+        # Every method's own default is at most the number of slices, a first cycle that only goes up, and a last one.
+        return max(forward, self._reversed_steps()[0] // self.levels[0].m + 2)
 
     def _reversed_steps(self) -> list[int]:
         """The steps of every level's reversed grid: those of the level, and more where a factor does not divide."""

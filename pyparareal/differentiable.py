@@ -49,13 +49,16 @@ def differentiable(
     if not torch.is_grad_enabled():
         return compute()
     modules, tensors = held_by(problem.fine)
+    known = _distinct([*tensors, *(p for module in modules for p in module.parameters() if p.requires_grad)])
+    roots = u0.requires_grad or (rhs is not None and rhs.requires_grad)
+    if roots or (known if given is None else given):
+        require_repeatable(modules)
     if given is None:
         phi = checks.propagator("fine", problem.fine, problem.grid, deterministic=False)
-        held = [p for module in modules for p in module.parameters() if p.requires_grad]
-        known = _distinct([*held, *tensors, *used_by(phi, u0[None])])
+        known = _distinct([*known, *used_by(phi, u0[None])])
     else:
         known = given
-    if not (known or u0.requires_grad or (rhs is not None and rhs.requires_grad)):
+    if not (known or roots):
         with torch.no_grad():
             return compute()
     require_repeatable(modules)
@@ -182,16 +185,16 @@ class _Solve(torch.autograd.Function):
         missing = len(ctx.needs_input_grad) - 3 - len(found)
         found = (*found, *[None] * missing)
         if torch.is_grad_enabled():
-            found = _once(found)
+            found = _once(found, [u, du, *ctx.parameters])
         return None, None, None, *found
 
 
 class _Once(torch.autograd.Function):
-    """The identity, with no derivative."""
+    """The first ``count`` tensors, as a function of the others that has no derivative."""
 
     @staticmethod
-    def forward(ctx: Any, _: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return tuple(g.view_as(g) for g in gradients)
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
@@ -201,8 +204,8 @@ class _Once(torch.autograd.Function):
         )
 
 
-def _once(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """The same gradients, that raise when they are differentiated."""
-    marker = torch.zeros((), requires_grad=True)
-    known = iter(_Once.apply(marker, *[g for g in gradients if g is not None]))  # type: ignore[no-untyped-call]
-    return tuple(None if g is None else next(known) for g in gradients)
+def _once(gradients: tuple[Tensor | None, ...], inputs: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """The same gradients, that raise when they are differentiated in what they are functions of."""
+    known = [g for g in gradients if g is not None]
+    again = iter(_Once.apply(len(known), *known, *inputs))  # type: ignore[no-untyped-call]
+    return tuple(None if g is None else next(again) for g in gradients)
