@@ -107,6 +107,22 @@ def test_burgers_solution_satisfies_the_equation():
     np.testing.assert_allclose(_cole_hopf(x, 1e-9, viscosity), -np.sin(np.pi * x), atol=1e-6)
 
 
+def test_burgers_error_is_of_second_order_in_space():
+    # Twice as many steps change the finer error by 5 %; 63 points hardly resolve the layer.
+    coarse, fine = (chain_error(model_problem("burgers", points=points, steps=256), "ars222") for points in (63, 127))
+    assert abs(math.log2(coarse / fine) - 2) < 0.15
+
+
+def test_upwind_differences_add_their_known_diffusion():
+    # Modified equation: u_t + u_x = dx/2 u_xx. A Gaussian of variance 1/32 spreads to 1/32 + dx t; the next term of the
+    # equation is of order dx^2 and changes its height by less than 1 %.
+    p = model_problem("advection-1d", points=256, steps=64)
+    u = serial_solve(p.propagator("sdirk3"), p.u0, p.grid).u[-1]
+    assert u.max() == pytest.approx(math.sqrt((1 / 32) / (1 / 32 + 2 / 256 * 2)), rel=0.01)
+    assert u.argmax() == pytest.approx(128, abs=1)
+    assert u.sum() == pytest.approx(p.u0.sum(), rel=1e-12)
+
+
 def test_advection_moves_once_around():
     p = model_problem("advection-1d")
     truth = p.truth(np.array([0.0, 0.5, 2.0]))
