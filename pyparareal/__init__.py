@@ -29,7 +29,19 @@ _LAZY = {
     "CudaError": "pyparareal.errors",
     "ConvergenceError": "pyparareal.errors",
 }
-_MODULES = ("arrays", "nn", "ops", "problems", "propagators", "reference", "streams", "tableaux", "torch_ops")
+_MODULES = (
+    "arrays",
+    "convergence",
+    "nn",
+    "ops",
+    "prediction",
+    "problems",
+    "propagators",
+    "reference",
+    "streams",
+    "tableaux",
+    "torch_ops",
+)
 
 __all__ = ["__version__", "get_include", *_LAZY, *_MODULES]
 

@@ -31,7 +31,7 @@ FLOORS = {
     "parareal": 3, "solution": 3, "solver": 3, "problems": 3, "mgrit": 3, "hierarchy": 3, "equations": 3,
     "relaxation": 3, "stopping": 3, "checks": 3, "method_runs": 3,
     "forcing": 3, "vjp": 3, "adjoint": 3, "differentiable": 3,
-    "convergence": 3, "error_propagation": 3, "spectra": 3,
+    "convergence": 3, "error_propagation": 3, "spectra": 3, "prediction": 3,
     "nn": 4,
     "cli": 6, "__main__": 6, "_doctor": 6, "solve_command": 6, "solve_report": 6,
 }  # fmt: skip

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A runtime that prices instead of computing: the schedule of a method on ``P`` processors, from measured costs.
+
+The method itself runs, on states without a single element, so that a price can never belong to another schedule than
+the one it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..propagators import Propagator, advance
+from ..time_grid import part_of_points
+from .local import LocalRuntime
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of one step of ``n`` slices in one call: ``call + n * per_slice``."""
+
+    call: float
+    per_slice: float
+
+    def seconds(self, slices: int) -> float:
+        return self.call + slices * self.per_slice
+
+
+class ModelRuntime(LocalRuntime):
+    """``P`` processors, each with a contiguous share of the slices; ``seconds`` is the time of the slowest, by region.
+
+    Parameters
+    ----------
+    processors : int
+        ``P >= 1``. A step of ``S`` slices costs what one of ``ceil(S / P)`` does; a serial chain takes one at a time.
+    message : float
+        Seconds to hand a state to the right neighbour, or a norm to everyone: once per sweep and per norm if ``P > 1``.
+    """
+
+    def __init__(self, processors: int, *, message: float = 0.0) -> None:
+        super().__init__()
+        if isinstance(processors, bool) or not isinstance(processors, int) or processors < 1:
+            raise ValueError(f"processors: got {processors!r}, expected an integer of at least 1")
+        if not 0 <= message < float("inf"):
+            raise ValueError(f"message: got {message!r}, expected a number of seconds of at least 0")
+        self.processors = processors
+        self.message = message if processors > 1 else 0.0
+        self._regions = ["other"]
+
+    def priced(self, cost: StepCost) -> Priced:
+        """A propagator that does nothing for ``cost``."""
+        return Priced(cost, self)
+
+    @property
+    def total(self) -> float:
+        """Seconds of everything so far."""
+        return sum(self.seconds.values())
+
+    def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array) -> None:
+        share = -(-len(u) // self.processors)
+        if share:
+            advance(phi, u[:share], part_of_points(points, 0, share), m, out=out[:share])
+
+    def shift(self, u: Array) -> Array:
+        self.spend(self.message)
+        return super().shift(u)
+
+    def reduce(self, values: Array, combine: Any = np.add) -> float:
+        self.spend(self.message)
+        return super().reduce(values, combine)
+
+    @contextmanager
+    def mark(self, name: str) -> Iterator[None]:
+        self._regions.append(name)
+        try:
+            yield
+        finally:
+            self._regions.pop()
+
+    def spend(self, seconds: float) -> None:
+        """Add to the region that is marked."""
+        region = self._regions[-1]
+        self.seconds[region] = self.seconds.get(region, 0.0) + seconds
+
+
+class Priced:
+    """A step that costs time and changes nothing."""
+
+    batch_invariant = True
+
+    def __init__(self, cost: StepCost, runtime: ModelRuntime) -> None:
+        self.cost, self.runtime = cost, runtime
+
+    def step(self, u: Array, points: slice) -> Array:
+        self.runtime.spend(self.cost.seconds(len(u)))
+        return u
