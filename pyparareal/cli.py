@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -24,6 +25,7 @@ _EXTRA_MODULES = ("torch", "sklearn", "scipy", "PIL", "safetensors", "matplotlib
 CALLERS_MISTAKE = 2
 FAILED = 1
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+CUT_OFF = 141  # 128 + SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,10 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         if command is None:
             parser.error(f"COMMAND: got {args.command!r}, expected one of {', '.join(COMMANDS)}")
-        return int(command.main(args))
+        status = int(command.main(args))
+        sys.stdout.flush()  # a closed pipe shows here, and not after the last line of the program
+        return status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as head, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CUT_OFF
     except Exception as error:
         if "--traceback" in argv or not (message := _explain(error)):
             raise

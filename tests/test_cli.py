@@ -113,3 +113,12 @@ def test_module_and_a_command_that_was_not_chosen_is_not_imported():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
     done = subprocess.run([sys.executable, "-m", "pyparareal", "--version"], capture_output=True, text=True)
     assert done.stdout.strip() == f"pyparareal {__version__}"
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyparareal", "solve", "--list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()  # as `| head` does
+    _, error = process.communicate()
+    assert (process.returncode, error) == (141, b"")
