@@ -167,6 +167,29 @@ def test_copies_and_pickles(mode):
         assert not {id(p) for p in other.parameters()} & {id(p) for p in net.parameters()}
 
 
+@pytest.mark.parametrize("mode", [*OTHERS, "auto"])
+def test_the_dtype_may_be_changed_after_a_pass(mode):
+    serial, x = build("residual")
+    net, _ = build("residual", execution=mode)
+    # float32: 1,700 units of rounding, far below what reading the wrong parameters would do.
+    for dtype, tolerance in ((torch.float64, TOLERANCE), (torch.float32, 1e-4), (torch.float64, TOLERANCE)):
+        for each in (serial, net):
+            each.to(dtype)
+        got, expected = step(net, x.to(dtype)), step(serial, x.to(dtype))
+        assert got["y"].dtype == dtype
+        require_close(got, expected, tolerance)
+
+
+@pytest.mark.parametrize("mode", ["serial", *OTHERS])
+def test_one_part_of_another_dtype_is_refused_after_a_pass_without(mode):
+    """What was found out about the parts, such as which are of equal structure, holds no longer."""
+    net, x = build("residual", execution=mode)
+    net(x)
+    net.preprocess[1].float()
+    with pytest.raises((RuntimeError, TypeError), match=r"dtype|Double"):
+        net(x)
+
+
 def test_state_is_the_same_in_every_mode_and_may_be_exchanged():
     nets = {mode: build("residual", seed=i, execution=mode)[0] for i, mode in enumerate(("serial", *OTHERS))}
     x = build("residual")[1]
