@@ -238,36 +238,84 @@ def test_calls_of_few_slices_and_fixed_blocks():
         assert_gradients(torch.autograd.grad(cost(solution.u), problem.inputs), expected)
 
 
+def test_norms_of_the_solve_are_those_of_its_adjoint_where_it_has_them():
+    calls = []
+
+    def norm(u):
+        calls.append(1)
+        return 2 * u.flatten(1).abs().amax(1)
+
+    problem = Problem(24)
+    expected = torch.autograd.grad(cost(problem.chain()), problem.inputs)
+    for method, adjoint, counted in (
+        (MGRIT(), None, True),
+        (MGRIT(), "parareal", False),  # whose norms have names
+        (MGRIT(), Adjoint("mgrit", norm="inf"), False),
+    ):
+        solution = problem.solve(m=4, method=method, norm=norm, adjoint=adjoint)
+        calls.clear()
+        assert_gradients(torch.autograd.grad(cost(solution.u), problem.inputs), expected)
+        assert bool(calls) == counted
+    first = []
+    for norm in ("inf", "l1"):
+        solution = problem.solve(m=4, norm=norm)
+        torch.autograd.grad(cost(solution.u), problem.inputs)
+        first.append(solution.adjoint[0].residuals[0])
+    assert first[1] > 2 * first[0]  # six numbers instead of the largest
+
+
+def test_the_first_of_several_coarse_propagators():
+    problem = Problem(24)
+    coarse = [problem.phi.rediscretise(2), problem.phi.rediscretise(4)]
+    solution = problem.solve(m=2, method=MGRIT(levels=3), coarse=coarse, adjoint="parareal")
+    assert_gradients(
+        torch.autograd.grad(cost(solution.u), problem.inputs),
+        torch.autograd.grad(cost(problem.chain()), problem.inputs),
+    )
+
+
+def interpolation(n):
+    """Linear, from ``n`` inner points to ``2 n + 1``."""
+    p = torch.zeros(2 * n + 1, n, dtype=torch.float64)
+    for j in range(n):
+        p[2 * j : 2 * j + 3, j] = torch.tensor([0.5, 1.0, 0.5], dtype=torch.float64)
+    return p
+
+
+class Heat:
+    """Backward Euler on ``n`` inner points of the unit interval."""
+
+    batch_invariant = False
+
+    def __init__(self, h, n, conductivity):
+        off = torch.diag(torch.ones(n - 1, dtype=torch.float64), 1)
+        self.matrix = (n + 1) ** 2 * (off + off.T - 2 * torch.eye(n, dtype=torch.float64))
+        self.h, self.conductivity = h, conductivity
+
+    def step(self, u, points):
+        system = torch.eye(len(self.matrix), dtype=u.dtype) - self.h * self.conductivity * self.matrix
+        return torch.linalg.solve(system, u.mT).mT
+
+
 def test_coarsening_in_space():
-    # Heat on 15 points, backward Euler; the coarse level has 7, full weighting and linear interpolation between.
-    def laplacian(n):
-        return (n + 1) ** 2 * (torch.diag(torch.ones(n - 1), 1) + torch.diag(torch.ones(n - 1), -1) - 2 * torch.eye(n))
-
-    class Heat:
-        batch_invariant = False
-
-        def __init__(self, h, n, scale):
-            self.matrix, self.scale, self.h = laplacian(n).double(), scale, h
-
-        def step(self, u, points):
-            system = torch.eye(len(self.matrix), dtype=u.dtype) - self.h * self.scale * self.matrix
-            return torch.linalg.solve(system, u.mT).mT
-
-    scale = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-    interpolation = torch.zeros(15, 7, dtype=torch.float64)
-    for j in range(7):
-        interpolation[2 * j : 2 * j + 3, j] = torch.tensor([0.5, 1.0, 0.5], dtype=torch.float64)
-    transfer = Transfer(lambda u: u @ interpolation / 2, lambda v: v @ interpolation.T)
+    # 15 points, 7 and 3; full weighting and linear interpolation between.
+    conductivity = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    transfers = [
+        Transfer(lambda u, p=interpolation(n): u @ p / 2, lambda v, p=interpolation(n): v @ p.T) for n in (7, 3)
+    ]
     u0, grid = tensor(1, 15), TimeGrid(0, 1, 32)
-    fine, coarse = Heat(1 / 32, 15, scale), Heat(1 / 8, 7, scale)
-    method = MGRIT(levels=2, transfer=transfer)
-    solution = solve(fine, u0, grid, m=4, tol=1e-12, coarse=coarse, method=method, max_iterations=50)
-    got = torch.autograd.grad(cost(solution.u), [u0, scale])
-    states = serial_solve(fine, u0, grid, m=4, save="coarse").u
-    assert_gradients(got, torch.autograd.grad(cost(states), [u0, scale]))
+    fine, *coarse = (Heat(h / 32, n, conductivity) for h, n in ((1, 15), (2, 7), (4, 3)))
+    states = serial_solve(fine, u0, grid, m=2, save="coarse").u
+    expected = torch.autograd.grad(cost(states), [u0, conductivity])
+    for levels in (2, 3):
+        method = MGRIT(levels=levels, transfer=transfers)
+        solution = solve(fine, u0, grid, m=2, tol=1e-12, coarse=coarse, method=method, max_iterations=60)
+        assert_gradients(torch.autograd.grad(cost(solution.u), [u0, conductivity]), expected)
+        # The transposed iteration has the spectrum of the forward one, so it takes about as many cycles.
+        assert abs(solution.adjoint[0].iterations - solution.iterations) <= 3
 
-    fine_like, coarse_like = u0.detach()[None], u0.detach()[None, :, :7]
-    transposed = _transposed(transfer, fine_like, coarse_like)
+    transfer = transfers[0]
+    transposed = _transposed(transfer, u0.detach()[None], u0.detach()[None, :, :7])
     v, w = tensor(2, 1, 7, grad=False), tensor(2, 1, 15, grad=False)
     assert float((transposed.restrict(w) * v).sum()) == pytest.approx(float((w * transfer.prolong(v)).sum()))
     assert float((transposed.prolong(v) * w).sum()) == pytest.approx(float((v * transfer.restrict(w)).sum()))
@@ -340,3 +388,5 @@ def test_no_gradient_comes_in():
     problem = Problem(12)
     solution = problem.solve(m=3)
     assert all(float(g.abs().max()) == 0 for g in torch.autograd.grad((0 * solution.u).sum(), problem.inputs))
+    alone = solve(problem.phi, problem.u0, problem.grid, m=3, tol=TOL, parameters=[])
+    assert float(torch.autograd.grad((0 * alone.u).sum(), problem.u0)[0].abs().max()) == 0
