@@ -171,6 +171,16 @@ def test_levels_whose_factor_does_not_divide_are_exact_too():
         assert not same
 
 
+@pytest.mark.parametrize(
+    ("steps", "m", "levels", "expected"),
+    [(48, 2, 3, [48, 24, 12]), (47, 2, 2, [46, 23]), (47, 2, 4, [48, 24, 12, 6]), (47, [2, 3, 2], 4, [48, 24, 8, 4])],
+)
+def test_reversed_grids_are_no_longer_than_they_must_be(steps, m, levels, expected):
+    problem = Problem(steps)
+    solution = problem.solve(m=m, method=MGRIT(levels=levels))
+    assert solution.u.grad_fn.work.chain._reversed_steps() == expected
+
+
 def test_steps_in_front_keep_the_adjoint():
     u = tensor(4, 1, 2, grad=False)  # three steps; the reversed grid has five
     w = tensor(4, 1, 2, seed=1, grad=False)
@@ -282,6 +292,11 @@ def interpolation(n):
     return p
 
 
+def between(n):
+    p = interpolation(n)
+    return Transfer(lambda u: u @ p / 2, lambda v: v @ p.T)
+
+
 class Heat:
     """Backward Euler on ``n`` inner points of the unit interval."""
 
@@ -300,9 +315,7 @@ class Heat:
 def test_coarsening_in_space():
     # 15 points, 7 and 3; full weighting and linear interpolation between.
     conductivity = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-    transfers = [
-        Transfer(lambda u, p=interpolation(n): u @ p / 2, lambda v, p=interpolation(n): v @ p.T) for n in (7, 3)
-    ]
+    transfers = [between(7), between(3)]
     u0, grid = tensor(1, 15), TimeGrid(0, 1, 32)
     fine, *coarse = (Heat(h / 32, n, conductivity) for h, n in ((1, 15), (2, 7), (4, 3)))
     states = serial_solve(fine, u0, grid, m=2, save="coarse").u
