@@ -43,6 +43,13 @@ def write_files(directory: Path, contents: Mapping[str, bytes]) -> None:
     _sync(directory)
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Delete what killed processes left in ``directory``; the files themselves are whole."""
+    for file in directory.glob(".*.[0-9]*.*"):
+        if file.name.rsplit(".", 2)[1].isdigit() and file.suffix in (".new", ".old"):
+            file.unlink(missing_ok=True)
+
+
 def _write(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)

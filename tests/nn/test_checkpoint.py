@@ -18,6 +18,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed: pip ins
 import numpy as np  # noqa: E402
 from torch import nn  # noqa: E402
 
+from pyparareal.nn.atomic_files import remove_leftovers  # noqa: E402
 from pyparareal.nn.training_job import checkpoint  # noqa: E402
 from pyparareal.nn.training_job.settings import Settings  # noqa: E402
 
@@ -145,7 +146,7 @@ def test_a_process_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
     killed_inside = 0
     for _ in range(4):
         child = subprocess.Popen([sys.executable, "-c", SAVES, str(file)], env=os.environ | {"PYTHONPATH": home})
-        half = tmp_path / f".{file.name}.{child.pid}"
+        half = tmp_path / f".{file.name}.{child.pid}.new"
         while not (file.exists() and half.exists()) and child.poll() is None:
             time.sleep(0.0005)
         child.send_signal(signal.SIGKILL)
@@ -153,7 +154,7 @@ def test_a_process_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
         killed_inside += half.exists()
         tensors, rest = checkpoint.read_tensors(file)
         assert (tensors["x"] == rest["number"]).all()
-        checkpoint.remove_leftovers(tmp_path)
+        remove_leftovers(tmp_path)
         assert os.listdir(tmp_path) == [file.name]
         if killed_inside:
             break

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One run in one file: tensors as safetensors, everything else as JSON in its header. Never pickle.
 
-Written to a temporary file in the same directory, synced, then renamed over the old one: at every
-moment the name leads to a whole checkpoint.
+Written whole or not at all (:mod:`pyparareal.nn.atomic_files`): at every moment the name leads to a whole checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import struct
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..atomic_files import write_files
 from .settings import Settings, differences, few
 
 FORMATS = {"checkpoint": "pyparareal-checkpoint-2", "weights": "pyparareal-weights-2"}
@@ -108,7 +107,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], rest: dict[str, Any]) 
 
     # Tied tensors are written once for each name: safetensors refuses shared memory.
     separate = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, serialise(separate, {"pyparareal": json.dumps(rest)}))
+    write_files(path.parent, {path.name: serialise(separate, {"pyparareal": json.dumps(rest)})})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -120,39 +119,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return parse(path.read_bytes()), rest
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole checkpoint: {error}") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """``content`` at ``path``, or the old file unchanged and an OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not mkstemp, whose files nobody but the owner may read.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
-def remove_leftovers(directory: Path) -> None:
-    """Delete the temporary files that a killed run left in ``directory``."""
-    for file in directory.glob(".*.*.[0-9]*"):
-        if file.name.rpartition(".")[2].isdigit():
-            file.unlink(missing_ok=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    # The rename itself is on disk only once its directory is.
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read_header(path: Path) -> dict[str, Any]:

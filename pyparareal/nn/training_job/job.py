@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..atomic_files import remove_leftovers, write_files
 from ..chain import chain_of
 from ..data import Split, load, steps_per_epoch
 from ..parareal_network import PararealNetwork
@@ -91,7 +92,7 @@ def run_job(
         for name in names:  # before training: what cannot be built is refused before the first step
             runs.append(Run(name, *_build(name, settings, data, files[name], cut), State()))
             cut = runs[0].identity["partition"]  # measured once
-        checkpoint.remove_leftovers(out)
+        remove_leftovers(out)
         if not resume:
             # As a whole: one network of an older run left behind would be continued by a later --resume.
             for file in out.glob("*.checkpoint"):
@@ -245,8 +246,8 @@ def _write(out: Path, result: dict[str, Any], runs: list[Run]) -> None:
     for run in runs:
         rest = {"identity": run.identity, "format": checkpoint.FORMATS["weights"]}
         checkpoint.write_tensors(out / f"{run.name}.safetensors", run.net.state_dict(), rest)
-    checkpoint.write_atomically(out / "metrics.json", json.dumps(metrics, indent=1).encode())
-    checkpoint.write_atomically(out / "report.json", json.dumps(result, indent=1).encode())
+    documents = {"metrics.json": metrics, "report.json": result}
+    write_files(out, {name: json.dumps(content, indent=1).encode() for name, content in documents.items()})
     report.write(out, result)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint
+from ...atomic_files import write_files
 from .page import page as page
 from .tables import PREDICTION_NOTE as PREDICTION_NOTE
 from .tables import body_tables as body_tables
@@ -17,4 +17,4 @@ from .tables import when_it_will_not_help as when_it_will_not_help
 
 def write(out: Path, result: dict[str, Any]) -> None:
     """``report.html`` in ``out``."""
-    checkpoint.write_atomically(out / "report.html", page(result).encode())
+    write_files(out, {"report.html": page(result).encode()})
