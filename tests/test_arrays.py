@@ -64,3 +64,24 @@ def test_kernels_on_numpy_load_no_other_library():
         "assert ops.slice_norms(u)[0] == 300_000; assert not {'torch', 'cupy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_an_array_read_later_is_the_array(library):
+    module = pytest.importorskip(library)
+    u = module.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(arrays.read_later(u)(), np.arange(6.0).reshape(2, 3))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("library", ["torch", "cupy"])
+def test_a_device_array_read_later_is_what_it_was_when_asked(library):
+    module = pytest.importorskip(library)
+    if library == "torch" and not module.cuda.is_available():
+        pytest.skip("no CUDA device")
+    place = {"device": "cuda"} if library == "torch" else {}
+    u = module.ones((1 << 20,), dtype=module.float64, **place)
+    read = arrays.read_later(u)
+    u += 1  # on the same stream, after the copy
+    np.testing.assert_array_equal(read(), np.ones(1 << 20))
+    assert float(u[0]) == 2

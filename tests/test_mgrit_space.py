@@ -184,3 +184,21 @@ def test_torch_states_give_the_same_bits():
 def test_the_dtype_of_the_states_is_kept(dtype):
     solution = solve(**decay(tol=1e-5) | {"u0": U0.astype(dtype)})
     assert solution.u.dtype == dtype
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("library", ["torch", "cupy"])
+@pytest.mark.parametrize("options", [{}, {"cycle": "F", "nu": 0}, {"omega": 1.2, "lag": 2}, {"storage": "all"}])
+def test_states_on_a_gpu_converge_alike(library, options):
+    module = pytest.importorskip(library)
+    if library == "torch" and not module.cuda.is_available():
+        pytest.skip("no CUDA device")
+    case = decay(steps=67, levels=3, **options)
+    expected = solve(**case, save="all")
+    u0 = module.tensor(U0, device="cuda") if library == "torch" else module.asarray(U0)
+    got = solve(**case | {"u0": u0}, save="all")
+    assert type(got.u) is type(u0)
+    assert got.iterations == expected.iterations
+    # A quotient is correctly rounded on both, and the kernels give the same bits; only norms of libraries could differ.
+    assert np.array_equal(got.u.cpu().numpy() if library == "torch" else module.asnumpy(got.u), expected.u)
+    np.testing.assert_allclose(got.residuals, expected.residuals, rtol=1e-12)
