@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from . import checks
+from .equations import ResidualPropagator
 from .hierarchy import build_levels
 from .mgrit import MGRIT, Cycles
 from .norms import NORMS
@@ -18,6 +19,8 @@ from .stopping import TEMPORAL, Limits, Monitor, Rule, SpatialNorm, require_norm
 from .time_grid import TimeGrid
 
 Array = Any
+
+MOST_CYCLES = 100  # of a method that need not end by itself
 
 
 @dataclass(frozen=True)
@@ -196,15 +199,21 @@ class MgritRun:
                 common.keep_going,
                 common.runtime,
             ),
-            checks.iterations(common.max_iterations, self._exact_after() + 1),
+            checks.iterations(common.max_iterations, self._enough_cycles()),
             norm,
             common.runtime,
             common.callback,
         )
 
-    def _exact_after(self) -> int:
-        """``ceil(floor(N / m) / (nu + 1))``, and one for a first cycle that only goes up."""
-        return -(-self.slices // (self.levels[0].nu + 1)) + 1
+    def _enough_cycles(self) -> int:
+        """``ceil(floor(N / m) / (nu + 1))``, one for a first cycle that only goes up, one to see that it is exact.
+
+        Coarse spaces, weights and residuals of the user's own make nothing exact: then at least ``MOST_CYCLES``.
+        """
+        enough = -(-self.slices // (self.levels[0].nu + 1)) + 2
+        exact = all(level.omega == 1 and level.transfer is None for level in self.levels[:-1])
+        ours = not any(isinstance(level.phi, ResidualPropagator) for level in self.levels)
+        return enough if exact and ours else max(enough, MOST_CYCLES)
 
     @property
     def serial(self) -> bool:

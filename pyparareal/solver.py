@@ -80,7 +80,8 @@ def solve(
         :mod:`pyparareal.parareal`, or :mod:`pyparareal.mgrit` with these options.
     max_iterations : int, optional
         Default: as many as make every slice exact: the number of slices for parareal, for MGRIT that divided by
-        ``nu + 1`` and two more, for a first cycle that only goes up and for a last residual.
+        ``nu + 1`` and two more, to go up first and to see that it is exact; at least 100 where weights,
+        coarse spaces or residuals of your own make nothing exact.
     norm : {"inf", "l1", "l2", "rms"}, or for MGRIT also a function
         Spatial norm, per slice; a function maps states ``[slices, batch, features...]`` to ``[slices]``. Default:
         "inf" for parareal, "l2" for MGRIT.

@@ -161,6 +161,17 @@ def test_a_residual_on_one_level_only_is_used_where_both_have_one(with_residual)
     assert np.array_equal(mixed.u, plain.u)  # the pair of end states, as without any residual
 
 
+def test_what_does_not_end_by_itself_gets_a_hundred_cycles():
+    # With three slices relaxation alone is exact in the second cycle after one that only goes up. With a weight
+    # nothing ever is, and a tolerance of zero is met only if rounding happens to meet it.
+    short = {"steps": 12, "tol": 0.0, "on_failure": "return", "stagnation": None}
+    assert solve(**decay(**short)).iterations == 3
+    weighted = solve(**decay(omega=0.5, **short))
+    assert weighted.residuals[5] > 0
+    assert weighted.iterations > 5
+    assert weighted.status in (Status.CONVERGED, Status.MAX_ITERATIONS)
+
+
 # Arrays
 
 

@@ -47,6 +47,12 @@ TARGETS = {
     "pyparareal/hierarchy.py": MGRIT_TESTS,
     "pyparareal/relaxation.py": MGRIT_TESTS,
     "pyparareal/stopping.py": MGRIT_TESTS,
+    "pyparareal/adjoint.py": ["tests/test_adjoint*.py"],
+    "pyparareal/forcing.py": ["tests/test_forcing.py", "tests/test_adjoint*.py"],
+    "pyparareal/vjp.py": ["tests/test_adjoint*.py"],
+    "pyparareal/differentiable.py": ["tests/test_adjoint*.py"],
+    "pyparareal/prediction.py": ["tests/test_prediction.py"],
+    "pyparareal/runtime/model.py": ["tests/test_prediction.py"],
     "pyparareal/nn/parareal_network.py": ["tests/nn"],
 }
 TIMEOUT = 300  # seconds for one mutant's tests; a flipped loop bound may never end, which is a failure too
