@@ -5,8 +5,9 @@
 //   yardstick mgrit  STEPS POINTS END M LEVELS CYCLES THREADS REPEATS  the same, FCF-relaxation, V-cycles
 //   yardstick rk4    lorenz|brusselator STEPS END REPEATS
 //
-// POINTS are the inner points of (0, 1); u = 0 at both ends and u(0, x) = 1 left of the middle, 0 right of it. Prints
-// one JSON object. Every repetition starts anew; a time is seconds of one repetition, or of one cycle of it.
+// STEPS is a multiple of M^(LEVELS - 1). POINTS, at least 3, are the inner points of (0, 1); u = 0 at both ends and
+// u(0, x) = 1 left of the middle, 0 right of it. Prints one JSON object. Every repetition starts anew; a time is
+// seconds of one repetition, or of one cycle of it.
 
 #include <algorithm>
 #include <array>
