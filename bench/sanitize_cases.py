@@ -24,6 +24,7 @@ if __package__ in (None, ""):  # started as a script: bench is the one beside it
     sys.path.append(sys.path.pop(0))
 
 from pyparareal import ops, reference
+from pyparareal.tableaux import RK4
 
 # Empty, one element, odd tails of every vector width, one past a norm chunk, several chunks, many slices.
 SHAPES = [(0, 3), (2, 0), (1, 1), (3, 1, 7), (2, 3, 5), (5, 33), (2, 1025), (3, 2051), (70, 3)]
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     count = 0
     for shape, dtype in itertools.product(SHAPES, DTYPES):
         host = [torch.randn(shape, generator=generator).to(dtype) for _ in range(4)]
-        for name, got, expected in _ops_on(host, device):
+        for name, got, expected in itertools.chain(_ops_on(host, device), _relaxations_on(host, device)):
             count += 1
             if not _same(got, expected, dtype):
                 wrong.append(f"{name} {shape} {dtype}")
@@ -77,6 +78,39 @@ def _ops_on(host: list[Any], device: str) -> Any:
         views = [x.to(device)[:, :, 1:] for x in host]
         expected = reference.parareal_update(*(_wide(x[:, :, 1:]) for x in host[:3]))
         yield "parareal_update of views", ops.parareal_update(*views[:3]), expected
+
+
+def _relaxations_on(host: list[Any], device: str) -> Any:
+    """The same for the relaxations, of two steps with a pair of right-hand sides; none for 16 bits."""
+    u = host[0]
+    if u.dtype not in (torch.float64, torch.float32) or 0 in u.shape:
+        return
+    n = u.shape[-1]
+    numbers = [(0.1 + 0.01 * (torch.arange(size) % 7)).to(u.dtype) for size in (n, n, n, 5)]
+    sides = [torch.stack([x, 2 * x], 1).contiguous() for x in host[1:3]]
+    calls = {
+        "relax_diagonal": (numbers[0], 2),
+        "relax_tridiagonal": (*numbers[:3], 2),
+        "relax_stencil": (numbers[3], 2),
+    }
+    for name, arguments in calls.items():
+        every = torch.empty_like(sides[0]).to(device)
+        expected_every = np.empty(every.shape, _wide(u).dtype)
+        f, g = (x.to(device) for x in sides)
+        expected = getattr(reference, name)(
+            _wide(u), *(_wide(x) if torch.is_tensor(x) else x for x in arguments), f=_wide(sides[0]),
+            g=_wide(sides[1]), every=expected_every,
+        )  # fmt: skip
+        on_device = [x.to(device) if torch.is_tensor(x) else x for x in arguments]
+        yield (
+            name,
+            getattr(ops, name)(u.to(device), *on_device, f=f, g=g, every=every, out=torch.empty_like(f[:, 0])),
+            expected,
+        )
+        yield f"{name} every", every, expected_every
+    if n == 3:
+        lorenz = ("lorenz", (10, 28, 8 / 3), RK4, 0.001, 2)
+        yield "relax_rk", ops.relax_rk(u.to(device), *lorenz), reference.relax_rk(_wide(u), *lorenz)
 
 
 def _wide(x: Any) -> np.ndarray[Any, Any]:

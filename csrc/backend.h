@@ -2,6 +2,7 @@
 // What csrc/cpu and csrc/cuda implement: the ops of ops.h on checked arguments, the same names in both.
 #pragma once
 
+#include "pyparareal/columns.h"
 #include "pyparareal/layout.h"
 #include "pyparareal/types.h"
 
@@ -17,7 +18,19 @@ namespace pyparareal {
   Status slice_norms(const MutableView& norms, const ConstView& u, const ConstView& u_old, Norm norm,                  \
                      const Exec& exec);                                                                                \
   Status copy_slices(const MutableView& to, const ConstView& from, const Exec& exec);                                  \
-  Status c_relax(const MutableView& u_new, const ConstView& phi, const ConstView& u, double omega, const Exec& exec);
+  Status c_relax(const MutableView& u_new, const ConstView& phi, const ConstView& u, double omega, const Exec& exec);  \
+  Status relax_diagonal(const MutableView& out, const ConstView& u, const ConstView& a, int64_t m, const ConstView& f, \
+                        const ConstView& g, const MutableView& every, const Exec& exec);                               \
+  Status relax_tridiagonal(const MutableView& out, const ConstView& u, const ConstView& ratio,                         \
+                           const ConstView& pivot_inverse, const ConstView& upper, int64_t m, const ConstView& f,      \
+                           const ConstView& g, const MutableView& every, const Exec& exec);                            \
+  Status relax_stencil(const MutableView& out, const ConstView& u, const ConstView& weights, Boundary boundary,        \
+                       int64_t m, const ConstView& f, const ConstView& g, const MutableView& every, const Exec& exec); \
+  Status relax_rk(const MutableView& out, const ConstView& u, const RungeKutta& scheme, const ConstView& steps,        \
+                  int64_t m, const ConstView& f, const ConstView& g, const MutableView& every, const Exec& exec);      \
+  /* Scratch of the relaxations for at most `threads` threads (0: the default); for one thread it suffices. */         \
+  std::size_t relax_tridiagonal_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads);               \
+  std::size_t relax_stencil_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads);
 
 namespace cpu {
 PYPARAREAL_DECLARE_BACKEND
@@ -64,6 +77,12 @@ auto with_storage_type(DType dtype, Body&& body) {
     default:
       return body(BFloat16{});
   }
+}
+
+// The same for ops on float64 and float32 alone.
+template <class Body>
+auto with_wide_type(DType dtype, Body&& body) {
+  return dtype == DType::float64 ? body(double{}) : body(float{});
 }
 
 // Scratch for partial norms: one double per chunk, none where a slice is a single chunk.

@@ -3,6 +3,7 @@
 #include "pyparareal/ops.h"
 
 #include "backend.h"
+#include "entry.h"
 #include "validate.h"
 
 namespace pyparareal {
@@ -10,24 +11,10 @@ namespace {
 
 using validate::Operand;
 
-// The first failed check, or ok.
-template <class... Checks>
-Status first_failure(const Checks&... checks) {
-  Status status;
-  (void)((status = checks(), status.ok()) && ...);
-  return status;
-}
-
 Status valid_norm(Norm norm) {
   const int32_t value = static_cast<int32_t>(norm);
   if (value < 0 || value > 2)
     return validate::fail(StatusCode::invalid_value, "norm: got %d, expected sum_squares, sum_abs or max_abs", value);
-  return {};
-}
-
-Status valid_exec(const Exec& exec) {
-  if (exec.threads < 0)
-    return validate::fail(StatusCode::invalid_value, "threads: got %d, expected 0 (the default) or more", exec.threads);
   return {};
 }
 
@@ -48,25 +35,6 @@ Status valid_points(const Operand& coarse, const Operand& fine, int64_t start, i
                           describe_shape(coarse).c_str(), static_cast<long long>(room), fine.name,
                           describe_shape(fine).c_str());
   return {};
-}
-
-template <class Pointer>
-bool no_elements(const View<Pointer>& view) {
-  const Space space = space_of(view);
-  return space.slices == 0 || space.features == 0;
-}
-
-// Runs `on_cpu` or `on_cuda` by where the operands live.
-template <class OnCpu, class OnCuda>
-Status on_device(Device device, const OnCpu& on_cpu, const OnCuda& on_cuda) {
-  if (device == Device::cpu) return on_cpu();
-#if PYPARAREAL_WITH_CUDA
-  return on_cuda();
-#else
-  (void)on_cuda;
-  return validate::fail(StatusCode::invalid_value,
-                        "device: got cuda, but this build has no CUDA kernels: rebuild with PYPARAREAL_CUDA=1");
-#endif
 }
 
 }  // namespace

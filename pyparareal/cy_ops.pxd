@@ -21,6 +21,21 @@ cdef extern from "pyparareal/types.h" namespace "pyparareal" nogil:
     enum class StatusCode(int32_t):
         ok, invalid_value, invalid_type, cuda_error
 
+    enum class Boundary(int32_t):
+        zero, periodic
+
+    enum class RightHandSide(int32_t):
+        dahlquist, lorenz, brusselator, fitzhugh_nagumo, van_der_pol, arenstorf
+
+    cppclass RungeKutta:
+        RightHandSide rhs
+        int32_t stages
+        int64_t substeps
+        double dt
+        double parameters[3]
+        double a[11][11]
+        double b[11]
+
     const int max_ndim
 
     # Borrowed [slices, batch, features...]; strides count elements. `ndim` 0 is an absent operand.
@@ -71,6 +86,18 @@ cdef extern from "pyparareal/capsule.h" namespace "pyparareal" nogil:
         Status (*extract)(MutableView, ConstView, int64_t, int64_t, Exec) noexcept
         Status (*inject)(MutableView, ConstView, int64_t, int64_t, Exec) noexcept
         Status (*c_relax)(MutableView, ConstView, ConstView, double, Exec) noexcept
+        Status (*relax_diagonal)(
+            MutableView, ConstView, ConstView, int64_t, ConstView, ConstView, MutableView, Exec) noexcept
+        Status (*relax_tridiagonal)(
+            MutableView, ConstView, ConstView, ConstView, ConstView, int64_t, ConstView, ConstView, MutableView,
+            Exec) noexcept
+        size_t (*relax_tridiagonal_workspace_bytes)(const ConstView&, int32_t) noexcept
+        Status (*relax_stencil)(
+            MutableView, ConstView, ConstView, Boundary, int64_t, ConstView, ConstView, MutableView, Exec) noexcept
+        size_t (*relax_stencil_workspace_bytes)(const ConstView&, int32_t) noexcept
+        Status (*relax_rk)(
+            MutableView, ConstView, const RungeKutta&, ConstView, int64_t, ConstView, ConstView, MutableView,
+            Exec) noexcept
 
 
 # ops.h, name by name: shapes, meaning and rules are there.
@@ -83,6 +110,20 @@ cdef size_t slice_norms_workspace_bytes(const ConstView& u) noexcept nogil
 cdef Status extract(MutableView v, ConstView u, int64_t start, int64_t step, Exec exec) noexcept nogil
 cdef Status inject(MutableView u, ConstView v, int64_t start, int64_t step, Exec exec) noexcept nogil
 cdef Status c_relax(MutableView u_new, ConstView phi, ConstView u, double omega, Exec exec) noexcept nogil
+cdef Status relax_diagonal(
+    MutableView out, ConstView u, ConstView a, int64_t m, ConstView f, ConstView g, MutableView every,
+    Exec exec) noexcept nogil
+cdef Status relax_tridiagonal(
+    MutableView out, ConstView u, ConstView ratio, ConstView pivot_inverse, ConstView upper, int64_t m, ConstView f,
+    ConstView g, MutableView every, Exec exec) noexcept nogil
+cdef size_t relax_tridiagonal_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil
+cdef Status relax_stencil(
+    MutableView out, ConstView u, ConstView weights, Boundary boundary, int64_t m, ConstView f, ConstView g,
+    MutableView every, Exec exec) noexcept nogil
+cdef size_t relax_stencil_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil
+cdef Status relax_rk(
+    MutableView out, ConstView u, const RungeKutta& scheme, ConstView steps, int64_t m, ConstView f, ConstView g,
+    MutableView every, Exec exec) noexcept nogil
 
 # A view of CPU memory from what a typed memoryview says of itself:
 #     view_of(&u[0, 0], DType.float64, 2, u.shape, u.strides)

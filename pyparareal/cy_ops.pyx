@@ -56,6 +56,38 @@ cdef Status c_relax(MutableView u_new, ConstView phi, ConstView u, double omega,
     return table.c_relax(u_new, phi, u, omega, exec)
 
 
+cdef Status relax_diagonal(
+        MutableView out, ConstView u, ConstView a, int64_t m, ConstView f, ConstView g, MutableView every,
+        Exec exec) noexcept nogil:
+    return table.relax_diagonal(out, u, a, m, f, g, every, exec)
+
+
+cdef Status relax_tridiagonal(
+        MutableView out, ConstView u, ConstView ratio, ConstView pivot_inverse, ConstView upper, int64_t m,
+        ConstView f, ConstView g, MutableView every, Exec exec) noexcept nogil:
+    return table.relax_tridiagonal(out, u, ratio, pivot_inverse, upper, m, f, g, every, exec)
+
+
+cdef size_t relax_tridiagonal_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil:
+    return table.relax_tridiagonal_workspace_bytes(u, threads)
+
+
+cdef Status relax_stencil(
+        MutableView out, ConstView u, ConstView weights, Boundary boundary, int64_t m, ConstView f, ConstView g,
+        MutableView every, Exec exec) noexcept nogil:
+    return table.relax_stencil(out, u, weights, boundary, m, f, g, every, exec)
+
+
+cdef size_t relax_stencil_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil:
+    return table.relax_stencil_workspace_bytes(u, threads)
+
+
+cdef Status relax_rk(
+        MutableView out, ConstView u, const RungeKutta& scheme, ConstView steps, int64_t m, ConstView f, ConstView g,
+        MutableView every, Exec exec) noexcept nogil:
+    return table.relax_rk(out, u, scheme, steps, m, f, g, every, exec)
+
+
 cdef Py_ssize_t item_bytes(DType dtype) noexcept nogil:
     return 8 if dtype == DType.float64 else 4 if dtype == DType.float32 else 2
 

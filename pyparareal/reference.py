@@ -19,6 +19,7 @@ State arrays are ``[slices, batch, features...]``, time axis first.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,195 @@ def c_relax(phi: Array, u: Array, omega: float) -> Array:
     dtype = compute_dtype(u)
     u_new = dtype(omega) * phi.astype(dtype) + dtype(1.0 - omega) * u.astype(dtype)
     return u_new.astype(u.dtype)
+
+
+def relax_diagonal(
+    u: Array, a: Array, m: int, *, f: Array | None = None, g: Array | None = None, every: Array | None = None
+) -> Array:
+    """``m`` steps ``u <- a * u`` of every slice; ``a`` has the shape of the last axes of ``u``.
+
+    All ``relax_*`` take ``m`` steps from the states ``u`` and return the end states. With ``f [slices, m, batch,
+    features...]`` step ``j`` is ``u <- Phi(u) + f[:, j]``, with ``f`` and ``g`` it is the pair step of FAS,
+    ``u <- f[:, j] + (Phi(u) - g[:, j])``; ``every[:, j]`` receives the state after step ``j``.
+    """
+    return _steps(lambda v, j: a * v, u, m, f, g, every)
+
+
+def relax_tridiagonal(
+    u: Array,
+    ratio: Array,
+    pivot_inverse: Array,
+    upper: Array,
+    m: int,
+    *,
+    f: Array | None = None,
+    g: Array | None = None,
+    every: Array | None = None,
+) -> Array:
+    """``m`` steps ``T u_next = u`` along the last axis, ``T`` tridiagonal, by :func:`factorise_tridiagonal`.
+
+    Thomas' algorithm: ``x[i] -= ratio[i] x[i-1]`` upwards, then ``x[i] = (x[i] - upper[i] x[i+1]) pivot_inverse[i]``
+    downwards.
+    """
+
+    def step(v: Array, j: int) -> Array:
+        x = [v[..., i] for i in range(v.shape[-1])]
+        for i in range(1, len(x)):
+            x[i] = x[i] - ratio[i] * x[i - 1]
+        x[-1] = x[-1] * pivot_inverse[-1]
+        for i in range(len(x) - 2, -1, -1):
+            x[i] = (x[i] - upper[i] * x[i + 1]) * pivot_inverse[i]
+        return np.stack(x, -1)
+
+    return _steps(step, u, m, f, g, every)
+
+
+def factorise_tridiagonal(lower: Array, diagonal: Array, upper: Array) -> tuple[Array, Array, Array]:
+    """``ratio, pivot_inverse, upper`` of :func:`relax_tridiagonal`, float64 ``[n]``, for the matrix of these diagonals.
+
+    ``lower`` and ``upper`` are ``[n - 1]``; no pivoting. The first ratio and the last ``upper`` are zero and unused.
+    """
+    diagonal = np.asarray(diagonal, dtype=np.float64)
+    pivot, ratio, above = diagonal.copy(), np.zeros_like(diagonal), np.zeros_like(diagonal)
+    above[:-1] = upper
+    for i in range(1, len(diagonal)):
+        ratio[i] = lower[i - 1] / pivot[i - 1]
+        pivot[i] = diagonal[i] - ratio[i] * above[i - 1]
+    return ratio, 1 / pivot, above
+
+
+def relax_stencil(
+    u: Array,
+    weights: Array,
+    m: int,
+    *,
+    boundary: str = "zero",
+    f: Array | None = None,
+    g: Array | None = None,
+    every: Array | None = None,
+) -> Array:
+    """``m`` steps ``u_next[i] = sum_k weights[k] u[i + k - r]`` along the last axis.
+
+    There are ``2 r + 1`` weights, and the sum goes from left to right. Beyond the ends the state is zero, or
+    ``u[i mod n]`` where the boundary is periodic.
+    """
+    n, r = u.shape[-1], len(weights) // 2
+
+    def step(v: Array, j: int) -> Array:
+        if boundary == "periodic":
+            wide = v[..., np.arange(-r, n + r) % n]
+        else:
+            zeros = np.zeros((*v.shape[:-1], r), v.dtype)
+            wide = np.concatenate([zeros, v, zeros], -1)
+        x = weights[0] * wide[..., :n]
+        for k in range(1, len(weights)):
+            x = x + weights[k] * wide[..., k : k + n]
+        return x
+
+    return _steps(step, u, m, f, g, every)
+
+
+def relax_rk(
+    u: Array,
+    rhs: str,
+    parameters: Sequence[float],
+    tableau: Any,
+    dt: Any,
+    m: int,
+    *,
+    substeps: int = 1,
+    f: Array | None = None,
+    g: Array | None = None,
+    every: Array | None = None,
+) -> Array:
+    """``m`` explicit Runge-Kutta steps of ``u' = rhs(u)``, each cut into ``substeps``.
+
+    The order of operations is that of ``propagators.RungeKutta``.
+    ``rhs`` names one of :data:`RIGHT_HAND_SIDES`. ``tableau`` has Butcher's ``a`` (rows left of the diagonal) and
+    ``b``; its zeros are left out of the sums. ``dt`` is one number, or float64 ``[slices, m]``: then coefficients
+    times step size are products in the dtype of ``u``, else float64 products rounded once.
+    """
+    slope = RIGHT_HAND_SIDES[rhs][2]
+
+    def step(v: Array, j: int) -> Array:
+        h = dt / substeps
+        if isinstance(dt, np.ndarray):
+            h = h[:, j].reshape(-1, *(1,) * (u.ndim - 1)).astype(u.dtype)
+        for _ in range(substeps):
+            k: list[Array] = []
+            for row in tableau.a:
+                k.append(slope(parameters, _plus(v, h, row, k)))
+            v = _plus(v, h, tableau.b, k)
+        return v
+
+    return _steps(step, u, m, f, g, every)
+
+
+def _plus(u: Array, h: Any, coefficients: Sequence[float], k: list[Array]) -> Array:
+    """``u + h sum_j c_j k_j``, from left to right, without the zeros."""
+    for j, c in enumerate(coefficients):
+        if c != 0:
+            u = u + (c * h) * k[j]
+    return u
+
+
+def _steps(phi: Any, u: Array, m: int, f: Array | None, g: Array | None, every: Array | None) -> Array:
+    """``m`` steps of ``phi(u, j)``, bracket first where there is a pair of right-hand sides."""
+    for j in range(m):
+        u = phi(u, j)
+        if f is not None:
+            u = f[:, j] + (u - g[:, j]) if g is not None else u + f[:, j]
+        if every is not None:
+            every[:, j] = u
+    return u.copy()
+
+
+def _dahlquist(p: Sequence[float], u: Array) -> Array:
+    (rate,) = p
+    return rate * u
+
+
+def _lorenz(p: Sequence[float], u: Array) -> Array:
+    (sigma, rho, beta), (x, y, z) = p, np.moveaxis(u, -1, 0)
+    return np.stack([sigma * (y - x), rho * x - y - x * z, x * y - beta * z], -1)
+
+
+def _brusselator(p: Sequence[float], w: Array) -> Array:
+    (a, b), (u, v) = p, np.moveaxis(w, -1, 0)
+    autocatalysis = u * u * v
+    return np.stack([a + autocatalysis - (b + 1) * u, b * u - autocatalysis], -1)
+
+
+def _fitzhugh_nagumo(p: Sequence[float], w: Array) -> Array:
+    (a, b, c), (u, v) = p, np.moveaxis(w, -1, 0)
+    return np.stack([c * (u - u * u * u / 3 + v), (u - a + b * v) / -c], -1)
+
+
+def _van_der_pol(p: Sequence[float], u: Array) -> Array:
+    (mu,), (x, y) = p, np.moveaxis(u, -1, 0)
+    return np.stack([y, mu * (1 - x * x) * y - x], -1)
+
+
+def _arenstorf(p: Sequence[float], u: Array) -> Array:
+    (moon,), (x, y, vx, vy) = p, np.moveaxis(u, -1, 0)
+    earth = 1 - moon
+    # d^3 as sqrt(d^6): pow and its bits differ between libraries, sqrt does not
+    d1, d2 = (x + moon) * (x + moon) + y * y, (x - earth) * (x - earth) + y * y
+    d1, d2 = np.sqrt(d1 * d1 * d1), np.sqrt(d2 * d2 * d2)
+    ax = x + 2 * vy - earth * (x + moon) / d1 - moon * (x - earth) / d2
+    ay = y - 2 * vx - earth * y / d1 - moon * y / d2
+    return np.stack([vx, vy, ax, ay], -1)
+
+
+# name: components, parameters, slope. Equations and the order of operations are those of pyparareal.problems.
+RIGHT_HAND_SIDES: dict[str, tuple[int, int, Any]] = {
+    "dahlquist": (1, 1, _dahlquist),  # rate
+    "lorenz": (3, 3, _lorenz),  # sigma, rho, beta
+    "brusselator": (2, 2, _brusselator),  # a, b
+    "fitzhugh_nagumo": (2, 3, _fitzhugh_nagumo),  # a, b, c
+    "van_der_pol": (2, 1, _van_der_pol),  # mu
+    "arenstorf": (4, 1, _arenstorf),  # mass of the lighter body as a share of both
+}
 
 
 def tree_sum(values: Array, combine: Any = np.add) -> Array:

@@ -14,7 +14,7 @@ import pytest
 from ops_backends import assert_same_bits, random_state
 
 import pyparareal
-from pyparareal import reference
+from pyparareal import reference, tableaux
 
 # It starts compilers.
 pytestmark = pytest.mark.no_sanitize
@@ -65,6 +65,46 @@ def coarse_and_back(double[:, ::1] u, double[:, ::1] v, double omega):
         cy_ops.raise_unless_ok(cy_ops.extract(coarse, cy_ops.as_input(fine), 0, 2, exec))
         cy_ops.raise_unless_ok(cy_ops.c_relax(coarse, c, c, omega, exec))
         cy_ops.raise_unless_ok(cy_ops.inject(fine, c, 1, 2, exec))
+
+
+def diffuse(double[:, ::1] u, double[::1] ratio, double[::1] pivot_inverse, double[::1] upper, int m,
+            double[:, :, ::1] f, int threads, int scratch_of):
+    '''m steps in place; scratch for `scratch_of` threads only.'''
+    cdef cy_ops.MutableView state = view_of(&u[0, 0], DType.float64, 2, u.shape, NULL), no_states
+    cdef cy_ops.ConstView r = input_of(&ratio[0], DType.float64, 1, ratio.shape, NULL), absent
+    cdef cy_ops.ConstView p = input_of(&pivot_inverse[0], DType.float64, 1, pivot_inverse.shape, NULL)
+    cdef cy_ops.ConstView above = input_of(&upper[0], DType.float64, 1, upper.shape, NULL)
+    cdef cy_ops.ConstView sides = input_of(&f[0, 0, 0], DType.float64, 3, f.shape, NULL)
+    cdef cy_ops.Exec exec
+    cdef cy_ops.Status status
+    exec.threads = threads
+    exec.workspace_bytes = cy_ops.relax_tridiagonal_workspace_bytes(cy_ops.as_input(state), scratch_of)
+    if scratch_of == 0:
+        exec.workspace_bytes = 8
+    with nogil:
+        exec.workspace = malloc(exec.workspace_bytes)
+        status = cy_ops.relax_tridiagonal(
+            state, cy_ops.as_input(state), r, p, above, m, sides, absent, no_states, exec)
+        free(exec.workspace)
+    cy_ops.raise_unless_ok(status)
+
+
+def swing(double[:, ::1] u, double mu, double dt, int m, double[:, ::1] weights):
+    '''Euler steps of Van der Pol, then a stencil over both components.'''
+    cdef cy_ops.MutableView state = view_of(&u[0, 0], DType.float64, 2, u.shape, NULL), no_states
+    cdef cy_ops.ConstView v = cy_ops.as_input(state), absent
+    cdef cy_ops.ConstView w = input_of(&weights[0, 0], DType.float64, 1, weights.shape + 1, NULL)
+    cdef cy_ops.RungeKutta scheme
+    cdef cy_ops.Exec exec
+    scheme.rhs = cy_ops.RightHandSide.van_der_pol
+    scheme.parameters[0], scheme.stages, scheme.b[0], scheme.dt = mu, 1, 1.0, dt
+    with nogil:
+        cy_ops.raise_unless_ok(cy_ops.relax_rk(state, v, scheme, absent, m, absent, absent, no_states, exec))
+        exec.workspace_bytes = cy_ops.relax_stencil_workspace_bytes(v, 1)
+        exec.workspace = malloc(exec.workspace_bytes)
+        cy_ops.relax_stencil(state, v, w, cy_ops.Boundary.periodic, m, absent, absent, no_states, exec)
+        free(exec.workspace)
+        cy_ops.raise_unless_ok(cy_ops.relax_diagonal(state, v, w, m, absent, absent, no_states, exec))
 """
 
 
@@ -128,6 +168,37 @@ def test_the_transfer_ops(user):
     expected[1::2] = reference.c_relax(u[::2], u[::2], 0.3)
     v = np.empty((3, 5))
     user.coarse_and_back(u, v, 0.3)
+    assert_same_bits(u, expected)
+
+
+@pytest.mark.parametrize(("threads", "scratch_of"), [(1, 1), (3, 1), (3, 2), (2, 8)])
+def test_relaxation_with_scratch_for_fewer_or_more_threads(user, threads, scratch_of):
+    rng = np.random.default_rng(2)
+    u, f = rng.standard_normal((300, 65)), rng.standard_normal((300, 4, 65))
+    off = -rng.random(64)
+    factors = reference.factorise_tridiagonal(off, np.full(65, 3.0), off)
+    expected = reference.relax_tridiagonal(u, *factors, 4, f=f)
+    user.diffuse(u, *factors, 4, f, threads, scratch_of)
+    assert_same_bits(u, expected)
+
+
+def test_relaxation_without_scratch_is_refused(user):
+    u, one = np.ones((3, 5)), np.ones(5)
+    with pytest.raises(
+        ValueError, match=r"^workspace: got 8 bytes, expected 1344 as relax_tridiagonal_workspace_bytes"
+    ):
+        user.diffuse(u, one, one, one, 1, np.ones((3, 1, 5)), 1, 0)
+    assert (u == 1).all()
+
+
+def test_the_other_relaxations(user):
+    u = np.random.default_rng(3).standard_normal((40, 2))
+    weights = np.array([[0.25, 0.75]])
+    with pytest.raises(ValueError, match=r"^u: got shape \[40, 3\], expected 2 components on the last axis$"):
+        user.swing(np.ones((40, 3)), 1.5, 0.01, 3, weights)
+    expected = reference.relax_rk(u, "van_der_pol", (1.5,), tableaux.EULER, 0.01, 3)
+    expected = reference.relax_diagonal(expected, weights[0], 3)  # an even stencil is refused, and so not applied
+    user.swing(u, 1.5, 0.01, 3, weights)
     assert_same_bits(u, expected)
 
 

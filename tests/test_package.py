@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 IN_TREE = (ROOT / "csrc").is_dir() and PACKAGE.parent == ROOT
 in_tree = pytest.mark.skipif(not IN_TREE, reason="the sources are not here: run from outside the tree")
 
-OPS = {"parareal_update", "slice_norms", "extract", "inject", "c_relax"}
+OPS = {
+    "parareal_update", "slice_norms", "extract", "inject", "c_relax",
+    "relax_diagonal", "relax_tridiagonal", "relax_stencil", "relax_rk",
+}  # fmt: skip
 SYSTEM_LIBRARIES = {"c", "m", "dl", "rt", "pthread", "stdc++", "gcc_s", "gomp"}
 SANITIZERS = {"asan", "ubsan"}  # `make sanitize` runs these tests on an instrumented extension
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // pyparareal._core: borrow the arrays, find the stream, let go of the GIL, call ops.h, raise what went wrong.
 // Arguments are positional and outputs are given; pyparareal/ops.py adds defaults and allocation.
+#include <algorithm>
 #include <memory>
 #include <string>
 
@@ -64,12 +65,13 @@ double number(py::handle value, const char* argument) {
 }
 
 // 0 follows torch.get_num_threads() where torch is loaded. Asked for only where a team could form.
-int32_t thread_count(py::handle threads, const Array& like) {
+int32_t thread_count(py::handle threads, const Array& like, int64_t passes = 1) {
   const int64_t wanted = integer(threads, "threads");
   if (wanted < 0 || wanted > INT32_MAX)
     throw py::value_error("threads: got " + std::to_string(wanted) + ", expected 0 (the default) or more");
   const Space space = space_of(like.view);
-  if (wanted > 0 || like.view.device != Device::cpu || space.slices * space.features < cpu::bytes_per_thread / 8)
+  const int64_t enough = std::max<int64_t>(1, cpu::bytes_per_thread / 8 / std::max<int64_t>(1, passes));
+  if (wanted > 0 || like.view.device != Device::cpu || space.slices * space.features < enough)
     return static_cast<int32_t>(wanted);
   PyObject* torch = PyDict_GetItemString(PyImport_GetModuleDict(), "torch");
   if (!torch || !py::hasattr(torch, "get_num_threads")) return 0;
@@ -155,6 +157,109 @@ void c_relax(py::handle out, py::handle phi, py::handle u, py::handle omega, py:
   mark_written(out);
 }
 
+// The arguments all relaxations have, and the end of their calls.
+class Relaxation {
+ public:
+  const Array out, u, f, g, every;
+  const int64_t m;
+  const Stream on;
+  Exec exec;
+
+  Relaxation(py::handle out_object, py::handle u_object, py::handle steps, py::handle f_object, py::handle g_object,
+             py::handle every_object, py::handle stream, py::handle threads)
+      : out(out_object.is_none() ? Array{} : borrow_output(out_object, "out")),
+        u(borrow(u_object, "u")),
+        f(borrow_optional(f_object, "f")),
+        g(borrow_optional(g_object, "g")),
+        every(every_object.is_none() ? Array{} : borrow_output(every_object, "every")),
+        m(integer(steps, "m")),
+        on(resolve_stream(stream, u, u_object)),
+        exec{on.handle, thread_count(threads, u, m), nullptr, 0},
+        objects_{out_object, u_object, f_object, g_object, every_object} {}
+
+  void finish(py::handle a, py::handle b, py::handle c, py::handle d) const {
+    keep_alive(on, u, {objects_[0], objects_[1], objects_[2], objects_[3], objects_[4], a, b, c, d});
+    mark_written(objects_[0], objects_[4]);
+  }
+  py::handle u_object() const { return objects_[1]; }
+
+ private:
+  py::handle objects_[5];
+};
+
+void relax_diagonal(py::handle out, py::handle u, py::handle a, py::handle m, py::handle f, py::handle g,
+                    py::handle every, py::handle stream, py::handle threads) {
+  const Array factors = borrow(a, "a");
+  const Relaxation r(out, u, m, f, g, every, stream, threads);
+  run([&] {
+    return pyparareal::relax_diagonal(r.out.view, r.u.input(), factors.input(), r.m, r.f.input(), r.g.input(),
+                                      r.every.view, r.exec);
+  });
+  r.finish(a, py::none(), py::none(), py::none());
+}
+
+void relax_tridiagonal(py::handle out, py::handle u, py::handle ratio, py::handle pivot_inverse, py::handle upper,
+                       py::handle m, py::handle f, py::handle g, py::handle every, py::handle stream,
+                       py::handle threads) {
+  const Array down = borrow(ratio, "ratio"), pivot = borrow(pivot_inverse, "pivot_inverse"),
+              above = borrow(upper, "upper");
+  Relaxation r(out, u, m, f, g, every, stream, threads);
+  const Workspace scratch(relax_tridiagonal_workspace_bytes(r.u.input(), r.exec.threads), r.u, u, r.exec);
+  run([&] {
+    return pyparareal::relax_tridiagonal(r.out.view, r.u.input(), down.input(), pivot.input(), above.input(), r.m,
+                                         r.f.input(), r.g.input(), r.every.view, r.exec);
+  });
+  r.finish(ratio, pivot_inverse, upper, scratch.object());
+}
+
+void relax_stencil(py::handle out, py::handle u, py::handle weights, int boundary, py::handle m, py::handle f,
+                   py::handle g, py::handle every, py::handle stream, py::handle threads) {
+  const Array w = borrow(weights, "weights");
+  Relaxation r(out, u, m, f, g, every, stream, threads);
+  const Workspace scratch(relax_stencil_workspace_bytes(r.u.input(), r.exec.threads), r.u, u, r.exec);
+  run([&] {
+    return pyparareal::relax_stencil(r.out.view, r.u.input(), w.input(), static_cast<Boundary>(boundary), r.m,
+                                     r.f.input(), r.g.input(), r.every.view, r.exec);
+  });
+  r.finish(weights, scratch.object(), py::none(), py::none());
+}
+
+// Numbers into an array of `most`; says how many there were.
+int32_t numbers_of(py::handle sequence, double* to, std::size_t most, const char* argument) {
+  if (!PySequence_Check(sequence.ptr()))
+    throw py::type_error(std::string(argument) + ": got " + Py_TYPE(sequence.ptr())->tp_name +
+                         ", expected a sequence of floats");
+  const auto values = py::reinterpret_borrow<py::sequence>(sequence);
+  if (values.size() > most)
+    throw py::value_error(std::string(argument) + ": got " + std::to_string(values.size()) + " numbers, expected " +
+                          std::to_string(most) + " at most");
+  for (std::size_t i = 0; i < values.size(); ++i) to[i] = number(values[i], argument);
+  return static_cast<int32_t>(values.size());
+}
+
+// `dt` is a number or an array.
+void relax_rk(py::handle out, py::handle u, int rhs, py::handle parameters, py::handle a, py::handle b, py::handle dt,
+              py::handle m, py::handle substeps, py::handle f, py::handle g, py::handle every, py::handle stream,
+              py::handle threads) {
+  const Relaxation r(out, u, m, f, g, every, stream, threads);
+  RungeKutta scheme;
+  scheme.rhs = static_cast<RightHandSide>(rhs);
+  scheme.substeps = integer(substeps, "substeps");
+  numbers_of(parameters, scheme.parameters, max_parameters, "parameters");
+  scheme.stages = numbers_of(b, scheme.b, max_stages, "tableau.b");
+  for (int row = 0; row < scheme.stages; ++row)
+    numbers_of(py::reinterpret_borrow<py::sequence>(a)[static_cast<std::size_t>(row)], scheme.a[row],
+               static_cast<std::size_t>(row), "tableau.a");
+  const bool own_steps = !py::isinstance<py::float_>(dt);
+  const Array steps = own_steps ? borrow(dt, "dt") : Array{};
+  if (!own_steps) scheme.dt = number(dt, "dt");
+  run([&] {
+    return pyparareal::relax_rk(r.out.view, r.u.input(), scheme, steps.input(), r.m, r.f.input(), r.g.input(),
+                                r.every.view, r.exec);
+  });
+  r.finish(own_steps ? dt : py::none(), py::none(), py::none(), py::none());
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = PYPARAREAL_VERSION;
@@ -184,11 +289,21 @@ void select_simd(const std::string& name) {
                           "processor runs it");
 }
 
-OpsTable ops_table = {ops_table_version,           sizeof(OpsTable),
-                      pyparareal::parareal_update, pyparareal::parareal_update_workspace_bytes,
-                      pyparareal::slice_norms,     pyparareal::slice_norms_workspace_bytes,
-                      pyparareal::extract,         pyparareal::inject,
-                      pyparareal::c_relax};
+OpsTable ops_table = {ops_table_version,
+                      sizeof(OpsTable),
+                      pyparareal::parareal_update,
+                      pyparareal::parareal_update_workspace_bytes,
+                      pyparareal::slice_norms,
+                      pyparareal::slice_norms_workspace_bytes,
+                      pyparareal::extract,
+                      pyparareal::inject,
+                      pyparareal::c_relax,
+                      pyparareal::relax_diagonal,
+                      pyparareal::relax_tridiagonal,
+                      pyparareal::relax_tridiagonal_workspace_bytes,
+                      pyparareal::relax_stencil,
+                      pyparareal::relax_stencil_workspace_bytes,
+                      pyparareal::relax_rk};
 
 }  // namespace
 
@@ -205,6 +320,18 @@ PYBIND11_MODULE(_core, module) {
              py::arg("stream").none(true), py::arg("threads"));
   module.def("c_relax", c_relax, py::arg("out"), py::arg("phi"), py::arg("u"), py::arg("omega"),
              py::arg("stream").none(true), py::arg("threads"));
+  module.def("relax_diagonal", relax_diagonal, py::arg("out").none(true), py::arg("u"), py::arg("a"), py::arg("m"),
+             py::arg("f").none(true), py::arg("g").none(true), py::arg("every").none(true),
+             py::arg("stream").none(true), py::arg("threads"));
+  module.def("relax_tridiagonal", relax_tridiagonal, py::arg("out").none(true), py::arg("u"), py::arg("ratio"),
+             py::arg("pivot_inverse"), py::arg("upper"), py::arg("m"), py::arg("f").none(true), py::arg("g").none(true),
+             py::arg("every").none(true), py::arg("stream").none(true), py::arg("threads"));
+  module.def("relax_stencil", relax_stencil, py::arg("out").none(true), py::arg("u"), py::arg("weights"),
+             py::arg("boundary"), py::arg("m"), py::arg("f").none(true), py::arg("g").none(true),
+             py::arg("every").none(true), py::arg("stream").none(true), py::arg("threads"));
+  module.def("relax_rk", relax_rk, py::arg("out").none(true), py::arg("u"), py::arg("rhs"), py::arg("parameters"),
+             py::arg("a"), py::arg("b"), py::arg("dt"), py::arg("m"), py::arg("substeps"), py::arg("f").none(true),
+             py::arg("g").none(true), py::arg("every").none(true), py::arg("stream").none(true), py::arg("threads"));
   module.def("build_info", build_info, "What this extension was built with.");
   module.def("select_simd", select_simd, py::arg("name"), "Choose the instruction set of the CPU kernels.");
   module.def("held_calls", held_calls, "Calls on foreign streams whose arrays are still held.");

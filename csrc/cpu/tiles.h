@@ -5,8 +5,10 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "pyparareal/layout.h"
+#include "relax_tiles.h"
 
 namespace pyparareal::cpu {
 
@@ -30,6 +32,8 @@ struct TileSet {
   Tiles<float> float32;
   Tiles<Half> float16;
   Tiles<BFloat16> bfloat16;
+  RelaxTiles<double> relax_float64;
+  RelaxTiles<float> relax_float32;
 };
 
 const TileSet& tiles_baseline();
@@ -60,6 +64,17 @@ inline const Tiles<Half>& tiles_of(const TileSet& set) {
 template <>
 inline const Tiles<BFloat16>& tiles_of(const TileSet& set) {
   return set.bfloat16;
+}
+
+template <class T>
+const RelaxTiles<T>& relax_tiles_of(const TileSet& set);
+template <>
+inline const RelaxTiles<double>& relax_tiles_of(const TileSet& set) {
+  return set.relax_float64;
+}
+template <>
+inline const RelaxTiles<float>& relax_tiles_of(const TileSet& set) {
+  return set.relax_float32;
 }
 
 }  // namespace pyparareal::cpu

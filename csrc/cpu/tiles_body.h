@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Included by each tiles_*.cpp after its target pragma; everything here has internal linkage, so that
 // no copy compiled for a wide instruction set can be linked into code for a narrow one.
+#include "relax_tiles_body.h"
 
 namespace pyparareal::cpu {
 namespace {
@@ -155,7 +156,13 @@ constexpr Tiles<T> make_tiles() {
 }
 
 constexpr TileSet make_tile_set(const char* name) {
-  return {name, make_tiles<double>(), make_tiles<float>(), make_tiles<Half>(), make_tiles<BFloat16>()};
+  return {name,
+          make_tiles<double>(),
+          make_tiles<float>(),
+          make_tiles<Half>(),
+          make_tiles<BFloat16>(),
+          make_relax_tiles<double>(),
+          make_relax_tiles<float>()};
 }
 
 }  // namespace

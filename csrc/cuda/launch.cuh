@@ -63,6 +63,19 @@ __device__ __forceinline__ T* block_scratch() {
 #endif
 }
 
+// More dynamic shared memory than 48 KiB has to be asked for, kernel by kernel.
+template <class Kernel>
+Status allow_shared(const char* name, Kernel* kernel, std::size_t shared_bytes) {
+#ifdef PYPARAREAL_EMULATE_CUDA
+  (void)name, (void)kernel, (void)shared_bytes;
+  return {};
+#else
+  if (shared_bytes <= 48 << 10) return {};
+  return status_of(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), name);
+#endif
+}
+
 // Launches and reports what the launch itself found. Kernels walk their items with a grid stride.
 template <class... Parameters, class... Arguments>
 Status launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, unsigned threads,

@@ -191,12 +191,17 @@ class Array {
  private:
   template <class Body>
   void each(const Body& body) const {
-    const int64_t size = size_of(view.dtype), columns = view.ndim > 1 ? view.shape[1] : 1;
-    const int64_t depth = view.ndim > 2 ? view.shape[2] : 1;
-    for (int64_t n = 0; n < view.shape[0]; ++n)
-      for (int64_t i = 0; i < columns; ++i)
-        for (int64_t j = 0; j < depth; ++j)
-          body(static_cast<char*>(view.data) + (n * view.stride[0] + i * view.stride[1] + j * view.stride[2]) * size);
+    const int64_t size = size_of(view.dtype);
+    int64_t count = 1;
+    for (int axis = 0; axis < view.ndim; ++axis) count *= view.shape[axis];
+    for (int64_t i = 0; i < count; ++i) {
+      int64_t rest = i, at = 0;
+      for (int axis = view.ndim - 1; axis >= 0; --axis) {
+        at += rest % view.shape[axis] * view.stride[axis];
+        rest /= view.shape[axis];
+      }
+      body(static_cast<char*>(view.data) + at * size);
+    }
   }
 
   char* storage_ = nullptr;

@@ -21,6 +21,15 @@ struct OpsTable {
   Status (*extract)(MutableView, ConstView, int64_t, int64_t, Exec);
   Status (*inject)(MutableView, ConstView, int64_t, int64_t, Exec);
   Status (*c_relax)(MutableView, ConstView, ConstView, double, Exec);
+  Status (*relax_diagonal)(MutableView, ConstView, ConstView, int64_t, ConstView, ConstView, MutableView, Exec);
+  Status (*relax_tridiagonal)(MutableView, ConstView, ConstView, ConstView, ConstView, int64_t, ConstView, ConstView,
+                              MutableView, Exec);
+  std::size_t (*relax_tridiagonal_workspace_bytes)(const ConstView&, int32_t);
+  Status (*relax_stencil)(MutableView, ConstView, ConstView, Boundary, int64_t, ConstView, ConstView, MutableView,
+                          Exec);
+  std::size_t (*relax_stencil_workspace_bytes)(const ConstView&, int32_t);
+  Status (*relax_rk)(MutableView, ConstView, const RungeKutta&, ConstView, int64_t, ConstView, ConstView, MutableView,
+                     Exec);
 };
 
 }  // namespace pyparareal

@@ -52,4 +52,38 @@ Status c_relax(MutableView u_new,  // [slices, batch, features...]
                ConstView u,        // like u_new; u_new may be the same view
                double omega, Exec exec);
 
+// Relaxation: all m >= 1 steps u <- Phi(u) of every slice in one call, float64 and float32. With f: u <- Phi(u) + f[n,
+// j], with f and g the FAS pair step u <- f[n, j] + (Phi(u) - g[n, j]), after which every[n, j] = u. All three may be
+// absent; `out` may be where `every` is not. u has 2 to 7 axes. The scratch twins take the threads of Exec; of less
+// than a whole team's scratch fewer threads make use.
+
+// Phi(u) = a * u
+Status relax_diagonal(MutableView out,  // [slices, batch, features...]: end states; may be the same view as u
+                      ConstView u,      // like out: start states
+                      ConstView a,      // the last axes of u
+                      int64_t m,
+                      ConstView f,        // [slices, m, batch, features...], or absent
+                      ConstView g,        // like f, or absent
+                      MutableView every,  // like f, or absent; may be the same view as f or g
+                      Exec exec);
+
+// T Phi(u) = u along the last axis, T tridiagonal, by Thomas' algorithm with inverse pivots
+Status relax_tridiagonal(MutableView out, ConstView u,
+                         ConstView ratio,          // [n], of the forward sweep; the first is unused
+                         ConstView pivot_inverse,  // [n]
+                         ConstView upper,          // [n], upper diagonal; the last is unused
+                         int64_t m, ConstView f, ConstView g, MutableView every, Exec exec);
+std::size_t relax_tridiagonal_workspace_bytes(const ConstView& u, int32_t threads);
+
+// Phi(u)[i] = sum_k weights[k] u[i + k - r] along the last axis
+Status relax_stencil(MutableView out, ConstView u,
+                     ConstView weights,  // [2 r + 1], r <= 4
+                     Boundary boundary, int64_t m, ConstView f, ConstView g, MutableView every, Exec exec);
+std::size_t relax_stencil_workspace_bytes(const ConstView& u, int32_t threads);
+
+// Phi is one step of an explicit Runge-Kutta scheme, whose right-hand side takes the last axis of u
+Status relax_rk(MutableView out, ConstView u, const RungeKutta& scheme,
+                ConstView steps,  // float64 [slices, m], step sizes, or absent: scheme.dt
+                int64_t m, ConstView f, ConstView g, MutableView every, Exec exec);
+
 }  // namespace pyparareal

@@ -34,6 +34,32 @@ using MutableView = View<void*>;
 // absolute values, or the largest absolute value. A NaN in a slice makes its norm NaN.
 enum class Norm : int32_t { sum_squares = 0, sum_abs = 1, max_abs = 2 };
 
+// What relax_stencil takes for the states beyond the ends of the last axis.
+enum class Boundary : int32_t { zero = 0, periodic = 1 };
+
+// The right-hand sides compiled into relax_rk; reference.py has their equations and parameters.
+enum class RightHandSide : int32_t {
+  dahlquist = 0,
+  lorenz = 1,
+  brusselator = 2,
+  fitzhugh_nagumo = 3,
+  van_der_pol = 4,
+  arenstorf = 5
+};
+
+inline constexpr int max_stages = 11, max_parameters = 3, max_stencil = 9;
+
+// An explicit Runge-Kutta scheme for one of them: Butcher's a (left of the diagonal) and b.
+struct RungeKutta {
+  RightHandSide rhs = RightHandSide::dahlquist;
+  int32_t stages = 0;
+  int64_t substeps = 1;
+  double dt = 0;  // of every step, unless the call has step sizes of its own
+  double parameters[max_parameters] = {0};
+  double a[max_stages][max_stages] = {{0}};
+  double b[max_stages] = {0};
+};
+
 // Where and with what a call runs. `stream` is a cudaStream_t (ignored on the CPU); `threads` 0 means
 // the OpenMP default (ignored on CUDA); the scratch has at least the bytes the op's twin asked for.
 struct Exec {

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The relaxations: tiles of columns, or of elements where features do not meet, shared among threads.
+#include "../backend.h"
+#include "parallel.h"
+#include "tiles.h"
+
+namespace pyparareal::cpu {
+namespace {
+
+// Scratch of one thread, with room to align it.
+std::size_t bytes_per_team_member(int64_t rows) {
+  return static_cast<std::size_t>(rows * relax_row_bytes + relax_alignment);
+}
+
+std::size_t most_members(const ColumnSpace& space, int32_t threads) {
+  return static_cast<std::size_t>(team_size(threads, space.columns(), INT64_MAX));
+}
+
+int64_t tridiagonal_rows(const ColumnSpace& space) { return space.length; }
+
+// Now and next, with what lies beyond the ends.
+int64_t stencil_rows(const ColumnSpace& space) { return 2 * (space.length + max_stencil - 1); }
+
+// run(first, last, tile, scratch) on shares of the columns; `rows` of scratch each, from the workspace if not from
+// the stack.
+template <class T, class Run>
+void for_columns(const ColumnTask<T>& task, int64_t rows, const Exec& exec, const Run& run) {
+  const RelaxTiles<T>& kernels = relax_tiles_of<T>(tiles());
+  const int64_t columns = task.space.columns(), size = static_cast<int64_t>(sizeof(T));
+  const std::size_t member_bytes = bytes_per_team_member(rows);
+  const int64_t narrow_tiles = (columns + kernels.lanes - 1) / kernels.lanes;
+  int team = team_size(exec.threads, narrow_tiles, columns * task.space.length * size * (task.m + 1));
+  if (exec.workspace)
+    team = static_cast<int>(std::min<int64_t>(team, static_cast<int64_t>(exec.workspace_bytes / member_bytes)));
+  const int tile = columns >= static_cast<int64_t>(kernels.wide) * team ? kernels.wide : kernels.lanes;
+  share(team, (columns + tile - 1) / tile, [&](int64_t first, int64_t last) {
+    alignas(relax_alignment) char own[max_components * relax_row_bytes];
+    char* scratch = own;
+    if (exec.workspace) {
+#ifdef _OPENMP
+      const int rank = team > 1 ? omp_get_thread_num() : 0;
+#else
+      const int rank = 0;
+#endif
+      const auto at = reinterpret_cast<uintptr_t>(exec.workspace) + static_cast<std::size_t>(rank) * member_bytes;
+      scratch = reinterpret_cast<char*>((at + relax_alignment - 1) / relax_alignment * relax_alignment);
+    }
+    if (first < last) run(kernels, first * tile, std::min(last * tile, columns), tile, reinterpret_cast<T*>(scratch));
+  });
+}
+
+template <class T>
+Status tridiagonal(const TridiagonalTask<T>& task, const Exec& exec) {
+  for_columns(task.columns, tridiagonal_rows(task.columns.space), exec,
+              [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
+                kernels.tridiagonal(task, first, last, tile, scratch);
+              });
+  return {};
+}
+
+template <class T>
+Status stencil(const StencilTask<T>& task, const Exec& exec) {
+  for_columns(task.columns, stencil_rows(task.columns.space), exec,
+              [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
+                kernels.stencil(task, first, last, tile, scratch);
+              });
+  return {};
+}
+
+template <class T>
+Status runge_kutta(const RungeKuttaTask<T>& task, Exec exec) {
+  exec.workspace = nullptr;
+  for_columns(task.columns, max_components, exec,
+              [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
+                kernels.runge_kutta(task, first, last, tile, scratch);
+              });
+  return {};
+}
+
+// A tile of relax_diagonal, of several short slices or of a part of a long one: `rows` slices from `slice` on, `count`
+// features of each from `feature` on.
+struct Tile {
+  int64_t slice, rows, feature, count;
+
+  int64_t size() const { return rows * count; }
+};
+
+// visit(index in the tile, element of the operand)
+template <class T, class Visit>
+void for_elements(const ElementOperand<T>& operand, const Tile& tile, int64_t step, const Visit& visit) {
+  const Layout& layout = operand.layout;
+  T* base = operand.data + step * operand.step_stride + tile.slice * layout.slice_stride;
+  if (layout.ndim == 1) {
+    if (tile.count == 1) {
+      for (int64_t row = 0; row < tile.rows; ++row) visit(row, base[row * layout.slice_stride]);
+      return;
+    }
+    for (int64_t row = 0; row < tile.rows; ++row)
+      for (int64_t i = 0; i < tile.count; ++i)
+        visit(row * tile.count + i, base[row * layout.slice_stride + (tile.feature + i) * layout.stride[0]]);
+    return;
+  }
+  for (int64_t row = 0; row < tile.rows; ++row)
+    for (int64_t i = 0; i < tile.count; ++i)
+      visit(row * tile.count + i, base[row * layout.slice_stride + layout.offset(tile.feature + i)]);
+}
+
+// Whether the elements of a tile lie side by side.
+template <class T>
+bool dense(const ElementOperand<T>& operand, const Tile& tile) {
+  return operand.layout.contiguous() && (tile.rows == 1 || operand.layout.slice_stride == tile.count);
+}
+
+template <class T>
+T* dense_start(const ElementOperand<T>& operand, const Tile& tile, int64_t step) {
+  return operand.data + step * operand.step_stride + tile.slice * operand.layout.slice_stride + tile.feature;
+}
+
+template <class T>
+const T* gathered(const ElementOperand<const T>& operand, const Tile& tile, int64_t step, T* scratch) {
+  if (dense(operand, tile)) return dense_start(operand, tile, step);
+  for_elements(operand, tile, step, [&](int64_t i, const T& element) { scratch[i] = element; });
+  return scratch;
+}
+
+template <class T>
+void scatter(const ElementOperand<T>& operand, const Tile& tile, int64_t step, const T* from) {
+  if (dense(operand, tile))
+    std::memcpy(dense_start(operand, tile, step), from, static_cast<std::size_t>(tile.size()) * sizeof(T));
+  else
+    for_elements(operand, tile, step, [&](int64_t i, T& element) { element = from[i]; });
+}
+
+template <class T>
+struct DiagonalTask {
+  Space space;
+  int64_t m;
+  ElementOperand<const T> u, a, f, g;
+  ElementOperand<T> every, out;
+
+  void relax(const RelaxTiles<T>& kernels, const Tile& tile, const T* factors) const {
+    alignas(64) T x[chunk], left[chunk], right[chunk];
+    const T* start = gathered(u, tile, 0, x);
+    if (start != x) std::memcpy(x, start, static_cast<std::size_t>(tile.size()) * sizeof(T));
+    if (!f.data && !every.data) {
+      kernels.scale(x, factors, tile.size(), m);
+    } else {
+      for (int64_t j = 0; j < m; ++j) {
+        kernels.scale(x, factors, tile.size(), 1);
+        if (f.data)
+          kernels.add(x, gathered(f, tile, j, left), g.data ? gathered(g, tile, j, right) : nullptr, tile.size());
+        if (every.data) scatter(every, tile, j, x);
+      }
+    }
+    if (out.data) scatter(out, tile, 0, x);
+  }
+};
+
+template <class T>
+Status diagonal(const DiagonalTask<T>& task, const Exec& exec) {
+  const RelaxTiles<T>& kernels = relax_tiles_of<T>(tiles());
+  const Space& space = task.space;
+  const int64_t rows = std::max<int64_t>(1, chunk / space.features), parts = space.chunks();
+  const int64_t items = (space.slices + rows - 1) / rows * parts;
+  const int64_t bytes = space.slices * space.features * static_cast<int64_t>(sizeof(T)) * (task.m + 1);
+  share(team_size(exec.threads, items, bytes), items, [&](int64_t first, int64_t last) {
+    alignas(64) T repeated[chunk];
+    const T* factors = nullptr;
+    for (int64_t item = first; item < last; ++item) {
+      const int64_t slice = item / parts * rows, feature = item % parts * chunk;
+      const Tile tile{slice, std::min(rows, space.slices - slice), feature, std::min(chunk, space.features - feature)};
+      if (!factors || parts > 1) factors = gathered(task.a, Tile{0, rows, feature, tile.count}, 0, repeated);
+      task.relax(kernels, tile, factors);
+    }
+  });
+  return {};
+}
+
+template <class T>
+const T* numbers(const ConstView& view) {
+  return static_cast<const T*>(view.data);
+}
+
+}  // namespace
+
+std::size_t relax_tridiagonal_workspace_bytes(const ColumnSpace& space, DType, int32_t threads) {
+  return bytes_per_team_member(tridiagonal_rows(space)) * most_members(space, threads);
+}
+
+std::size_t relax_stencil_workspace_bytes(const ColumnSpace& space, DType, int32_t threads) {
+  return bytes_per_team_member(stencil_rows(space)) * most_members(space, threads);
+}
+
+Status relax_diagonal(const MutableView& out, const ConstView& u, const ConstView& a, int64_t m, const ConstView& f,
+                      const ConstView& g, const MutableView& every, const Exec& exec) {
+  return with_wide_type(u.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    return diagonal(
+        DiagonalTask<T>{space_of(u), m, {u, false}, {a, false}, {f, true}, {g, true}, {every, true}, {out, false}},
+        exec);
+  });
+}
+
+Status relax_tridiagonal(const MutableView& out, const ConstView& u, const ConstView& ratio,
+                         const ConstView& pivot_inverse, const ConstView& upper, int64_t m, const ConstView& f,
+                         const ConstView& g, const MutableView& every, const Exec& exec) {
+  return with_wide_type(u.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    return tridiagonal(
+        TridiagonalTask<T>{{out, u, m, f, g, every}, numbers<T>(ratio), numbers<T>(pivot_inverse), numbers<T>(upper)},
+        exec);
+  });
+}
+
+Status relax_stencil(const MutableView& out, const ConstView& u, const ConstView& weights, Boundary boundary, int64_t m,
+                     const ConstView& f, const ConstView& g, const MutableView& every, const Exec& exec) {
+  return with_wide_type(u.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    return stencil(
+        StencilTask<T>{{out, u, m, f, g, every}, numbers<T>(weights), static_cast<int>(weights.shape[0]), boundary},
+        exec);
+  });
+}
+
+Status relax_rk(const MutableView& out, const ConstView& u, const RungeKutta& scheme, const ConstView& steps, int64_t m,
+                const ConstView& f, const ConstView& g, const MutableView& every, const Exec& exec) {
+  const bool own_steps = steps.present();
+  return with_wide_type(u.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    return runge_kutta(RungeKuttaTask<T>{{out, u, m, f, g, every},
+                                         scheme,
+                                         Coefficients<T>(scheme, own_steps),
+                                         own_steps ? numbers<double>(steps) : nullptr,
+                                         own_steps ? steps.stride[0] : 0,
+                                         own_steps ? steps.stride[1] : 0},
+                       exec);
+  });
+}
+
+}  // namespace pyparareal::cpu

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The relaxations on the CPU: neighbouring columns lie in neighbouring lanes of a scratch tile [length][lanes], where
+// all steps are taken before the end states are written back. Compiled once per instruction set, like tiles.h; lanes do
+// not meet, so their number cannot change a bit.
+#pragma once
+
+#include "pyparareal/coefficients.h"
+#include "pyparareal/columns.h"
+
+namespace pyparareal::cpu {
+
+// Bytes of a row of the widest tile of any instruction set.
+inline constexpr int64_t relax_row_bytes = 256, relax_alignment = 64;
+
+template <class T>
+struct TridiagonalTask {
+  ColumnTask<T> columns;
+  const T *ratio, *pivot_inverse, *upper;
+};
+
+template <class T>
+struct StencilTask {
+  ColumnTask<T> columns;
+  const T* weights;
+  int width;
+  Boundary boundary;
+};
+
+template <class T>
+struct RungeKuttaTask {
+  ColumnTask<T> columns;
+  RungeKutta scheme;
+  Coefficients<T> coefficients;
+  const double* dt;  // null: that of the scheme
+  int64_t dt_slice_stride, dt_step_stride;
+};
+
+template <class T>
+struct RelaxTiles {
+  int lanes, wide;  // columns of a narrow and of a wide tile
+  // x = a * x, `times` times
+  void (*scale)(T* x, const T* a, int64_t count, int64_t times);
+  // x = x + f, or f + (x - g) where g is not null
+  void (*add)(T* x, const T* f, const T* g, int64_t count);
+  // The columns [first, last) in tiles of `tile` columns, lanes or wide; scratch is aligned.
+  void (*tridiagonal)(const TridiagonalTask<T>& task, int64_t first, int64_t last, int tile, T* scratch);
+  void (*stencil)(const StencilTask<T>& task, int64_t first, int64_t last, int tile, T* scratch);
+  void (*runge_kutta)(const RungeKuttaTask<T>& task, int64_t first, int64_t last, int tile, T* scratch);
+};
+
+}  // namespace pyparareal::cpu
