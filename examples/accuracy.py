@@ -22,7 +22,7 @@ SERIAL, PARAREAL, WITHOUT, OTHER = "#555555", "#0072b2", "#d55e00", "#cc79a7"
 LABELS = {
     "serial": ("serial ResNet-20", SERIAL),
     "parareal-4": ("parareal, 4 parts", PARAREAL),
-    "uncorrected-4": ("without the coarse correction", WITHOUT),
+    "uncorrected-4": ("4 parts without the coarse correction", WITHOUT),
     "resnet8": ("serial ResNet-8", OTHER),
 }
 
@@ -54,15 +54,21 @@ def draw_gaps(axes, rows):
     for position, (network, found) in enumerate(rows):
         kind, _, parts = network.partition("-")
         colour = {"parareal": PARAREAL, "uncorrected": WITHOUT}.get(kind, OTHER)
-        text = {"parareal": f"{parts} parts", "uncorrected": f"{parts} parts, without correction"}.get(kind, kind)
+        text = {"parareal": f"{parts} parts", "uncorrected": f"{parts} parts, without correction"}.get(kind, "ResNet-8")
         axes.errorbar(
             found.mean, position, xerr=found.high - found.mean, fmt="o", color=colour, capsize=3, lw=1.8, ms=6
         )
         axes.annotate(
-            f"{text}: {found.mean:+.2f}", (found.mean, position), (0, 7), textcoords="offset points", ha="center"
+            f"{text}: {found.mean:+.2f}",
+            (found.mean, position),
+            (0, 6),
+            textcoords="offset points",
+            ha="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
         )
         print(f"{network:16s} {found.mean:+.2f}  [{found.low:+.2f}, {found.high:+.2f}]")
-    axes.axvline(0, color="black", lw=0.8)
+    axes.margins(x=0.2)  # for the words
+    axes.axvline(0, color="black", lw=0.8, zorder=0)
     axes.axvspan(-cases.BAND, cases.BAND, color="#000000", alpha=0.07, lw=0)
     axes.set(xlabel="difference to serial ResNet-20 in percentage points", yticks=[], ylim=(len(rows) - 0.4, -0.8))
 
