@@ -91,6 +91,25 @@ def epsilon(u: Array) -> float:
     return float((namespace(u) if is_torch(u) else np).finfo(u.dtype).eps)
 
 
+def windows(u: Array, points: slice, m: int, shift: int = 0) -> Array:
+    """``v[n, j] = u[points[n] + j + shift]`` for ``j < m``: a view ``[points, m, batch, features...]``.
+
+    Raises
+    ------
+    ValueError
+        If a window ends beyond ``u``.
+    """
+    count, start = len(range(points.start, points.stop, points.step)), points.start + shift
+    if count and start + (count - 1) * points.step + m > len(u):
+        raise ValueError(f"points: got {points} with {m} rows each, expected windows inside the {len(u)} rows of u")
+    shape = (count, m, *u.shape[1:])
+    if is_torch(u):
+        strides = (points.step * u.stride(0), *u.stride())
+        return u.as_strided(shape, strides, u.storage_offset() + start * u.stride(0))
+    strides = (points.step * u.strides[0], *u.strides)
+    return namespace(u).lib.stride_tricks.as_strided(u[start:], shape, strides)
+
+
 def read_later(u: Array) -> Callable[[], np.ndarray[Any, Any]]:
     """Start copying ``u`` to the host; the function returned waits for it. On the host there is nothing to wait for."""
     if isinstance(u, np.ndarray):

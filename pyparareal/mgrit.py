@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import arrays, ops
-from .equations import Pair, ResidualPropagator, Stored, WithResidual
+from .equations import ResidualPropagator, Stored, WithResidual, pair
 from .hierarchy import Level, Transfer
 from .parareal import Callback
-from .propagators import Propagator, advance
+from .propagators import Propagator, advance, is_fused
 from .relaxation import every_point, slice_ends
 from .runtime import Runtime
 from .solution import Status
@@ -192,7 +192,7 @@ class Cycles:
             rhs = restrict(r) + below.phi.residual(v[1:], v[:-1], slice(0, below.grid.steps, 1))
             coarse: Propagator = WithResidual(below.phi, rhs)
         else:
-            coarse = Pair(below.phi, restrict(ends.f), self._step_all(at + 1, v))
+            coarse = pair(below.phi, restrict(ends.f), self._step_all(at + 1, v))
         if transfer is None:
             self._solve(at + 1, coarse, c, kind)
         else:
@@ -256,12 +256,16 @@ class Cycles:
             self._count(at, len(starts), 1)
             return g
 
-    def _chain(self, at: int, equation: Propagator, u: Array) -> None:
+    def _chain(self, at: int, equation: Any, u: Array) -> None:
         def step(i: int, start: Array, end: Array) -> None:
             advance(equation, start, slice(i, i + 1, 1), out=end)
 
+        def whole(u: Array) -> None:
+            steps = slice(0, 1, 1)
+            equation.relax(u[:1], steps, len(u) - 1, None, every=arrays.windows(u, steps, len(u) - 1, shift=1))
+
         with self.runtime.mark("mgrit.coarsest"):
-            self.runtime.chain(step, u, 0)
+            self.runtime.chain(step, u, 0, whole=whole if is_fused(equation) else None)
             self._count(at, self.levels[at].grid.steps, self.levels[at].grid.steps)
 
     def _sweep(self, at: int, equation: Propagator, c: Array, sweeps: int) -> None:

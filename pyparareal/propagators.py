@@ -32,6 +32,8 @@ class Propagator(Protocol):
     Two methods are optional. ``relax(u, points, m, out)`` takes ``m`` steps in one call and writes the
     end states to ``out`` (which may be ``u``); its bits are those of ``m`` calls of ``step``.
     ``rediscretise(m)`` returns the same scheme on ``grid.coarsen(m)``.
+
+    A propagator with ``fused = True`` has more to its ``relax`` (:class:`FusedPropagator`).
     """
 
     batch_invariant: bool
@@ -41,12 +43,47 @@ class Propagator(Protocol):
         ...
 
 
+class FusedPropagator(Protocol):
+    """A propagator whose relaxation is one kernel, whatever is added to the steps or kept of them."""
+
+    batch_invariant: bool
+    fused: bool
+
+    def step(self, u: Array, points: slice) -> Array: ...
+
+    def relax(
+        self,
+        u: Array,
+        points: slice,
+        m: int,
+        out: Array | None,
+        *,
+        f: Array | None = None,
+        g: Array | None = None,
+        every: Array | None = None,
+    ) -> None:
+        """``m`` steps from ``u [slices, batch, features...]``, the last state of each slice to ``out`` if there is one.
+
+        ``f`` and ``g`` are ``[slices, m, batch, features...]``: ``f[n, j]`` is added to step ``j`` of slice ``n``, or
+        the pair makes it ``f[n, j] + (Phi - g[n, j])``. ``every``, of the same shape, gets the state after each step.
+        """
+        ...
+
+
+def is_fused(phi: Any) -> bool:
+    """Whether ``phi`` is a :class:`FusedPropagator`."""
+    return getattr(phi, "fused", False) is True
+
+
 def advance(phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array) -> None:
     """``out[j] = Phi^m(u[j])`` from ``points[j]``; ``u`` is never handed out for writing.
 
     The step gets a copy: a step that works in place must not change the state it was given, and
     one that returns the same buffer at every call must not change an earlier result.
     """
+    if is_fused(phi):
+        phi.relax(u, points, m, out)  # type: ignore[attr-defined]
+        return
     out[...] = u
     if hasattr(phi, "relax"):
         phi.relax(out, points, m, out)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import arrays, ops
-from .propagators import Propagator
+from .propagators import Propagator, is_fused
 from .runtime import Runtime
 from .time_grid import TimeGrid, count_points, part_of_points
 
@@ -32,6 +32,8 @@ def every_point(runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Ar
     ``c [S + 1, ...]``, ``u [steps + 1, ...]`` is written. Returns the steps taken: in total, and one after the other.
     """
     ops.inject(c, u, step=m)
+    if is_fused(phi):
+        return _every_point_fused(phi, grid, m, c, u)
     v, total, depth = c, 0, min(m - 1, grid.steps)
     for j in range(1, depth + 1):
         count = count_points(grid.f_points(m, j))
@@ -40,3 +42,14 @@ def every_point(runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Ar
         ops.inject(v_next, u, start=j, step=m)
         v, total = v_next, total + count
     return total, depth
+
+
+def _every_point_fused(phi: Any, grid: TimeGrid, m: int, c: Array, u: Array) -> tuple[int, int]:
+    """One call for the F-points of all whole slices, one for the trailing ones."""
+    whole, trailing = grid.starts(m), slice(len(c[1:]) * m, len(c[1:]) * m + 1, 1)
+    rest = grid.steps % m
+    if m > 1:
+        phi.relax(c[:-1], whole, m - 1, None, every=arrays.windows(u, whole, m - 1, shift=1))
+    if rest:
+        phi.relax(c[-1:], trailing, rest, None, every=arrays.windows(u, trailing, rest, shift=1))
+    return (m - 1) * len(c[1:]) + rest, min(m - 1, grid.steps)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,7 +43,10 @@ class LocalRuntime:
     def shift(self, u: Array) -> Array:
         return u[:-1]  # one range holds all slices: the left neighbour's end is the row before
 
-    def chain(self, link: Link, u: Array, first: int) -> None:
+    def chain(self, link: Link, u: Array, first: int, *, whole: Callable[[Array], None] | None = None) -> None:
+        if whole is not None and first == 0 and len(u) > 1:
+            whole(u)
+            return
         for n in range(first, len(u) - 1):
             link(n, u[n : n + 1], u[n + 1 : n + 2])
 

@@ -33,10 +33,11 @@ class Runtime(Protocol):
         """The starts ``u[0 .. S - 1]``, after row 0 has received the left neighbour's end state."""
         ...
 
-    def chain(self, link: Link, u: Array, first: int) -> None:
+    def chain(self, link: Link, u: Array, first: int, *, whole: Callable[[Array], None] | None = None) -> None:
         """``link(n, u[n], u[n + 1])`` for ``n = first, first + 1, ...``, each after the one before: the serial part.
 
-        ``link`` reads the first state, ``[1, batch, features...]``, and writes the second.
+        ``link`` reads the first state, ``[1, batch, features...]``, and writes the second. ``whole``, where there is
+        one, does the same for all rows of the ``u`` it is given, from the first to the last, in one call.
         """
         ...
 
