@@ -134,6 +134,17 @@ def read_later(u: Array) -> Callable[[], np.ndarray[Any, Any]]:
     return lambda: (event.synchronize(), host)[1]
 
 
+def kernel_takes(u: Array) -> bool:
+    """Whether the relaxation kernels may be used: 32 or 64 bits, and nothing that torch records or transforms."""
+    if "16" in str(u.dtype):
+        return False
+    if not is_torch(u):
+        return True
+    torch = sys.modules["torch"]
+    recorded = u.requires_grad and torch.is_grad_enabled()
+    return not (recorded or torch._C._functorch.is_functorch_wrapped_tensor(u))
+
+
 def device_scratch(like: Array, nbytes: int) -> Array:
     """``nbytes`` (a multiple of 8) of uninitialised scratch on the device of ``like``, as float64."""
     if sys.modules.get("torch") is None and sys.modules.get("cupy") is None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import arrays
 from .operators import LinearOperator, Tridiagonal
-from .propagators import column, like
+from .propagators import column, like, relax_by_steps
 from .tableaux import BACKWARD_EULER, IMEX_EULER, ImexTableau, ImplicitTableau
 from .time_grid import TimeGrid
 
@@ -74,6 +74,20 @@ class DiagonallyImplicit(_OnGrid):
     def rediscretise(self, m: int) -> DiagonallyImplicit:
         """The same scheme with steps ``m`` times as long."""
         return DiagonallyImplicit(self.operator, self.grid.coarsen(m), self.tableau, source=self.source)
+
+    @property
+    def fused(self) -> bool:
+        """Whether :meth:`relax` is one kernel: backward Euler, tridiagonal, steps of one size, no source."""
+        plain = self.tableau == BACKWARD_EULER and self.source is None and self.grid.uniform
+        return plain and isinstance(self.operator, Tridiagonal)
+
+    def relax(self, u: Array, points: slice, m: int, out: Array | None, **more: Array | None) -> None:
+        """``m`` steps (:class:`pyparareal.propagators.FusedPropagator`)."""
+        h = self.grid.dt()
+        if self.fused and isinstance(self.operator, Tridiagonal) and isinstance(h, float) and arrays.kernel_takes(u):
+            self.operator.relax(u, self.tableau.a[0][0] * h, m, out, **more)
+        else:
+            relax_by_steps(self, u, points, m, out, **more)
 
     def _step(self, t: Array, u: Array, h: float) -> Array:
         slopes: list[Array] = []

@@ -123,6 +123,7 @@ class Cycles:
     cycles: int = 0
     steps: list[int] = field(default_factory=list)
     critical: list[int] = field(default_factory=list)
+    _rooms: dict[tuple[str, int], Array] = field(default_factory=dict)
 
     def run(self, c: Array, *, guessed: bool) -> Status:
         """Iterate on the C-points ``c [S + 1, batch, features...]`` of the finest level, in place."""
@@ -206,7 +207,7 @@ class Cycles:
         if coarsest and sweeps is None:
             self._chain(at, equation, u)
             return
-        c = ops.extract(u, step=self.levels[at].m)
+        c = self._c_points(at, u)
         if coarsest and sweeps is not None:
             self._sweep(at, equation, c, sweeps)
         else:
@@ -220,11 +221,11 @@ class Cycles:
         transfer = self.levels[at].transfer
         u = transfer.restrict(c) if transfer else c
         v = arrays.copy(u) if transfer else u
-        below, equation = self.levels[at + 1], _equation(self.levels[at + 1])
+        equation = _equation(self.levels[at + 1])
         if at + 2 == len(self.levels):
             self._solve(at + 1, equation, u, "V")
         else:
-            coarser = ops.extract(u, step=below.m)
+            coarser = self._c_points(at + 1, u)
             self._from_coarser(at + 1, coarser, visit=visit)
             if visit:
                 self._cycle(at + 1, equation, coarser, "V")
@@ -237,24 +238,33 @@ class Cycles:
     # What a cycle is made of
 
     def _ends(self, at: int, equation: Propagator, c: Array) -> Ends:
-        level = self.levels[at]
+        level, f = self.levels[at], self._room("f", at, c, len(c) - 1)
         with self.runtime.mark(f"mgrit.relax.{at}"):
             self._count(at, level.slices * level.m, level.m)
             if not isinstance(equation, WithResidual):
-                return Ends(slice_ends(self.runtime, equation, level.grid, level.m, c))
-            last = slice_ends(self.runtime, equation, level.grid, level.m, c, steps=level.m - 1)
-            f = arrays.empty_like(last)
+                return Ends(slice_ends(self.runtime, equation, level.grid, level.m, c, f))
+            last = self._room("last", at, c, len(c) - 1)
+            slice_ends(self.runtime, equation, level.grid, level.m, c, last, steps=level.m - 1)
             self.runtime.map(equation, last, self._last_steps(at), out=f)
             return Ends(f, last)
 
     def _step_all(self, at: int, v: Array) -> Array:
         """``Phi_l(v[i])`` for every step of level ``l``."""
         with self.runtime.mark(f"mgrit.restrict.{at}"):
-            starts = self.runtime.shift(v)
-            g = arrays.empty_like(starts)
-            self.runtime.map(self.levels[at].phi, starts, slice(0, len(starts), 1), out=g)
-            self._count(at, len(starts), 1)
+            g = self._room("g", at, v, len(v) - 1)
+            self.runtime.map(self.levels[at].phi, self.runtime.shift(v), slice(0, len(g), 1), out=g)
+            self._count(at, len(g), 1)
             return g
+
+    def _c_points(self, at: int, u: Array) -> Array:
+        level = self.levels[at]
+        return ops.extract(u, step=level.m, out=self._room("c", at, u, level.slices + 1))
+
+    def _room(self, name: str, at: int, like: Array, rows: int) -> Array:
+        """The same memory in every cycle: fresh pages cost more than the arithmetic that fills them."""
+        if (name, at) not in self._rooms:
+            self._rooms[name, at] = arrays.empty_like(like, slices=rows)
+        return self._rooms[name, at]
 
     def _chain(self, at: int, equation: Any, u: Array) -> None:
         def step(i: int, start: Array, end: Array) -> None:

@@ -12,8 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from . import arrays
+from . import arrays, ops
 from .propagators import like
+from .reference import factorise_tridiagonal
 
 Array = Any
 
@@ -54,7 +55,7 @@ class Tridiagonal:
         n = len(self.diagonal)
         if self.lower.shape != (n - 1,) or self.upper.shape != (n - 1,):
             raise ValueError(f"lower, upper: got shapes {self.lower.shape}, {self.upper.shape}, expected ({n - 1},)")
-        self._factors: dict[float, tuple[list[float], list[float], list[float]]] = {}
+        self._factors: dict[Any, tuple[Array, ...]] = {}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,25 +68,32 @@ class Tridiagonal:
         return au
 
     def solve(self, b: Array, h: float) -> Array:
-        if h not in self._factors:
-            self._factors[h] = self._factorise(h)
-        ratio, pivot, above = self._factors[h]
-        x = [b[..., i] for i in range(len(pivot))]
+        return self.relax(b, h, 1, None) if arrays.kernel_takes(b) else self._solve_plainly(b, h)
+
+    def relax(self, u: Array, h: float, m: int, out: Array | None, **more: Any) -> Array:
+        """``m`` times ``solve``, in one kernel: :func:`pyparareal.ops.relax_tridiagonal`, with its other arguments."""
+        ratio, pivot_inverse, upper = self._factors_like(u, h)
+        return ops.relax_tridiagonal(u, ratio, pivot_inverse, upper, m, out=out, **more)
+
+    def _solve_plainly(self, b: Array, h: float) -> Array:
+        """The same operations one by one, for what the kernel does not take: gradients and 16-bit dtypes."""
+        ratio, pivot_inverse, upper = (v.tolist() for v in self._factorised(h))
+        x = [b[..., i] for i in range(len(ratio))]
         for i in range(1, len(x)):
-            x[i] = x[i] - ratio[i - 1] * x[i - 1]
-        x[-1] = x[-1] / pivot[-1]
+            x[i] = x[i] - ratio[i] * x[i - 1]
+        x[-1] = x[-1] * pivot_inverse[-1]
         for i in range(len(x) - 2, -1, -1):
-            x[i] = (x[i] - above[i] * x[i + 1]) / pivot[i]
+            x[i] = (x[i] - upper[i] * x[i + 1]) * pivot_inverse[i]
         return arrays.namespace(b).stack(x, -1)
 
-    def _factorise(self, h: float) -> tuple[list[float], list[float], list[float]]:
-        """Thomas: ratios of the forward sweep, pivots, and the upper diagonal of ``I - h A``."""
-        below, pivot, above = -h * self.lower, 1 - h * self.diagonal, -h * self.upper
-        ratio = np.zeros_like(below)
-        for i in range(len(below)):
-            ratio[i] = below[i] / pivot[i]
-            pivot[i + 1] -= ratio[i] * above[i]
-        return ratio.tolist(), pivot.tolist(), above.tolist()
+    def _factors_like(self, u: Array, h: float) -> tuple[Array, ...]:
+        key = (h, type(u), u.dtype, getattr(u, "device", None))
+        if key not in self._factors:
+            self._factors[key] = tuple(like(v, u) for v in self._factorised(h))
+        return self._factors[key]
+
+    def _factorised(self, h: float) -> tuple[Array, ...]:
+        return factorise_tridiagonal(-h * self.lower, 1 - h * self.diagonal, -h * self.upper)
 
 
 class PeriodicUpwind:

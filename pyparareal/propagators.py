@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from . import arrays
+from . import arrays, ops
 from .tableaux import RK4, Tableau
 from .time_grid import TimeGrid, count_points, part_of_points, shift_points
 
@@ -92,6 +92,29 @@ def advance(phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array)
     for j in range(m):
         v = require_like(phi.step(v, shift_points(points, j)), out, phi)
     out[...] = v
+
+
+def relax_by_steps(
+    phi: Propagator,
+    u: Array,
+    points: slice,
+    m: int,
+    out: Array | None,
+    *,
+    f: Array | None = None,
+    g: Array | None = None,
+    every: Array | None = None,
+) -> None:
+    """What :meth:`FusedPropagator.relax` does, step by step."""
+    v = u
+    for j in range(m):
+        v = require_like(phi.step(v, shift_points(points, j)), u, phi)
+        if f is not None:
+            v = v + f[:, j] if g is None else ops.parareal_update(f[:, j], v, g[:, j])
+        if every is not None:
+            every[:, j] = v
+    if out is not None:
+        out[...] = v
 
 
 def require_like(u_next: Array, u: Array, phi: Propagator) -> Array:

@@ -14,16 +14,14 @@ Array = Any
 
 
 def slice_ends(
-    runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Array, *, steps: int | None = None
+    runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Array, out: Array, *, steps: int | None = None
 ) -> Array:
-    """``Phi^m(c[n])`` for the start ``c[n]`` of every whole slice: ``c [S + 1, ...] -> [S, ...]``.
+    """``out[n] = Phi^m(c[n])`` for the start ``c[n]`` of every whole slice: ``c [S + 1, ...]``, ``out [S, ...]``.
 
     ``steps`` less than ``m`` stops so many steps into the slice.
     """
-    starts = runtime.shift(c)
-    ends = arrays.empty_like(starts)
-    runtime.map(phi, starts, grid.starts(m), m if steps is None else steps, out=ends)
-    return ends
+    runtime.map(phi, runtime.shift(c), grid.starts(m), m if steps is None else steps, out=out)
+    return out
 
 
 def every_point(runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Array, u: Array) -> tuple[int, int]:

@@ -63,7 +63,7 @@ def test_what_nobody_asked_for_is_warned_of():
     def fine(u):
         return u + 0.1 * torch.tanh(u @ matrix)
 
-    method = MGRIT(omega=0.5, coarsest_sweeps=1)  # far too little to converge in the default number of cycles
+    method = MGRIT(omega=1.5, coarsest_sweeps=1)  # never exact, and the tolerance is far below rounding
     solution = run(fine, adjoint=Adjoint(method, tol=1e-300, on_failure="return"))
     with pytest.warns(RuntimeWarning, match="adjoint: the gradients are inexact"):
         solution.u.sum().backward()
