@@ -102,6 +102,10 @@ def windows(u: Array, points: slice, m: int, shift: int = 0) -> Array:
     count, start = len(range(points.start, points.stop, points.step)), points.start + shift
     if count and start + (count - 1) * points.step + m > len(u):
         raise ValueError(f"points: got {points} with {m} rows each, expected windows inside the {len(u)} rows of u")
+    if count == 1:
+        return u[start : start + m][None]
+    if points.step == m:
+        return u[start : start + count * m].reshape(count, m, *u.shape[1:])
     shape = (count, m, *u.shape[1:])
     if is_torch(u):
         strides = (points.step * u.stride(0), *u.stride())
@@ -136,7 +140,7 @@ def read_later(u: Array) -> Callable[[], np.ndarray[Any, Any]]:
 
 def kernel_takes(u: Array) -> bool:
     """Whether the relaxation kernels may be used: 32 or 64 bits, and nothing that torch records or transforms."""
-    if "16" in str(u.dtype):
+    if u.dtype.itemsize == 2:
         return False
     if not is_torch(u):
         return True

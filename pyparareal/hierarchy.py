@@ -6,10 +6,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .propagators import Propagator
-from .time_grid import TimeGrid
+from .time_grid import TimeGrid, shift_points
 
 Array = Any
 
@@ -42,10 +43,20 @@ class Level:
     omega: float
     transfer: Transfer | None
 
-    @property
+    @cached_property
     def slices(self) -> int:
         """``floor(N / m)``."""
         return self.grid.slices(self.m)
+
+    @cached_property
+    def starts(self) -> slice:
+        """The points that whole slices start from."""
+        return self.grid.starts(self.m)
+
+    @cached_property
+    def last_steps(self) -> slice:
+        """The points right before the C-points."""
+        return shift_points(self.starts, self.m - 1)
 
 
 def build_levels(

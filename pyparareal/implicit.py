@@ -70,22 +70,18 @@ class DiagonallyImplicit(_OnGrid):
             raise TypeError(f"tableau: got {type(tableau).__name__}, expected an ImplicitTableau")
         self.operator, self.grid, self.tableau, self.source = operator, grid, tableau, source
         self.batch_invariant = operator.batch_invariant
+        # One kernel for all steps: backward Euler with a tridiagonal matrix, steps of one size, no source.
+        plain = self.tableau == BACKWARD_EULER and source is None and grid.uniform
+        self.fused = plain and isinstance(operator, Tridiagonal)
 
     def rediscretise(self, m: int) -> DiagonallyImplicit:
         """The same scheme with steps ``m`` times as long."""
         return DiagonallyImplicit(self.operator, self.grid.coarsen(m), self.tableau, source=self.source)
 
-    @property
-    def fused(self) -> bool:
-        """Whether :meth:`relax` is one kernel: backward Euler, tridiagonal, steps of one size, no source."""
-        plain = self.tableau == BACKWARD_EULER and self.source is None and self.grid.uniform
-        return plain and isinstance(self.operator, Tridiagonal)
-
     def relax(self, u: Array, points: slice, m: int, out: Array | None, **more: Array | None) -> None:
         """``m`` steps (:class:`pyparareal.propagators.FusedPropagator`)."""
-        h = self.grid.dt()
-        if self.fused and isinstance(self.operator, Tridiagonal) and isinstance(h, float) and arrays.kernel_takes(u):
-            self.operator.relax(u, self.tableau.a[0][0] * h, m, out, **more)
+        if self.fused and arrays.kernel_takes(u):
+            self.operator.relax(u, self.grid.dt(), m, out, **more)  # type: ignore[attr-defined]
         else:
             relax_by_steps(self, u, points, m, out, **more)
 

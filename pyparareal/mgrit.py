@@ -28,11 +28,10 @@ from .equations import ResidualPropagator, Stored, WithResidual, pair
 from .hierarchy import Level, Transfer
 from .parareal import Callback
 from .propagators import Propagator, advance, is_fused
-from .relaxation import every_point, slice_ends
+from .relaxation import every_point
 from .runtime import Runtime
 from .solution import Status
 from .stopping import Monitor, SpatialNorm, spatial_norms, temporal_norm
-from .time_grid import shift_points
 
 Array = Any
 
@@ -189,7 +188,7 @@ class Cycles:
         restrict = transfer.restrict if transfer else _identity
         v = restrict(c)
         if isinstance(equation, WithResidual) and isinstance(below.phi, ResidualPropagator):
-            r = equation.defect(c[1:], ends.last, self._last_steps(at))
+            r = equation.defect(c[1:], ends.last, self.levels[at].last_steps)
             rhs = restrict(r) + below.phi.residual(v[1:], v[:-1], slice(0, below.grid.steps, 1))
             coarse: Propagator = WithResidual(below.phi, rhs)
         else:
@@ -242,10 +241,11 @@ class Cycles:
         with self.runtime.mark(f"mgrit.relax.{at}"):
             self._count(at, level.slices * level.m, level.m)
             if not isinstance(equation, WithResidual):
-                return Ends(slice_ends(self.runtime, equation, level.grid, level.m, c, f))
+                self.runtime.map(equation, self.runtime.shift(c), level.starts, level.m, out=f)
+                return Ends(f)
             last = self._room("last", at, c, len(c) - 1)
-            slice_ends(self.runtime, equation, level.grid, level.m, c, last, steps=level.m - 1)
-            self.runtime.map(equation, last, self._last_steps(at), out=f)
+            self.runtime.map(equation, self.runtime.shift(c), level.starts, level.m - 1, out=last)
+            self.runtime.map(equation, last, level.last_steps, out=f)
             return Ends(f, last)
 
     def _step_all(self, at: int, v: Array) -> Array:
@@ -286,18 +286,13 @@ class Cycles:
         with self.runtime.mark(f"mgrit.interpolate.{at}"):
             self._count(at, *every_point(self.runtime, equation, self.levels[at].grid, self.levels[at].m, c, u))
 
-    def _last_steps(self, at: int) -> slice:
-        """The points right before the C-points."""
-        level = self.levels[at]
-        return shift_points(level.grid.starts(level.m), level.m - 1)
-
     # Measuring
 
     def _residual(self, equation: Propagator, c: Array, ends: Ends) -> Array:
         """Per C-point the norm of ``A(u[i]) - u[i+1]``, or of what the propagator calls its residual."""
         with self.runtime.mark("mgrit.residual"):
             if isinstance(equation, WithResidual):
-                return spatial_norms(self.norm, equation.defect(c[1:], ends.last, self._last_steps(0)))
+                return spatial_norms(self.norm, equation.defect(c[1:], ends.last, self.levels[0].last_steps))
             return spatial_norms(self.norm, ends.f, c[1:])
 
     def _judge(self, c: Array, measured: Array | None) -> Status | None:

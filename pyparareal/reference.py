@@ -282,10 +282,9 @@ def tree_sum(values: Array, combine: Any = np.add) -> Array:
 
     An aligned block of ``2^j`` values is a subtree, so ranks may exchange the sums of such blocks.
     """
-    while len(values) > 1:
-        if len(values) % 2:
-            values = np.concatenate([values, np.zeros_like(values[:1])])
-        values = combine(values[0::2], values[1::2])
+    while (count := len(values)) > 1:
+        paired = combine(values[0 : count - 1 : 2], values[1::2])
+        values = np.concatenate([paired, values[-1:]]) if count % 2 else paired
     return values[0] if len(values) else np.zeros(values.shape[1:])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""F-relaxation: from the C-points across all slices at once, keeping the ends or every point."""
+"""Ideal interpolation: every point from the C-points, all slices at once."""
 
 from __future__ import annotations
 
@@ -11,17 +11,6 @@ from .runtime import Runtime
 from .time_grid import TimeGrid, count_points, part_of_points
 
 Array = Any
-
-
-def slice_ends(
-    runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Array, out: Array, *, steps: int | None = None
-) -> Array:
-    """``out[n] = Phi^m(c[n])`` for the start ``c[n]`` of every whole slice: ``c [S + 1, ...]``, ``out [S, ...]``.
-
-    ``steps`` less than ``m`` stops so many steps into the slice.
-    """
-    runtime.map(phi, runtime.shift(c), grid.starts(m), m if steps is None else steps, out=out)
-    return out
 
 
 def every_point(runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Array, u: Array) -> tuple[int, int]:
