@@ -32,7 +32,8 @@ void for_columns(const ColumnTask<T>& task, int64_t rows, const Exec& exec, cons
   int team = team_size(exec.threads, narrow_tiles, columns * task.space.length * size * (task.m + 1));
   if (exec.workspace)
     team = static_cast<int>(std::min<int64_t>(team, static_cast<int64_t>(exec.workspace_bytes / member_bytes)));
-  const int tile = columns >= static_cast<int64_t>(kernels.wide) * team ? kernels.wide : kernels.lanes;
+  const int64_t shares = (columns + team - 1) / team, vectors = (shares + kernels.lanes - 1) / kernels.lanes;
+  const int tile = static_cast<int>(std::min<int64_t>(vectors * kernels.lanes, kernels.wide));
   share(team, (columns + tile - 1) / tile, [&](int64_t first, int64_t last) {
     alignas(relax_alignment) char own[max_components * relax_row_bytes];
     char* scratch = own;

@@ -16,7 +16,7 @@ template <class T>
 inline constexpr int lanes_of = PYPARAREAL_VECTOR_BYTES / static_cast<int>(sizeof(T));
 
 // Vectors of a wide tile: as many independent recurrences as hide the latency of one.
-inline constexpr int wide_vectors = 4;
+inline constexpr int wide_vectors = 8;
 inline constexpr int most_lanes = wide_vectors * PYPARAREAL_VECTOR_BYTES / 4;
 static_assert(wide_vectors * PYPARAREAL_VECTOR_BYTES <= relax_row_bytes, "a row of the scratch holds a wide tile");
 
@@ -51,41 +51,52 @@ inline __attribute__((always_inline)) void transpose(Vec<T>* rows) {
   }
 }
 
+// The rows of a block. Whole blocks are of columns without gaps, and stay in registers; others are the end of a column,
+// or have strides.
+template <int n>
+struct Whole {
+  constexpr operator int() const { return n; }
+};
+struct Part {
+  int rows;
+  operator int() const { return rows; }
+};
+
 // `count` elements of each column, from element `at` on, one row per element.
-template <class T>
+template <class T, class Count>
 inline __attribute__((always_inline)) void read_rows(Vec<T>* rows, const T* const* columns, int64_t stride, int64_t at,
-                                                     int count) {
+                                                     Count count) {
   constexpr int n = lanes_of<T>;
-  if (stride == 1 && count == n) {
+  if constexpr (std::is_same_v<Count, Whole<n>>) {
 #pragma GCC unroll 16
     for (int lane = 0; lane < n; ++lane) read(rows[lane], columns[lane] + at);
     transpose<T>(rows);
-    return;
-  }
-  for (int r = 0; r < count; ++r) {
-    alignas(64) T row[n];
-    for (int lane = 0; lane < n; ++lane) row[lane] = columns[lane][(at + r) * stride];
-    read(rows[r], row);
+  } else {
+    for (int r = 0; r < count; ++r) {
+      alignas(64) T row[n];
+      for (int lane = 0; lane < n; ++lane) row[lane] = columns[lane][(at + r) * stride];
+      read(rows[r], row);
+    }
   }
 }
 
 // The other way, for the first `live` columns.
-template <class T>
+template <class T, class Count>
 inline __attribute__((always_inline)) void write_rows(const Vec<T>* rows, T* const* columns, int64_t stride, int64_t at,
-                                                      int count, int live) {
+                                                      Count count, int live) {
   constexpr int n = lanes_of<T>;
-  if (stride == 1 && count == n) {
+  if constexpr (std::is_same_v<Count, Whole<n>>) {
     Vec<T> turned[n];
 #pragma GCC unroll 16
     for (int r = 0; r < n; ++r) turned[r] = rows[r];
     transpose<T>(turned);
     for (int lane = 0; lane < live; ++lane) write(columns[lane] + at, turned[lane]);
-    return;
-  }
-  for (int r = 0; r < count; ++r) {
-    alignas(64) T row[n];
-    write(row, rows[r]);
-    for (int lane = 0; lane < live; ++lane) columns[lane][(at + r) * stride] = row[lane];
+  } else {
+    for (int r = 0; r < count; ++r) {
+      alignas(64) T row[n];
+      write(row, rows[r]);
+      for (int lane = 0; lane < live; ++lane) columns[lane][(at + r) * stride] = row[lane];
+    }
   }
 }
 
@@ -121,6 +132,7 @@ struct ColumnTile {
   T* x;
   int64_t length;
   int vectors, live, pitch;
+  bool dense;
   Columns<const T> u, f, g;
   Columns<T> every, out;
 
@@ -135,6 +147,7 @@ struct ColumnTile {
     g.find(of.g, of.space, first, live, pitch);
     every.find(of.every, of.space, first, live, pitch);
     out.find(of.out, of.space, first, live, pitch);
+    dense = u.stride == 1 && f.stride == 1 && g.stride == 1 && every.stride == 1 && out.stride == 1;
   }
 
   int live_in(int vector) const { return static_cast<int>(least(lanes_of<T>, live - vector * lanes_of<T>)); }
@@ -145,13 +158,17 @@ struct ColumnTile {
     constexpr int n = lanes_of<T>;
     for (int v = 0; v < vectors; ++v)
       for (int64_t at = 0; at < length; at += n)
-        body(x + at * pitch + v * n, v * n, at, static_cast<int>(least(n, length - at)), live_in(v));
+        if (dense && length - at >= n)
+          body(x + at * pitch + v * n, v * n, at, Whole<n>{}, live_in(v));
+        else
+          body(x + at * pitch + v * n, v * n, at, Part{static_cast<int>(least(n, length - at))}, live_in(v));
   }
 
   void start() const {
-    for_blocks([&](T* to, int lane, int64_t at, int count, int) {
+    for_blocks([&](T* to, int lane, int64_t at, auto count, int) {
       Vec<T> rows[lanes_of<T>];
-      read_rows<T>(rows, u.base + lane, u.stride, at, count);
+      read_rows(rows, u.base + lane, u.stride, at, count);
+#pragma GCC unroll 16
       for (int r = 0; r < count; ++r) write(to + r * pitch, rows[r]);
     });
   }
@@ -171,10 +188,11 @@ struct ColumnTile {
 
   template <bool with_f, bool with_g>
   void end_step_with() const {
-    for_blocks([&](T* at_x, int lane, int64_t at, int count, int lanes_live) {
+    for_blocks([&](T* at_x, int lane, int64_t at, auto count, int lanes_live) {
       Vec<T> rows[lanes_of<T>], left[lanes_of<T>], right[lanes_of<T>];
-      if (with_f) read_rows<T>(left, f.base + lane, f.stride, at, count);
-      if (with_g) read_rows<T>(right, g.base + lane, g.stride, at, count);
+      if (with_f) read_rows(left, f.base + lane, f.stride, at, count);
+      if (with_g) read_rows(right, g.base + lane, g.stride, at, count);
+#pragma GCC unroll 16
       for (int r = 0; r < count; ++r) {
         read(rows[r], at_x + r * pitch);
         if (with_g)
@@ -183,16 +201,17 @@ struct ColumnTile {
           rows[r] = rows[r] + left[r];
         if (with_f) write(at_x + r * pitch, rows[r]);
       }
-      if (every.present) write_rows<T>(rows, every.base + lane, every.stride, at, count, lanes_live);
+      if (every.present) write_rows(rows, every.base + lane, every.stride, at, count, lanes_live);
     });
   }
 
   void finish() const {
     if (!out.present) return;
-    for_blocks([&](const T* from, int lane, int64_t at, int count, int lanes_live) {
+    for_blocks([&](const T* from, int lane, int64_t at, auto count, int lanes_live) {
       Vec<T> rows[lanes_of<T>];
+#pragma GCC unroll 16
       for (int r = 0; r < count; ++r) read(rows[r], from + r * pitch);
-      write_rows<T>(rows, out.base + lane, out.stride, at, count, lanes_live);
+      write_rows(rows, out.base + lane, out.stride, at, count, lanes_live);
     });
   }
 };

@@ -10,7 +10,7 @@
 namespace pyparareal::cpu {
 
 // Bytes of a row of the widest tile of any instruction set.
-inline constexpr int64_t relax_row_bytes = 256, relax_alignment = 64;
+inline constexpr int64_t relax_row_bytes = 512, relax_alignment = 64;
 
 template <class T>
 struct TridiagonalTask {
@@ -37,12 +37,12 @@ struct RungeKuttaTask {
 
 template <class T>
 struct RelaxTiles {
-  int lanes, wide;  // columns of a narrow and of a wide tile
+  int lanes, wide;  // columns of a vector, and of the widest tile
   // x = a * x, `times` times
   void (*scale)(T* x, const T* a, int64_t count, int64_t times);
   // x = x + f, or f + (x - g) where g is not null
   void (*add)(T* x, const T* f, const T* g, int64_t count);
-  // The columns [first, last) in tiles of `tile` columns, lanes or wide; scratch is aligned.
+  // The columns [first, last) in tiles of `tile` columns, whole vectors; scratch is aligned.
   void (*tridiagonal)(const TridiagonalTask<T>& task, int64_t first, int64_t last, int tile, T* scratch);
   void (*stencil)(const StencilTask<T>& task, int64_t first, int64_t last, int tile, T* scratch);
   void (*runge_kutta)(const RungeKuttaTask<T>& task, int64_t first, int64_t last, int tile, T* scratch);

@@ -71,6 +71,14 @@ void solve_tridiagonal(T* x, int64_t length, const T* ratio, const T* pivot_inve
   }
 }
 
+template <int most, class T>
+void solve_vectors(int vectors, T* x, int64_t length, const TridiagonalTask<T>& task) {
+  if constexpr (most > 1) {
+    if (vectors < most) return solve_vectors<most - 1>(vectors, x, length, task);
+  }
+  solve_tridiagonal<Vec<T>, most>(x, length, task.ratio, task.pivot_inverse, task.upper);
+}
+
 // A single column needs no vectors: an eighth of the scratch, or less.
 template <class T>
 void relax_one_column(const TridiagonalTask<T>& task, int64_t column, T* x) {
@@ -104,17 +112,7 @@ void relax_tridiagonal_columns(const TridiagonalTask<T>& task, int64_t first, in
     ColumnTile<T> state(task.columns, scratch, column, last, tile);
     state.start();
     for (int64_t j = 0; j < task.columns.m; ++j) {
-      const auto solve = [&](auto solver) {
-        solver(state.x, state.length, task.ratio, task.pivot_inverse, task.upper);
-      };
-      if (state.vectors == 1)
-        solve(solve_tridiagonal<Vec<T>, 1, T>);
-      else if (state.vectors == 2)
-        solve(solve_tridiagonal<Vec<T>, 2, T>);
-      else if (state.vectors == 3)
-        solve(solve_tridiagonal<Vec<T>, 3, T>);
-      else
-        solve(solve_tridiagonal<Vec<T>, wide_vectors, T>);
+      solve_vectors<wide_vectors>(state.vectors, state.x, state.length, task);
       state.end_step();
     }
     state.finish();
