@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Speed of the fused relaxations: nanoseconds per step of one element or trajectory, on one thread and on all cores.
+
+Beside them: the same kernel on one slice, which is a serial program in C++ with all of its latency; and the
+propagators of the package, which take the same steps with NumPy. What the timed calls left behind is compared with
+``pyparareal.reference``, bit for bit, on some slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bench.cases import Result, case
+from pyparareal import _timing, reference
+
+Array = Any
+POINTS, SLICES, STEPS = 256, 1024, 16  # heat: 2 MB of states
+TRAJECTORIES, SCALARS = 10_000, 1_000_000
+LORENZ = (10, 28, 8 / 3)
+TRIDIAGONAL_FLOPS = 5  # per element: multiply and subtract upwards; multiply, subtract and multiply downwards
+LORENZ_RK4_FLOPS = 78  # per step: 4 slopes of 9, 3 stages of 6, weights of 24
+SHOWN = (0, 1, 7, -1)  # slices that are compared with the reference
+
+
+@case("ops.relax", suite="quick")
+def relax() -> Result:
+    """Heat by backward Euler, Lorenz by RK4, a diagonal; also with a pair of right-hand sides and all states kept."""
+    metrics: dict[str, float] = {}
+    samples: dict[str, list[float]] = {}
+    checked = True
+    for measure in (_heat, _lorenz, _diagonal):
+        more = measure()
+        metrics |= more.metrics
+        samples |= more.samples
+        checked &= more.checked
+    return Result(
+        metrics,
+        checked,
+        samples,
+        f"float64; heat: {SLICES} slices of {POINTS} points, {STEPS} steps; Lorenz: {TRAJECTORIES} trajectories; "
+        f"diagonal: {SCALARS} scalars; threads: 1 and {_timing.cores()}; times of one call in seconds",
+    )
+
+
+def _heat() -> Result:
+    from pyparareal import ops
+    from pyparareal.implicit import DiagonallyImplicit
+    from pyparareal.operators import Tridiagonal
+    from pyparareal.propagators import advance
+    from pyparareal.time_grid import TimeGrid
+
+    rng = np.random.default_rng()
+    u, rate = rng.standard_normal((SLICES, POINTS)), 0.5
+    off = np.full(POINTS - 1, -rate)
+    factors = reference.factorise_tridiagonal(off, np.full(POINTS, 1 + 2 * rate), off)
+    f, g, every = (rng.standard_normal((SLICES, STEPS, POINTS)) for _ in range(3))
+    outs = {name: np.full_like(u, np.nan) for name in ("one", "all", "pair", "propagator")}
+    serial_u, serial_out = u[:1].copy(), np.empty((1, POINTS))
+    grid = TimeGrid(0.0, 1.0, SLICES * STEPS)
+    scale = rate * SLICES * STEPS  # (I - dt A) is the matrix above
+    laplacian = Tridiagonal(scale - 0 * off, np.full(POINTS, -2 * scale), scale - 0 * off)
+    phi = DiagonallyImplicit(laplacian, grid)
+    ways: dict[str, Callable[[], Any]] = {
+        "one_thread": lambda: ops.relax_tridiagonal(u, *factors, STEPS, out=outs["one"], threads=1),
+        "all_cores": lambda: ops.relax_tridiagonal(u, *factors, STEPS, out=outs["all"], threads=_timing.cores()),
+        "pair_all_cores": lambda: ops.relax_tridiagonal(
+            u, *factors, STEPS, f=f, g=g, every=every, out=outs["pair"], threads=_timing.cores()
+        ),
+        "one_slice": lambda: ops.relax_tridiagonal(serial_u, *factors, 64, out=serial_out, threads=1),
+    }
+    taken = _timing.interleave(ways, min_time=0.2, cold_cache=False)
+    slow = {"propagator": lambda: advance(phi, u, slice(0, SLICES * STEPS, STEPS), STEPS, out=outs["propagator"])}
+    taken |= _timing.interleave(slow, min_time=0.0, cold_cache=False)
+    elements = SLICES * POINTS * STEPS
+    metrics = _common("heat", taken, elements, POINTS * 64, TRIDIAGONAL_FLOPS)
+    metrics["heat_ns_with_pair_all_cores"] = taken["pair_all_cores"].median / elements * 1e9
+    # f and g read, every written
+    metrics["heat_gb_per_s_with_pair_all_cores"] = 24e-9 * elements / taken["pair_all_cores"].median
+    few = np.array(SHOWN)
+    kept = np.empty((len(few), STEPS, POINTS))
+    expected = reference.relax_tridiagonal(u[few], *factors, STEPS)
+    expected_pair = reference.relax_tridiagonal(u[few], *factors, STEPS, f=f[few], g=g[few], every=kept)
+    checked = all(np.array_equal(outs[name][few], expected) for name in ("one", "all"))
+    checked &= np.array_equal(outs["pair"][few], expected_pair) and np.array_equal(every[few], kept)
+    # It divides where the kernel multiplies, and steps are contractions: a rounding or two a step and row.
+    checked &= np.abs(outs["propagator"] - outs["one"]).max() <= 1e-12 * np.abs(u).max()
+    return Result(metrics, bool(checked), {f"heat_{name}": s.seconds for name, s in taken.items()})
+
+
+def _lorenz() -> Result:
+    from pyparareal import ops
+    from pyparareal.problems import published
+    from pyparareal.propagators import RungeKutta, advance
+    from pyparareal.tableaux import RK4
+    from pyparareal.time_grid import TimeGrid
+
+    u, dt = np.random.default_rng().standard_normal((TRAJECTORIES, 3)), 2.0**-10
+    outs = {name: np.full_like(u, np.nan) for name in ("one", "all", "propagator")}
+    serial_u, serial_out = u[:1].copy(), np.empty((1, 3))
+    grid = TimeGrid(0.0, dt * TRAJECTORIES * STEPS, TRAJECTORIES * STEPS)
+    phi = RungeKutta(published.lorenz().rhs, grid, RK4)
+    step = ("lorenz", LORENZ, RK4, dt)
+    ways: dict[str, Callable[[], Any]] = {
+        "one_thread": lambda: ops.relax_rk(u, *step, STEPS, out=outs["one"], threads=1),
+        "all_cores": lambda: ops.relax_rk(u, *step, STEPS, out=outs["all"], threads=_timing.cores()),
+        "one_slice": lambda: ops.relax_rk(serial_u, *step, 4096, out=serial_out, threads=1),
+        "propagator": lambda: advance(phi, u, slice(0, TRAJECTORIES * STEPS, STEPS), STEPS, out=outs["propagator"]),
+    }
+    taken = _timing.interleave(ways, min_time=0.2, cold_cache=False)
+    metrics = _common("lorenz", taken, TRAJECTORIES * STEPS, 4096, LORENZ_RK4_FLOPS)
+    checked = all(np.array_equal(out, outs["propagator"]) for out in outs.values())
+    return Result(metrics, checked, {f"lorenz_{name}": s.seconds for name, s in taken.items()})
+
+
+def _diagonal() -> Result:
+    from pyparareal import ops
+
+    u, a = np.random.default_rng().standard_normal((SCALARS, 1)), np.array([0.9])
+    outs = {name: np.full_like(u, np.nan) for name in ("one", "all")}
+    serial_u, serial_out = u[:1].copy(), np.empty((1, 1))
+    ways: dict[str, Callable[[], Any]] = {
+        "one_thread": lambda: ops.relax_diagonal(u, a, STEPS, out=outs["one"], threads=1),
+        "all_cores": lambda: ops.relax_diagonal(u, a, STEPS, out=outs["all"], threads=_timing.cores()),
+        "one_slice": lambda: ops.relax_diagonal(serial_u, a, 65536, out=serial_out, threads=1),
+    }
+    taken = _timing.interleave(ways, min_time=0.2, cold_cache=False)
+    metrics = _common("diagonal", taken, SCALARS * STEPS, 65536, 1)
+    metrics["diagonal_gb_per_s_all_cores"] = 16e-9 * SCALARS / taken["all_cores"].median
+    expected = reference.relax_diagonal(u, a, STEPS)
+    checked = all(np.array_equal(out, expected) for out in outs.values())
+    return Result(metrics, checked, {f"diagonal_{name}": s.seconds for name, s in taken.items()})
+
+
+def _common(
+    name: str, taken: dict[str, _timing.Samples], steps: int, serial_steps: int, flops: int
+) -> dict[str, float]:
+    """``steps`` of one element or trajectory in a call, ``serial_steps`` in the call for one slice."""
+    serial = taken["one_slice"].median / serial_steps
+    one, every = (taken[way].median / steps for way in ("one_thread", "all_cores"))
+    metrics = {
+        f"{name}_ns_one_thread": one * 1e9,
+        f"{name}_ns_all_cores": every * 1e9,
+        f"{name}_ns_one_slice": serial * 1e9,
+        f"{name}_gflops_one_thread": flops / one * 1e-9,
+        f"{name}_one_slice_over_one_thread": serial / one,
+        f"{name}_one_slice_over_all_cores": serial / every,
+    }
+    if "propagator" in taken:
+        metrics[f"{name}_propagator_over_one_thread"] = taken["propagator"].median / taken["one_thread"].median
+    return metrics
