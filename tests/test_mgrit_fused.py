@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Fused relaxation: the bits of single steps, in as many calls as there are sweeps."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from pyparareal import MGRIT, TimeGrid, arrays, ops, serial_solve, solve
+from pyparareal.equations import FusedPair, Pair, pair
+from pyparareal.implicit import DiagonallyImplicit, ImplicitEuler
+from pyparareal.operators import Tridiagonal
+from pyparareal.propagators import is_fused, relax_by_steps
+from pyparareal.tableaux import BACKWARD_EULER, CRANK_NICOLSON
+
+
+class Steps:
+    """A propagator with nothing but its step."""
+
+    batch_invariant = True
+
+    def __init__(self, phi):
+        self.phi, self.grid = phi, phi.grid
+
+    def step(self, u, points):
+        return self.phi.step(u, points)
+
+    def rediscretise(self, m):
+        return Steps(self.phi.rediscretise(m))
+
+
+def heat(steps, points=17):
+    dx = 1 / (points + 1)
+    off = np.full(points - 1, 1 / dx**2)
+    return ImplicitEuler(off, np.full(points, -2 / dx**2), off, TimeGrid(0, 0.1, steps))
+
+
+def case(steps, points=17, **options):
+    fine = heat(steps, points)
+    u0 = np.random.default_rng(0).standard_normal((2, points))
+    return {"fine": fine, "u0": u0, "grid": fine.grid, "m": 3, "tol": 1e-8, "method": MGRIT(**options)}
+
+
+OPTIONS = [
+    {"levels": 2},
+    {"levels": 2, "nu": 0, "measure": "end"},
+    {"levels": 3, "cycle": "F", "nu": [1, 2]},
+    {"levels": 4, "cycle": "W", "omega": 1.2},
+    {"levels": 3, "nested": True, "coarsest_sweeps": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("steps", [81, 89])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_fused_and_single_steps_give_the_same_bits(options, steps, library):
+    fused = case(steps, **options)
+    if library == "torch":
+        fused["u0"] = pytest.importorskip("torch").from_numpy(fused["u0"])
+    single = fused | {"fine": Steps(fused["fine"])}
+    assert is_fused(fused["fine"])
+    assert not is_fused(single["fine"])
+    got, expected = (
+        solve(**problem, save="all", max_iterations=30, on_failure="return") for problem in (fused, single)
+    )
+    assert np.array_equal(arrays.to_numpy(got.u), arrays.to_numpy(expected.u))
+    np.testing.assert_array_equal(got.residuals, expected.residuals)
+    assert got.stats.steps_per_level == expected.stats.steps_per_level
+    assert got.stats.critical_steps_per_level == expected.stats.critical_steps_per_level
+
+
+def test_the_serial_chain_is_the_fixed_point_of_fused_cycles():
+    problem = case(81, levels=3)
+    chain = serial_solve(Steps(problem["fine"]), problem["u0"], problem["grid"]).u
+    solution = solve(**problem, initial=chain[::3].copy(), save="all")
+    assert solution.residuals == (0.0,)
+    assert np.array_equal(solution.u, chain)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+@pytest.mark.parametrize("nu", [0, 1, 2])
+def test_a_cycle_calls_a_kernel_per_sweep_whatever_the_number_of_points(levels, nu, monkeypatch):
+    calls = collections.Counter()
+
+    def count(name):
+        original = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *a, **k: calls.update([name]) or original(*a, **k))
+
+    for name in ("relax_tridiagonal", "c_relax", "slice_norms", "extract", "inject", "parareal_update"):
+        count(name)
+    found = []
+    for steps in (81, 810):
+        problem = case(steps, levels=levels, nu=nu, skip_first_down=False, stagnation=None) | {"tol": 0.0}
+        per_run = []
+        for cycles in (1, 2):
+            calls.clear()
+            solve(**problem, initial=np.ones((steps // 3 + 1, 2, 17)), max_iterations=cycles, on_failure="return")
+            per_run.append(calls.copy())
+        found.append(per_run[1] - per_run[0])
+    assert found[0] == found[1]
+    relaxed = levels - 1
+    assert found[0]["relax_tridiagonal"] == relaxed * (nu + 1) + relaxed + 1 + (
+        levels - 2
+    )  # sweeps, pairs, chain, F-points
+    assert found[0]["c_relax"] == relaxed * nu
+    assert found[0]["slice_norms"] == 1
+    assert found[0]["extract"] == found[0]["inject"] == levels - 2
+    assert found[0]["parareal_update"] == 0
+
+
+def test_what_is_fused():
+    a = Tridiagonal([1.0], [-2.0, -2.0], [1.0])
+    uniform, graded = TimeGrid(0, 1, 4), TimeGrid.from_times([0.0, 0.1, 0.3, 0.6])
+    assert DiagonallyImplicit(a, uniform).fused
+    assert DiagonallyImplicit(a, uniform, BACKWARD_EULER).rediscretise(2).fused
+    assert not DiagonallyImplicit(a, graded).fused
+    assert not DiagonallyImplicit(a, uniform, CRANK_NICOLSON).fused
+    assert not DiagonallyImplicit(a, uniform, source=lambda t: np.zeros((len(t), 2))).fused
+    u = np.zeros((4, 1, 2))
+    assert type(pair(DiagonallyImplicit(a, uniform), u, u)) is FusedPair
+    assert type(pair(DiagonallyImplicit(a, graded), u, u)) is Pair
+
+
+@pytest.mark.parametrize("rhs", [(), ("f",), ("f", "g")])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_relax_is_m_steps_with_what_is_added_and_kept(rhs, dtype):
+    rng = np.random.default_rng(1)
+    phi = heat(12, points=5)
+    u = rng.standard_normal((3, 2, 5)).astype(dtype)
+    more = {name: rng.standard_normal((3, 4, 2, 5)).astype(dtype) for name in rhs}
+    results = []
+    for relax in (phi.relax, lambda *a, **k: relax_by_steps(phi, *a, **k)):
+        out, every = np.full_like(u, np.nan), np.full((3, 4, 2, 5), np.nan, dtype)
+        relax(u, slice(0, 9, 4), 4, out, **more, every=every)
+        results.append((out, every))
+    assert np.array_equal(results[0][0], results[1][0])
+    assert np.array_equal(results[0][1], results[1][1])
+    assert np.array_equal(results[0][1][:, -1], results[0][0])
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_windows_are_views(library):
+    module = pytest.importorskip(library)
+    rows = module.arange(20) if library == "numpy" else module.arange(20.0)
+    u = rows[:, None]
+    for points, m, shift in [
+        (slice(0, 19, 4), 4, 0),
+        (slice(0, 13, 4), 3, 1),
+        (slice(5, 6, 9), 7, 2),
+        (slice(1, 18, 8), 2, 1),
+    ]:
+        v = arrays.windows(u, points, m, shift)
+        expected = [[p + j + shift for j in range(m)] for p in range(points.start, points.stop, points.step)]
+        assert v[..., 0].tolist() == expected
+        v[0, 0] = -1
+        assert u[points.start + shift, 0] == -1
+        u[points.start + shift] = points.start + shift
+    with pytest.raises(ValueError, match="expected windows inside the 20 rows of u"):
+        arrays.windows(u, slice(0, 17, 4), 5)
+
+
+def test_a_differentiated_solve_is_that_of_the_kernel():
+    torch = pytest.importorskip("torch")
+    a = Tridiagonal([1.0, 2.0], [-4.0, -5.0, -4.0], [0.5, 1.0])
+    b = torch.randn(2, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    plain, kernel = a.solve(b, 0.1), a.solve(b.detach(), 0.1)
+    assert torch.equal(plain, kernel)
+    torch.autograd.gradcheck(lambda x: a.solve(x, 0.1), b)
