@@ -74,6 +74,16 @@ def to_numpy(u: Array) -> np.ndarray[Any, Any]:
     return namespace(u).asnumpy(u)
 
 
+def float64_like(values: np.ndarray[Any, Any], u: Array) -> Array:
+    """``values`` as float64 in the library and on the device of ``u``."""
+    if isinstance(u, np.ndarray):
+        return values
+    if is_torch(u):
+        return sys.modules["torch"].as_tensor(np.ascontiguousarray(values), device=u.device)
+    with u.device:
+        return namespace(u).asarray(values)
+
+
 def copy(u: Array) -> Array:
     """A contiguous copy."""
     v = empty_like(u)

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from . import arrays, ops
+from .compiled import CompiledRhs
 from .tableaux import RK4, Tableau
 from .time_grid import TimeGrid, count_points, part_of_points, shift_points
 
@@ -156,7 +157,8 @@ class RungeKutta:
     Parameters
     ----------
     rhs : callable
-        ``rhs(t, u)`` with ``u [slices, batch, features...]`` and ``t`` broadcastable to it.
+        ``rhs(t, u)`` with ``u [slices, batch, features...]`` and ``t`` broadcastable to it; a :class:`.CompiledRhs` is
+        stepped by a kernel.
     grid : TimeGrid
         The grid whose steps are taken.
     tableau : Tableau
@@ -181,12 +183,34 @@ class RungeKutta:
         if not isinstance(substeps, int) or isinstance(substeps, bool) or substeps < 1:
             raise ValueError(f"substeps: got {substeps!r}, expected an integer of at least 1")
         self.rhs, self.grid, self.tableau, self.substeps = rhs, grid, tableau, substeps
-        self.batch_invariant = batch_invariant
+        self.fused = isinstance(rhs, CompiledRhs)
+        self.batch_invariant = batch_invariant or self.fused
 
     def step(self, u: Array, points: slice) -> Array:
+        if isinstance(self.rhs, CompiledRhs) and arrays.kernel_takes(u):
+            return self._relax_compiled(self.rhs, u, points, 1, None)
         return self._step(column(self.grid.times(points), u), u, points)
 
-    def relax(self, u: Array, points: slice, m: int, out: Array) -> None:
+    def relax(self, u: Array, points: slice, m: int, out: Array | None, **more: Array | None) -> None:
+        """``m`` steps: one kernel if ``rhs`` is a :class:`.CompiledRhs` (:class:`FusedPropagator`), else one by one."""
+        if isinstance(self.rhs, CompiledRhs) and arrays.kernel_takes(u):
+            self._relax_compiled(self.rhs, u, points, m, out, **more)
+        elif more or out is None:
+            relax_by_steps(self, u, points, m, out, **more)
+        else:
+            self._relax(u, points, m, out)
+
+    def _relax_compiled(
+        self, rhs: CompiledRhs, u: Array, points: slice, m: int, out: Array | None, **more: Any
+    ) -> Array:
+        if tuple(u.shape[-1:]) != (rhs.components,):
+            raise ValueError(f"u: got {tuple(u.shape[-1:])} components, expected {rhs.components} for {rhs.name}")
+        h = self.grid.dt()
+        dt = h if isinstance(h, float) else arrays.float64_like(arrays.windows(h, points, m), u)
+        name, parameters = rhs.name, rhs.parameters
+        return ops.relax_rk(u, name, parameters, self.tableau, dt, m, substeps=self.substeps, out=out, **more)
+
+    def _relax(self, u: Array, points: slice, m: int, out: Array) -> None:
         # All times of the relaxation at once: row j of the strided view below is times(points + j).
         last = points.start + (count_points(points) - 1) * points.step + m
         t = column(self.grid.times(slice(points.start, last)), u)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import arrays
+from ..compiled import compiled
 from ..implicit import DiagonallyImplicit
 from ..operators import LinearOperator, Rates, Tridiagonal
 from ..propagators import Propagator, RungeKutta
@@ -142,6 +143,7 @@ PERIOD_OF_S = 35.7876  # the same in the variable of _graded_times; how precise 
 START = (0.994, 0.0, 0.0, -2.00158510637908252240537862224)
 
 
+@compiled("arenstorf", MOON)
 def _three_bodies(t: Array, u: Array) -> Array:
     x, y, vx, vy = u[..., 0], u[..., 1], u[..., 2], u[..., 3]
     du = arrays.empty_like(u)

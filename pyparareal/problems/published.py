@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import arrays
+from ..compiled import compiled
 from ..implicit import ImplicitEuler
 from ..propagators import RungeKutta, like
 from ..tableaux import COOPER_VERNER_8, EULER, MIDPOINT, RK4, Tableau
@@ -85,6 +86,7 @@ class Problem:
 def lorenz() -> Problem:
     """``x' = 10 (y - x), y' = 28 x - y - x z, z' = x y - 8/3 z``: chaotic (E. N. Lorenz, 1963)."""
 
+    @compiled("lorenz", 10, 28, 8 / 3)
     def rhs(t: Array, u: Array) -> Array:
         x, y, z = u[..., 0], u[..., 1], u[..., 2]
         du = arrays.empty_like(u)
@@ -101,6 +103,7 @@ def lorenz() -> Problem:
 def fitzhugh_nagumo() -> Problem:
     """``u' = 3 (u - u^3/3 + v), v' = -(u - 0.2 + 0.2 v) / 3``: a spiking neuron (R. FitzHugh 1961, J. Nagumo 1962)."""
 
+    @compiled("fitzhugh_nagumo", 0.2, 0.2, 3)
     def rhs(t: Array, w: Array) -> Array:
         u, v = w[..., 0], w[..., 1]
         dw = arrays.empty_like(w)
@@ -114,6 +117,7 @@ def fitzhugh_nagumo() -> Problem:
 def brusselator() -> Problem:
     """``u' = 1 + u^2 v - 4 u, v' = 3 u - u^2 v``: a chemical oscillator (R. Lefever, G. Nicolis, 1971)."""
 
+    @compiled("brusselator", 1, 3)
     def rhs(t: Array, w: Array) -> Array:
         u, v = w[..., 0], w[..., 1]
         dw = arrays.empty_like(w)
