@@ -100,7 +100,8 @@ def build(network: str, settings: Settings, data: Split) -> nn.Module:
 
     ``serial``: the settings' model. ``parareal-N``: its parareal version. ``uncorrected-N``: the same without coarse
     chain, output ``h(y_N)``; as nothing else reaches that output or gets a gradient, ``h . g^N . C^N`` alone is
-    run. ``linear``: one linear layer. Any other name: that model of :data:`pyparareal.nn.models.MODELS`.
+    run. ``linear``: one linear layer. Any other name: that model of :data:`pyparareal.nn.models.MODELS`, after
+    ``wide_`` of twice the width.
     """
     import torch
     from torch import nn
@@ -111,8 +112,9 @@ def build(network: str, settings: Settings, data: Split) -> nn.Module:
     if network == "linear":
         return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(data.image_shape), data.classes))
     kind, _, parts = network.partition("-")
-    name = settings.model if parts or network == "serial" else network
-    net = models.build(name, channels=data.image_shape[0], classes=data.classes, width=settings.width)
+    name = settings.model if parts or network == "serial" else network.removeprefix("wide_")
+    width = 2 * settings.width if network.startswith("wide_") else settings.width
+    net = models.build(name, channels=data.image_shape[0], classes=data.classes, width=width)
     if not parts:
         return net
     parareal = models.build_parareal(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .batching import shifted as shifted
     from .batching import steps_per_epoch as steps_per_epoch
     from .cluttering import clutter as clutter
+    from .curves import connected_curves as connected_curves
     from .files import DataError as DataError
     from .images import Images as Images
     from .images import Split as Split
@@ -36,6 +37,7 @@ _HOME = {
     "batches": ".batching",
     "clutter": ".cluttering",
     "cluttered_digits": ".loading",
+    "connected_curves": ".curves",
     "cropped_and_flipped": ".batching",
     "digits": ".loading",
     "generator": ".batching",
