@@ -13,6 +13,7 @@ from data_formats import origins, pixels  # noqa: E402
 
 from pyparareal.nn import data  # noqa: E402
 from pyparareal.nn.data import images as images_module  # noqa: E402
+from pyparareal.nn.data import names  # noqa: E402
 
 
 def labelled(count=60, channels=3, side=6, classes=3, seed=0):
@@ -168,7 +169,7 @@ def test_augmentation_stays_on_the_device_of_the_images(augment):
 
 
 def test_every_name_has_a_reader_and_a_default():
-    from pyparareal.nn.data import loading, names
+    from pyparareal.nn.data import loading
 
     assert set(names.NAMES) == {*loading.READERS, *names.WITHOUT_FILES, "folder"}
     assert set(data.DEFAULT_AUGMENTATION.values()) <= set(data.AUGMENTATIONS)
@@ -181,8 +182,8 @@ def test_every_name_has_a_reader_and_a_default():
 WRONG = [
     (("imagenet",), {}, r"data: got 'imagenet', expected one of digits, cluttered_digits, cifar10"),
     (("mnist",), {}, "directory: got none, expected where the original files of mnist are"),
-    (("digits", "there"), {}, "directory: got 'there', expected none: digits come with scikit-learn"),
-    (("mnist", "there"), {"image_size": 28}, "image_size: got 28 for mnist, expected it for folder or cluttered"),
+    (("digits", "there"), {}, "directory: got 'there', expected none: digits need no files"),
+    (("mnist", "there"), {"image_size": 28}, "image_size: got 28 for mnist, expected it for cluttered_digits, "),
     (("folder", "there"), {"image_size": 0}, "image_size: got 0, expected at least 1"),
 ]
 
@@ -193,7 +194,7 @@ def test_wrong_arguments(words, options, message):
         data.load(*words, **options)
 
 
-@pytest.mark.parametrize("name", [n for n in data.NAMES if n not in ("digits", "cluttered_digits")])
+@pytest.mark.parametrize("name", [n for n in data.NAMES if n not in names.WITHOUT_FILES])
 def test_missing_files_say_what_was_expected_where(tmp_path, name):
     (tmp_path / "other").touch()
     with pytest.raises(FileNotFoundError) as caught:

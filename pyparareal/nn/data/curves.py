@@ -22,14 +22,15 @@ Points = NDArray[np.int64]
 
 
 def connected_curves(
-    canvas: int = 16, *, length: int = 28, train: int = 19200, held_out: int = 4800, seed: int = 0
+    canvas: int = 16, *, length: int | None = None, train: int = 19200, held_out: int = 4800, seed: int = 0
 ) -> Split:
     """Training, validation and test images of :func:`scenes`, each set with random numbers of its own.
 
-    ``held_out`` is the size of the validation set and of the test set.
+    ``held_out`` is the size of the validation set and of the test set; ``length`` defaults to a ninth of the canvas.
     """
     if not 0 <= seed < 2**30:
         raise ValueError(f"seed: got {seed}, expected 0 to 2**30 - 1")
+    length = max(12, canvas**2 // 9) if length is None else length
     counts = (train, held_out, held_out)
     sets = [scenes(count, 3 * seed + number, canvas, length) for number, count in enumerate(counts)]
     return standardised(sets[0], sets[1], sets[2], 2, CLASS_NAMES)
@@ -128,7 +129,8 @@ def _free(taken: Grid, head: Points, before: Points, target: Points) -> Grid:
     inside = ((target > 0) & (target < side - 1)).all(1)
     target = np.where(inside[:, None], target, head)
     own = 1 + ((np.abs(before - target).max(1) <= 1) & (before != head).any(1)).astype(np.int64)
-    return inside & (_around(taken, target).sum(1) == own)
+    around = _around(taken, target)
+    return inside & ~around[:, 4] & (around.sum(1) == own)  # 4 is the target itself
 
 
 def _around(taken: Grid, centre: Points) -> Grid:

@@ -12,6 +12,7 @@ import torch
 
 from . import cifar, folders, idx, svhn
 from .cluttering import cluttered
+from .curves import connected_curves
 from .images import Images, Split, split
 from .names import NAMES, WITHOUT_FILES
 
@@ -32,9 +33,10 @@ def load(name: str, directory: Path | None = None, *, image_size: int | None = N
     ----------
     name : one of ``NAMES``
     directory : where the original files are; CIFAR also: the .tar.gz itself
-        Required except for ``digits`` and ``cluttered_digits``. Read, never written; nothing is downloaded.
+        Required except for ``digits``, ``cluttered_digits`` and ``connected_curves``. Read, never written; nothing
+        is downloaded.
     image_size : int, optional
-        Of ``folder``: see :func:`.folders.read`. Of ``cluttered_digits``: the side of the canvas.
+        Of ``folder``: see :func:`.folders.read`. Of ``cluttered_digits``, ``connected_curves``: the side of the canvas.
 
     Raises
     ------
@@ -45,14 +47,14 @@ def load(name: str, directory: Path | None = None, *, image_size: int | None = N
     """
     if name not in NAMES:
         raise ValueError(f"data: got {name!r}, expected one of {', '.join(NAMES)}")
-    if image_size is not None and name not in ("folder", "cluttered_digits"):
-        raise ValueError(f"image_size: got {image_size} for {name}, expected it for folder or cluttered_digits only")
+    if image_size is not None and name not in ("folder", *MADE):
+        raise ValueError(f"image_size: got {image_size} for {name}, expected it for {', '.join(MADE)} or folder only")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size: got {image_size}, expected at least 1")
     if name in WITHOUT_FILES:
         if directory is not None:
-            raise ValueError(f"directory: got {str(directory)!r}, expected none: {name} come with scikit-learn")
-        return digits() if name == "digits" else cluttered_digits(**_given(canvas=image_size))
+            raise ValueError(f"directory: got {str(directory)!r}, expected none: {name} need no files")
+        return digits() if name == "digits" else MADE[name](**_given(canvas=image_size))
     if directory is None:
         raise ValueError(f"directory: got none, expected where the original files of {name} are")
     if name == "folder":
@@ -78,6 +80,9 @@ def cluttered_digits(canvas: int = 28, *, train: int = 4, held_out: int = 1, see
     ``train`` and ``held_out`` are the copies of each training image and of each validation and test image.
     """
     return cluttered(digits(), canvas=canvas, train=train, held_out=held_out, seed=seed)
+
+
+MADE: dict[str, Callable[..., Split]] = {"cluttered_digits": cluttered_digits, "connected_curves": connected_curves}
 
 
 def _given(**options: int | None) -> dict[str, int]:
