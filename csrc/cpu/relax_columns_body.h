@@ -32,7 +32,14 @@ inline __attribute__((always_inline)) void write(T* to, const V& v) {
   __builtin_memcpy(to, &v, sizeof v);
 }
 
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define PYPARAREAL_SHUFFLES
+#endif
+#endif
+
 // Rows a and b exchange their off-diagonal blocks of `half` lanes.
+#ifdef PYPARAREAL_SHUFFLES
 template <class T, int half, int... j>
 inline __attribute__((always_inline)) void exchange(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, j...>) {
   constexpr int n = lanes_of<T>;
@@ -40,6 +47,14 @@ inline __attribute__((always_inline)) void exchange(Vec<T>& a, Vec<T>& b, std::i
   const Vec<T> high = __builtin_shufflevector(a, b, ((j & half) ? n + j : j + half)...);
   a = low, b = high;
 }
+#else
+template <class T, int half, int... j>
+inline __attribute__((always_inline)) void exchange(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, j...>) {
+  const Vec<T> low = {((j & half) ? b[j & ~half] : a[j])...};
+  const Vec<T> high = {((j & half) ? b[j] : a[j | half])...};
+  a = low, b = high;
+}
+#endif
 
 template <class T, int half = 1>
 inline __attribute__((always_inline)) void transpose(Vec<T>* rows) {

@@ -27,6 +27,7 @@ from mutants_of import Mutant, mutants_of
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL_TESTS = ["tests/test_ops*.py"]
+RELAX_TESTS = ["tests/test_ops_relax*.py"]
 SOLVER_TESTS = ["tests/test_solve*.py", "tests/test_theorems.py", "tests/test_parareal*.py", "tests/test_runtime*.py"]
 MGRIT_TESTS = ["tests/test_mgrit*.py", "tests/test_golden_mgrit.py", "tests/test_solver.py"]
 TARGETS = {
@@ -39,6 +40,13 @@ TARGETS = {
     "csrc/cpu/norm_tree.h": KERNEL_TESTS,
     "csrc/cpu/parallel.h": KERNEL_TESTS,
     "csrc/cpu/stream_copy.cpp": KERNEL_TESTS,
+    "csrc/include/pyparareal/coefficients.h": RELAX_TESTS,
+    "csrc/include/pyparareal/columns.h": RELAX_TESTS,
+    "csrc/include/pyparareal/rhs.h": RELAX_TESTS,
+    "csrc/relax_ops.cpp": RELAX_TESTS,
+    "csrc/cpu/relax.cpp": RELAX_TESTS,
+    "csrc/cpu/relax_columns_body.h": RELAX_TESTS,
+    "csrc/cpu/relax_tiles_body.h": RELAX_TESTS,
     "pyparareal/time_grid.py": ["tests/test_time_grid.py", "tests/test_propagators.py", *SOLVER_TESTS],
     "pyparareal/runtime/local.py": SOLVER_TESTS,
     "pyparareal/parareal.py": SOLVER_TESTS,
