@@ -22,6 +22,7 @@ TRAJECTORIES, SCALARS = 10_000, 1_000_000
 LORENZ = (10, 28, 8 / 3)
 TRIDIAGONAL_FLOPS = 5  # per element: multiply and subtract upwards; multiply, subtract and multiply downwards
 LORENZ_RK4_FLOPS = 78  # per step: 4 slopes of 9, 3 stages of 6, weights of 24
+SERIAL_STEPS = 4096  # in one launch, which then costs nothing
 SHOWN = (0, 1, 7, -1)  # slices that are compared with the reference
 
 
@@ -43,6 +44,58 @@ def relax() -> Result:
         f"float64; heat: {SLICES} slices of {POINTS} points, {STEPS} steps; Lorenz: {TRAJECTORIES} trajectories; "
         f"diagonal: {SCALARS} scalars; threads: 1 and {_timing.cores()}; times of one call in seconds",
     )
+
+
+@case("ops.relax.cuda", suite="gpu", device="cuda")
+def relax_cuda() -> Result:
+    """The same on the device, beside one slice in one launch: the best serial program there; heat at three widths."""
+    return on_device("cuda")
+
+
+def on_device(device: str) -> Result:
+    """``ops.relax.cuda`` on torch tensors of ``device``."""
+    from pyparareal.tableaux import RK4
+
+    rng = np.random.default_rng()
+    total = Result({}, True, {}, f"float64, {STEPS} steps a launch, {SERIAL_STEPS} of one slice; seconds of a call")
+    for points, slices in ((64, 1 << 18), (256, 1 << 16), (1024, 1 << 14)):
+        off = np.full(points - 1, -0.5)
+        factors = reference.factorise_tridiagonal(off, np.full(points, 2.0), off)
+        u = rng.standard_normal((1, points))
+        _add(total, f"heat_{points}", points * TRIDIAGONAL_FLOPS, device, "relax_tridiagonal", u, slices, factors)
+    lorenz = ("lorenz", LORENZ, RK4, 2.0**-10)
+    _add(total, "lorenz", LORENZ_RK4_FLOPS, device, "relax_rk", rng.standard_normal((1, 3)), 1 << 20, lorenz)
+    numbers = (np.array([0.9]),)
+    _add(total, "diagonal", 1, device, "relax_diagonal", rng.standard_normal((1, 1)), 1 << 26, numbers)
+    return total
+
+
+def _add(total: Result, name: str, flops: int, device: str, op: str, u: Array, slices: int, given: Any) -> None:
+    """``slices`` copies of ``u`` and ``u`` alone; ``flops`` are those of a step of one slice."""
+    import torch
+
+    from pyparareal import ops
+
+    alone = torch.from_numpy(u).to(device)
+    batch = alone.expand(slices, *u.shape[1:]).contiguous()
+    out, out_alone = torch.full_like(batch, float("nan")), torch.empty_like(alone)
+    arguments = [torch.from_numpy(x).to(device) if isinstance(x, np.ndarray) else x for x in given]
+    kernel = getattr(ops, op)
+    ways: dict[str, Callable[[], Any]] = {
+        "batched": lambda: kernel(batch, *arguments, STEPS, out=out),
+        "serial": lambda: kernel(alone, *arguments, SERIAL_STEPS, out=out_alone),
+    }
+    taken = _timing.interleave(ways, device=device, min_time=0.2)
+    batched, serial = taken["batched"].median / (slices * STEPS), taken["serial"].median / SERIAL_STEPS
+    total.metrics |= {
+        f"{name}_ns_per_step": batched * 1e9,
+        f"{name}_ns_per_serial_step": serial * 1e9,
+        f"{name}_serial_over_batched": serial / batched,
+        f"{name}_gflops": flops / batched * 1e-9,
+    }
+    total.samples |= {f"{name}_{way}": s.seconds for way, s in taken.items()}
+    expected = torch.from_numpy(getattr(reference, op)(u, *given, STEPS))
+    total.checked &= bool((out.cpu() == expected).all())
 
 
 def _heat() -> Result:
