@@ -14,8 +14,8 @@ template <class C>
 struct Coefficients {
   int32_t stages;
   int64_t substeps;
-  uint32_t used[max_stages + 1];  // bit j: coefficient j counts
   C value[max_stages + 1][max_stages];
+  uint32_t used[max_stages + 1];  // bit j: coefficient j counts
 
   Coefficients(const RungeKutta& scheme, bool own_steps) : stages(scheme.stages), substeps(scheme.substeps) {
     const double h = own_steps ? 1.0 : scheme.dt / static_cast<double>(scheme.substeps);
