@@ -7,13 +7,28 @@
 namespace pyparareal::cpu {
 namespace {
 
-// Scratch of one thread, with room to align it.
-std::size_t bytes_per_team_member(int64_t rows) {
-  return static_cast<std::size_t>(rows * relax_row_bytes + relax_alignment);
+// Widest tile of a thread, past its caches' best size: of 1 to 64 MiB the fastest for columns of 16,384 and 32,768
+// elements where a core has 1 MiB of L2 and 32 MiB of L3. It also bounds scratch.
+inline constexpr int64_t most_tile_bytes = 4 << 20;
+
+// Bytes of a row of a tile where a thread has `share` columns: whole vectors of the widest kind.
+int64_t row_bytes(int64_t share, int64_t rows, int64_t size) {
+  const int64_t vector = relax_alignment, most = std::clamp(most_tile_bytes / rows, vector, relax_row_bytes);
+  return std::min((share * size + vector - 1) / vector, most / vector) * vector;
 }
 
-std::size_t most_members(const ColumnSpace& space, int32_t threads) {
-  return static_cast<std::size_t>(team_size(threads, space.columns(), INT64_MAX));
+int64_t share_of(int64_t columns, int64_t team) { return (columns + team - 1) / team; }
+
+// Scratch of one member of a team, with room to align it.
+int64_t member_bytes(int64_t columns, int64_t team, int64_t rows, int64_t size) {
+  return rows * row_bytes(share_of(columns, team), rows, size) + relax_alignment;
+}
+
+std::size_t workspace_bytes(const ColumnSpace& space, DType dtype, int64_t rows, int32_t threads) {
+  const int64_t columns = space.columns(), size = dtype == DType::float64 ? 8 : 4;
+  const int64_t team = team_size(threads, columns, INT64_MAX);
+  return static_cast<std::size_t>(
+      std::max(member_bytes(columns, 1, rows, size), team * member_bytes(columns, team, rows, size)));
 }
 
 int64_t tridiagonal_rows(const ColumnSpace& space) { return space.length; }
@@ -26,24 +41,23 @@ int64_t stencil_rows(const ColumnSpace& space) { return 2 * (space.length + max_
 template <class T, class Run>
 void for_columns(const ColumnTask<T>& task, int64_t rows, const Exec& exec, const Run& run) {
   const RelaxTiles<T>& kernels = relax_tiles_of<T>(tiles());
-  const int64_t columns = task.space.columns(), size = static_cast<int64_t>(sizeof(T));
-  const std::size_t member_bytes = bytes_per_team_member(rows);
-  const int64_t narrow_tiles = (columns + kernels.lanes - 1) / kernels.lanes;
-  int team = team_size(exec.threads, narrow_tiles, columns * task.space.length * size * (task.m + 1));
-  if (exec.workspace)
-    team = static_cast<int>(std::min<int64_t>(team, static_cast<int64_t>(exec.workspace_bytes / member_bytes)));
-  const int64_t shares = (columns + team - 1) / team, vectors = (shares + kernels.lanes - 1) / kernels.lanes;
-  const int tile = static_cast<int>(std::min<int64_t>(vectors * kernels.lanes, kernels.wide));
-  share(team, (columns + tile - 1) / tile, [&](int64_t first, int64_t last) {
+  const int64_t columns = task.space.columns(), size = static_cast<int64_t>(sizeof(T)), lanes = kernels.lanes;
+  int team = team_size(exec.threads, share_of(columns, lanes), columns * task.space.length * size * (task.m + 1));
+  const auto available = static_cast<int64_t>(exec.workspace_bytes);
+  while (exec.workspace && team > 1 && team * member_bytes(columns, team, rows, size) > available) --team;
+  const int64_t share_columns = share_of(columns, team), own_bytes = member_bytes(columns, team, rows, size);
+  const int64_t vectors = std::min(share_of(share_columns, lanes), row_bytes(share_columns, rows, size) / size / lanes);
+  const int tile = static_cast<int>(std::min<int64_t>(vectors * lanes, kernels.wide));
+  share(team, share_of(columns, tile), [&](int64_t first, int64_t last) {
     alignas(relax_alignment) char own[max_components * relax_row_bytes];
     char* scratch = own;
     if (exec.workspace) {
 #ifdef _OPENMP
-      const int rank = team > 1 ? omp_get_thread_num() : 0;
+      const int64_t rank = team > 1 ? omp_get_thread_num() : 0;
 #else
-      const int rank = 0;
+      const int64_t rank = 0;
 #endif
-      const auto at = reinterpret_cast<uintptr_t>(exec.workspace) + static_cast<std::size_t>(rank) * member_bytes;
+      const auto at = reinterpret_cast<uintptr_t>(exec.workspace) + static_cast<uintptr_t>(rank * own_bytes);
       scratch = reinterpret_cast<char*>((at + relax_alignment - 1) / relax_alignment * relax_alignment);
     }
     if (first < last) run(kernels, first * tile, std::min(last * tile, columns), tile, reinterpret_cast<T*>(scratch));
@@ -184,12 +198,12 @@ const T* numbers(const ConstView& view) {
 
 }  // namespace
 
-std::size_t relax_tridiagonal_workspace_bytes(const ColumnSpace& space, DType, int32_t threads) {
-  return bytes_per_team_member(tridiagonal_rows(space)) * most_members(space, threads);
+std::size_t relax_tridiagonal_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads) {
+  return workspace_bytes(space, dtype, tridiagonal_rows(space), threads);
 }
 
-std::size_t relax_stencil_workspace_bytes(const ColumnSpace& space, DType, int32_t threads) {
-  return bytes_per_team_member(stencil_rows(space)) * most_members(space, threads);
+std::size_t relax_stencil_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads) {
+  return workspace_bytes(space, dtype, stencil_rows(space), threads);
 }
 
 Status relax_diagonal(const MutableView& out, const ConstView& u, const ConstView& a, int64_t m, const ConstView& f,
