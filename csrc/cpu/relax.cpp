@@ -7,8 +7,8 @@
 namespace pyparareal::cpu {
 namespace {
 
-// Widest tile of a thread, past its caches' best size: of 1 to 64 MiB the fastest for columns of 16,384 and 32,768
-// elements where a core has 1 MiB of L2 and 32 MiB of L3. It also bounds scratch.
+// Bytes of the widest tile: of 1 to 64 MiB the fastest measured for columns of 16,384 and 32,768
+// elements, where a core has 1 MiB of L2 and 32 MiB of L3. It also bounds scratch.
 inline constexpr int64_t most_tile_bytes = 4 << 20;
 
 // Bytes of a row of a tile where a thread has `share` columns: whole vectors of the widest kind.
