@@ -128,6 +128,15 @@ def test_cluttered_images_of_a_fold():
     assert study.split(0, 2) is data
 
 
+def test_scenes_of_a_fold():
+    study = accuracy_cases.curves_study()
+    data = study.split(0, 2)
+    index = study.test_indices(0, 2)
+    assert torch.equal(data.test.y, torch.from_numpy(study.labels[index]))
+    assert (len(data.train), len(data.test), data.image_shape) == (19200, 4800, (2, 16, 16))
+    assert {study.settings(network, 0, 2).width for network in study.networks} == {4}
+
+
 def test_the_recipe_is_the_default_of_pyparareal_train():
     defaults = Settings()
     different = {name for name, value in cv.RECIPE.items() if getattr(defaults, name) != value}
@@ -181,6 +190,8 @@ def test_other_networks(digits):
     data, settings = digits.split(0, 0), digits.settings("serial", 0, 0)
     assert cv.build("linear", settings, data)(data.test.x[:3]).shape == (3, 10)
     assert len(cv.build("resnet8", settings, data).split()[1]) == 3
+    wide = cv.build("wide_resnet8", settings, data)
+    assert wide.model_arguments == {"name": "resnet8", "channels": 1, "classes": 10, "width": 32}
     with pytest.raises(ValueError, match="network: got 'other-3', expected 'parareal-N' or 'uncorrected-N'"):
         cv.build("other-3", settings, data)
 

@@ -105,7 +105,7 @@ def _curve(taken: Grid, cells: Points, rng: np.random.RandomState) -> tuple[Grid
     count, side = len(taken), taken.shape[1]
     scene = np.arange(count)
     head = rng.randint(1, side - 1, size=(count, 2))
-    going = ~_around(taken, head).any(1)
+    going: Grid = _around(taken, head).sum(1) == 0
     taken[scene[going], head[going, 0], head[going, 1]] = True
     start, before = head.copy(), head.copy()
     heading = rng.randint(4, size=count)
