@@ -321,3 +321,10 @@ def test_step_sizes_of_any_strides():
         assert_same_bits(ops.relax_rk(u, *lorenz, dt, 3), reference.relax_rk(u, *lorenz, dt, 3))
     constant = np.full((30, 3), 0.0125)  # a coefficient times it: one rounding either way
     assert_same_bits(ops.relax_rk(u, *lorenz, constant, 3), ops.relax_rk(u, *lorenz, 0.0125, 3))
+
+
+def test_a_single_coefficient_has_no_stride():
+    u, one = np.array([[3.0], [5.0]]), np.full(2, 0.5)[::2]
+    assert one.strides == (16,)
+    assert ops.relax_stencil(u, one, 2).tolist() == [[0.75], [1.25]]
+    assert ops.relax_tridiagonal(u, one, one, one, 2).tolist() == [[0.75], [1.25]]
