@@ -17,8 +17,8 @@ from pyparareal.time_grid import TimeGrid
 every_op = pytest.mark.parametrize("op", OPS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=list(MODES))
-# Around one and several vectors of every instruction set, in slices as in space.
-SHAPES = [(1, 1), (1, 40), (2, 3), (3, 2, 17), (9, 8), (17, 33), (5, 7, 16), (33, 2), (70, 5), (129, 9)]
+# Around one and several vectors of every instruction set, in slices as in space; 65 and 129 columns leave one alone.
+SHAPES = [(1, 1), (1, 40), (2, 3), (3, 2, 17), (9, 8), (17, 33), (5, 7, 16), (33, 2), (70, 5), (5, 13, 4), (129, 9)]
 
 
 def agree(op, u, positional, keywords, mode="", **more):
@@ -84,6 +84,21 @@ def test_strides(op, layout):
         assert_same_bits(np.ascontiguousarray(out), expected)
         assert_same_bits(np.ascontiguousarray(every), expected_every)
         assert (base == 7).sum() == outside  # nothing beside the view was written
+
+
+@every_op
+@pytest.mark.parametrize("strided", ["u", "f", "g", "every", "out"])
+def test_one_operand_with_gaps_among_dense_ones(op, strided):
+    rng = np.random.default_rng(20)
+    u, positional, keywords = arguments(op, (9, 40), np.float64, 2, rng)
+    arrays = {"u": u, **right_hand_sides(u, 2, "fg", rng)}
+    arrays |= {"every": np.full_like(arrays["f"], 7), "out": np.full_like(u, 7)}
+    expected_every = np.empty_like(arrays["f"])
+    expected = getattr(reference, op)(u, *positional, f=arrays["f"], g=arrays["g"], every=expected_every, **keywords)
+    arrays[strided] = arrange(arrays[strided], "every third feature")
+    getattr(ops, op)(arrays.pop("u"), *positional, **arrays, **keywords)
+    assert_same_bits(np.ascontiguousarray(arrays["out"]), expected)
+    assert_same_bits(np.ascontiguousarray(arrays["every"]), expected_every)
 
 
 @every_op
