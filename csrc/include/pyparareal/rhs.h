@@ -11,7 +11,7 @@ namespace pyparareal {
 
 template <class C>
 struct Dahlquist {
-  static constexpr int components = 1, parameters = 1;
+  static constexpr int components = 1;
   C rate;
   PYPARAREAL_HD explicit Dahlquist(const double* p) : rate(static_cast<C>(p[0])) {}
 
@@ -23,7 +23,7 @@ struct Dahlquist {
 
 template <class C>
 struct Lorenz {
-  static constexpr int components = 3, parameters = 3;
+  static constexpr int components = 3;
   C sigma, rho, beta;
   PYPARAREAL_HD explicit Lorenz(const double* p)
       : sigma(static_cast<C>(p[0])), rho(static_cast<C>(p[1])), beta(static_cast<C>(p[2])) {}
@@ -39,7 +39,7 @@ struct Lorenz {
 
 template <class C>
 struct Brusselator {
-  static constexpr int components = 2, parameters = 2;
+  static constexpr int components = 2;
   C a, b, b_plus_one;
   PYPARAREAL_HD explicit Brusselator(const double* p)
       : a(static_cast<C>(p[0])), b(static_cast<C>(p[1])), b_plus_one(static_cast<C>(p[1] + 1)) {}
@@ -54,7 +54,7 @@ struct Brusselator {
 
 template <class C>
 struct FitzHughNagumo {
-  static constexpr int components = 2, parameters = 3;
+  static constexpr int components = 2;
   C a, b, c;
   PYPARAREAL_HD explicit FitzHughNagumo(const double* p)
       : a(static_cast<C>(p[0])), b(static_cast<C>(p[1])), c(static_cast<C>(p[2])) {}
@@ -69,7 +69,7 @@ struct FitzHughNagumo {
 
 template <class C>
 struct VanDerPol {
-  static constexpr int components = 2, parameters = 1;
+  static constexpr int components = 2;
   C mu;
   PYPARAREAL_HD explicit VanDerPol(const double* p) : mu(static_cast<C>(p[0])) {}
 
@@ -83,7 +83,7 @@ struct VanDerPol {
 
 template <class C>
 struct Arenstorf {
-  static constexpr int components = 4, parameters = 1;
+  static constexpr int components = 4;
   C moon, earth;
   PYPARAREAL_HD explicit Arenstorf(const double* p) : moon(static_cast<C>(p[0])), earth(static_cast<C>(1 - p[0])) {}
 
