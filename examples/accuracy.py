@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Is accuracy preserved? Usage: python examples/accuracy.py [figure.png [folder of records]]
 
-Draws what the bench cases ``train.digits_cv`` and ``train.cluttered_cv`` recorded (default: the records in
-``bench/results``): held-out accuracy while training, and the mean difference to the serial network.
+Draws what the bench cases ``train.digits_cv``, ``train.cluttered_cv`` and ``train.curves_cv`` recorded (default: the
+records in ``bench/results``): held-out accuracy while training, and the mean difference to the serial network.
 """
 
 import sys
@@ -18,12 +18,13 @@ from bench import cross_validation as cv  # noqa: E402
 from bench import intervals  # noqa: E402
 from bench.cases import accuracy_cases as cases  # noqa: E402
 
-SERIAL, PARAREAL, WITHOUT, OTHER = "#555555", "#0072b2", "#d55e00", "#cc79a7"
+SERIAL, PARAREAL, WITHOUT, OTHER, WIDE = "#555555", "#0072b2", "#d55e00", "#cc79a7", "#009e73"
 LABELS = {
     "serial": ("serial ResNet-20", SERIAL),
     "parareal-4": ("parareal, 4 parts", PARAREAL),
     "uncorrected-4": ("4 parts without the coarse correction", WITHOUT),
     "resnet8": ("serial ResNet-8", OTHER),
+    "wide_resnet8": ("serial ResNet-8, twice as wide", WIDE),
 }
 
 
@@ -53,8 +54,9 @@ def draw_gaps(axes, rows):
     """One mark with its interval per network."""
     for position, (network, found) in enumerate(rows):
         kind, _, parts = network.partition("-")
-        colour = {"parareal": PARAREAL, "uncorrected": WITHOUT}.get(kind, OTHER)
-        text = {"parareal": f"{parts} parts", "uncorrected": f"{parts} parts, without correction"}.get(kind, "ResNet-8")
+        colour = {"parareal": PARAREAL, "uncorrected": WITHOUT, "wide_resnet8": WIDE}.get(kind, OTHER)
+        texts = {"parareal": f"{parts} parts", "uncorrected": f"{parts} parts, without correction"}
+        text = texts.get(kind) or LABELS[kind][0].removeprefix("serial ")
         axes.errorbar(
             found.mean, position, xerr=found.high - found.mean, fmt="o", color=colour, capsize=3, lw=1.8, ms=6
         )
@@ -77,8 +79,8 @@ def main():
     """Draw the studies whose records are there."""
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "accuracy.png")
     folder = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "bench" / "results"
-    studies = [(cases.digits_study(), 94.0), (cases.cluttered_study(), 0.0)]
-    figure, axes = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
+    studies = [(cases.digits_study(), 94.0), (cases.cluttered_study(), 0.0), (cases.curves_study(), 20.0)]
+    figure, axes = plt.subplots(3, 2, figsize=(12, 12.75), layout="constrained")
     for (study, lowest), (left, right) in zip(studies, axes, strict=True):
         records = cv.Records(folder / f"{study.name}_cv.jsonl")
         if not all(study.key(*job) in records.found for job in study.trainings()):
