@@ -11,6 +11,7 @@ import numpy as np
 
 from . import arrays, ops
 from .propagators import Blocked, Blocks, Map, Propagator
+from .runtime import LocalRuntime, Runtime
 from .time_grid import TimeGrid
 
 Array = Any
@@ -78,3 +79,13 @@ def choose(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def finite(u: Array) -> bool:
     return bool(np.isfinite(arrays.to_numpy(ops.slice_norms(u, norm="max_abs"))).all())
+
+
+def runtime(given: Any) -> Runtime:
+    """``given``, or a :class:`.LocalRuntime` for None."""
+    if given is None:
+        return LocalRuntime()
+    missing = [verb for verb in ("map", "shift", "chain", "reduce", "mark", "seconds") if not hasattr(given, verb)]
+    if missing:
+        raise TypeError(f"runtime: got {type(given).__name__} without {', '.join(missing)}, expected a Runtime or None")
+    return given

@@ -28,6 +28,16 @@ class Transfer:
     restrict: Callable[[Array], Array]
     prolong: Callable[[Array], Array]
 
+    def up(self, v: Array, c: Array) -> Array:
+        """``prolong(v)``, which must be like ``c``."""
+        e = self.prolong(v)
+        for what in ("shape", "dtype"):
+            if getattr(e, what, None) != getattr(c, what):
+                raise ValueError(
+                    f"transfer: prolong returned {what} {getattr(e, what, None)}, expected {getattr(c, what)}"
+                )
+        return e
+
 
 @dataclass(frozen=True)
 class Level:

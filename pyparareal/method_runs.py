@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from . import checks
 from .equations import ResidualPropagator
-from .hierarchy import build_levels
+from .hierarchy import Transfer, build_levels
 from .mgrit import MGRIT, Cycles
 from .norms import NORMS
 from .parareal import Callback, Parareal
@@ -286,12 +286,31 @@ def check_options(options: MGRIT, guessed: bool) -> None:
     for omega in weights:
         if isinstance(omega, bool) or not isinstance(omega, int | float) or not 0 < omega < 2:
             raise ValueError(f"omega: got {omega!r}, expected a number between 0 and 2")
+    given = options.transfer if isinstance(options.transfer, list | tuple) else [options.transfer]
+    for transfer in given:
+        if transfer is not None and not isinstance(transfer, Transfer):
+            raise TypeError(f"transfer: got {type(transfer).__name__}, expected a Transfer or None")
+    if isinstance(options.divergence, bool) or not isinstance(options.divergence, int | float):
+        raise TypeError(f"divergence: got {options.divergence!r}, expected a number")
     if not options.divergence > 1:
         raise ValueError(f"divergence: got {options.divergence!r}, expected a number above 1")
     if options.nested and guessed:
         raise ValueError("nested: got True with an initial guess, which nested iteration would not use")
     if options.nested and options.skip_first_down:
         raise ValueError("nested: got True with skip_first_down=True, expected one of them")
+
+
+def refuse_unused(m: Any, coarse: Any, options: MGRIT) -> None:
+    """Refuse factors and propagators for more levels than ``options.levels``: more levels are meant, it seems."""
+    if options.levels is None:
+        return
+    factors = options.levels - (options.coarsest_sweeps is None)  # a coarsest level that is relaxed has one too
+    for name, given, what, most in (
+        ("m", m, "factors", factors),
+        ("coarse", coarse, "propagators", options.levels - 1),
+    ):
+        if isinstance(given, list | tuple) and len(given) > max(most, 1):
+            raise ValueError(f"{name}: got {len(given)} {what} for levels={options.levels}, expected {most}")
 
 
 def _check_integers(name: str, value: Any, least: int, optional: bool, several: bool) -> None:

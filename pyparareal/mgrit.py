@@ -198,7 +198,7 @@ class Cycles:
         else:
             u = arrays.copy(v)
             self._solve(at + 1, coarse, u, kind)
-            c[1:] += transfer.prolong(u - v)[1:]
+            c[1:] += transfer.up(u - v, c)[1:]
 
     def _solve(self, at: int, equation: Propagator, u: Array, kind: str) -> None:
         """``u[i+1] = A_l(u[i])`` at every point of level ``l``, in place: serially on the coarsest, else by cycles."""
@@ -230,9 +230,9 @@ class Cycles:
                 self._cycle(at + 1, equation, coarser, "V")
             self._every_point(at + 1, equation, coarser, u)
         if transfer and self.options.nested:
-            c[1:] = transfer.prolong(u)[1:]
+            c[1:] = transfer.up(u, c)[1:]
         elif transfer:  # what the coarse space cannot hold stays as it was guessed
-            c[1:] += transfer.prolong(u - v)[1:]
+            c[1:] += transfer.up(u - v, c)[1:]
 
     # What a cycle is made of
 

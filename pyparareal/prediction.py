@@ -133,7 +133,7 @@ def _run_mgrit(grid: TimeGrid, phis: list[Any], m: Any, options: MGRIT, iteratio
     most = len(phis) if options.levels is None else options.levels
     levels = build_levels(
         phis[0],
-        phis[1:],
+        phis[1:most],
         grid,
         m,
         levels=most,

@@ -12,12 +12,12 @@ import numpy as np
 from . import arrays, checks
 from .errors import ConvergenceError
 from .forcing import forced
-from .method_runs import Common, MethodRun, MgritRun, PararealRun, Problem
+from .method_runs import Common, MethodRun, MgritRun, PararealRun, Problem, refuse_unused
 from .mgrit import MGRIT
 from .parareal import Callback
 from .propagators import Propagator, advance
 from .relaxation import every_point
-from .runtime import LocalRuntime, Runtime
+from .runtime import Runtime
 from .solution import Solution, Stats, Status
 from .stopping import SpatialNorm
 from .time_grid import TimeGrid
@@ -126,7 +126,7 @@ def solve(
     checks.choose("save", save, SAVE)
     u0, grid = checks.initial_value(u0), checks.grid(grid)
     start = arrays.detached(u0)
-    runtime = LocalRuntime() if runtime is None else runtime
+    runtime = checks.runtime(runtime)
     common = Common(
         checks.tolerance(tol), max_iterations, norm, keep_going, deterministic, initial is not None, runtime, callback
     )
@@ -137,7 +137,9 @@ def solve(
     if method == "parareal":
         run = PararealRun(chain, coarse, grid, m, freeze, common)
     else:
-        run = MgritRun(chain, coarse, grid, m, method if isinstance(method, MGRIT) else MGRIT(), start, common)
+        options = method if isinstance(method, MGRIT) else MGRIT()
+        refuse_unused(m, coarse, options)
+        run = MgritRun(chain, coarse, grid, m, options, start, common)
 
     c, guessed = (start[None], False) if run.serial else _start(start, initial, grid, run.m)
 
@@ -211,7 +213,7 @@ def serial_solve(
     start = arrays.detached(u0)
     grid.slices(m)
     chain = checks.propagator("fine", forced(fine, rhs, start, grid), grid, deterministic)
-    runtime = LocalRuntime() if runtime is None else runtime
+    runtime = checks.runtime(runtime)
     common = Common(0.0, None, None, False, deterministic, False, runtime, None)
 
     def compute() -> Solution:

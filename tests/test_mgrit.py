@@ -131,7 +131,10 @@ def test_levels_stop_where_the_next_would_be_too_short():
     assert solve(**decay(steps=32, levels=None)).stats.levels == 3  # 32 -> 8 -> 2
     assert solve(**decay(steps=4, m=4, min_coarse=1)).stats.levels == 2  # one slice
     assert solve(**decay(m=[4, 2, 2], levels=None)).stats.levels == 4
-    assert solve(**decay(m=[4, 2, 2], levels=3)).stats.levels == 3
+    assert solve(**decay(m=[4, 2], levels=3)).stats.levels == 3
+    assert solve(**decay(m=[4, 2], levels=9)).stats.levels == 3
+    with pytest.raises(ValueError, match="m: got 2 factors for levels=2, expected 1"):
+        solve(**decay(m=[4, 2]))
 
 
 @pytest.mark.parametrize("options", [{"levels": 1}, {"min_coarse": 17}])

@@ -142,6 +142,13 @@ def test_coarsening_in_space_converges_to_the_fine_solution(levels, cycle):
     assert 3 < solution.iterations < 20
 
 
+def test_a_transfer_that_does_not_come_back():
+    case = heat(transfer=Transfer(full_weighting, lambda e: e[..., :1]))
+    case["coarse"] = Heat(case["grid"].coarsen(2), 15)
+    with pytest.raises(ValueError, match=r"transfer: prolong returned shape \(33, 1, 1\), expected \(33, 1, 31\)"):
+        solve(**case)
+
+
 @pytest.mark.parametrize("levels", [2, 3])
 def test_a_residual_of_the_users_own_gives_the_same_iterates(levels):
     # A(u_next, u) = (I - dt L)(u_next - Phi(u)): the residual is the other one times the matrix, whose eigenvalues are

@@ -210,6 +210,8 @@ ERRORS = [
     ({"norm": lambda u: u.reshape(len(u), -1).sum(1)}, ValueError, "norm: .* not a norm"),
     ({"norm": lambda u: (u**2).reshape(len(u), -1).sum(1)}, ValueError, "norm: .* not a norm"),
     ({"norm": lambda u: np.ones(len(u))}, ValueError, "norm: .* not a norm"),
+    ({"transfer": 3}, TypeError, "transfer: got int, expected a Transfer or None"),
+    ({"divergence": "x"}, TypeError, "divergence: got 'x', expected a number"),
     ({"lag": -1}, ValueError, "lag: got -1"),
     ({"stagnation": 0}, ValueError, "stagnation: got 0"),
     ({"divergence": 0.5}, ValueError, "divergence: got 0.5, expected a number above 1"),
@@ -242,8 +244,9 @@ def test_propagators_for_the_coarse_levels():
         solve(**case | {"coarse": [POOR[0], 3]})
     with pytest.raises(TypeError, match=r"^coarse: got int, expected a callable"):
         solve(**logistic() | {"coarse": 3})
-    assert solve(**case | {"coarse": POOR, "m": 2}, max_iterations=1).stats.levels == 3
+    with pytest.raises(ValueError, match="coarse: got 3 propagators for levels=3, expected 2"):
+        solve(**case | {"coarse": POOR})
     every = dataclasses.replace(case["method"], levels=None)
     assert solve(**case | {"coarse": POOR, "m": 2, "method": every}, max_iterations=1).stats.levels == 4
     with pytest.raises(ValueError, match="nested: got True with an initial guess"):
-        solve(**case | {"method": MGRIT(nested=True)}, initial=np.zeros((13, 1, 2)))
+        solve(**case | {"method": MGRIT(levels=3, nested=True)}, initial=np.zeros((13, 1, 2)))
