@@ -98,10 +98,10 @@ def fold_of(labels: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int6
 def build(network: str, settings: Settings, data: Split) -> nn.Module:
     """The untrained network called ``network``; equal seeds give equal initial bodies.
 
-    ``serial``: the settings' model. ``parareal-N``: its parareal version. ``uncorrected-N``: the same without coarse
-    chain, output ``h(y_N)``; as nothing else reaches that output or gets a gradient, ``h . g^N . C^N`` alone is
-    run. ``linear``: one linear layer. Any other name: that model of :data:`pyparareal.nn.models.MODELS`, after
-    ``wide_`` of twice the width.
+    ``serial``: the settings' model. ``parareal-N``: its parareal version; ``unit_coarse-N``: that with one residual
+    unit more in each coarse net. ``uncorrected-N``: ``parareal-N`` without coarse chain, output ``h(y_N)``; as nothing
+    else reaches that output or gets a gradient, ``h . g^N . C^N`` alone is run. ``linear``: one linear layer. Any
+    other name: that model of :data:`pyparareal.nn.models.MODELS`, after ``wide_`` of twice the width.
     """
     import torch
     from torch import nn
@@ -122,13 +122,13 @@ def build(network: str, settings: Settings, data: Split) -> nn.Module:
         data.image_shape,
         int(parts),
         correction=settings.correction,
-        coarse_units=settings.coarse_units,
+        coarse_units=settings.coarse_units + (kind == "unit_coarse"),
         preprocess_units=settings.preprocess_units,
     )
-    if kind == "parareal":
+    if kind in ("parareal", "unit_coarse"):
         return parareal
     if kind != "uncorrected":
-        raise ValueError(f"network: got {network!r}, expected 'parareal-N' or 'uncorrected-N'")
+        raise ValueError(f"network: got {network!r}, expected 'parareal-N', 'unit_coarse-N' or 'uncorrected-N'")
     return nn.Sequential(parareal.preprocess[-1], parareal.fine[-1], parareal.head)
 
 

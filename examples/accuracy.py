@@ -18,10 +18,11 @@ from bench import cross_validation as cv  # noqa: E402
 from bench import intervals  # noqa: E402
 from bench.cases import accuracy_cases as cases  # noqa: E402
 
-SERIAL, PARAREAL, WITHOUT, OTHER, WIDE = "#555555", "#0072b2", "#d55e00", "#cc79a7", "#009e73"
+SERIAL, PARAREAL, WITHOUT, OTHER, WIDE, UNIT = "#555555", "#0072b2", "#d55e00", "#cc79a7", "#009e73", "#56b4e9"
 LABELS = {
     "serial": ("serial ResNet-20", SERIAL),
     "parareal-4": ("parareal, 4 parts", PARAREAL),
+    "unit_coarse-4": ("parareal, 4 parts, units in the coarse nets", UNIT),
     "uncorrected-4": ("4 parts without the coarse correction", WITHOUT),
     "resnet8": ("serial ResNet-8", OTHER),
     "wide_resnet8": ("serial ResNet-8, twice as wide", WIDE),
@@ -54,8 +55,10 @@ def draw_gaps(axes, rows):
     """One mark with its interval per network."""
     for position, (network, found) in enumerate(rows):
         kind, _, parts = network.partition("-")
-        colour = {"parareal": PARAREAL, "uncorrected": WITHOUT, "wide_resnet8": WIDE}.get(kind, OTHER)
+        colours = {"parareal": PARAREAL, "unit_coarse": UNIT, "uncorrected": WITHOUT, "wide_resnet8": WIDE}
+        colour = colours.get(kind, OTHER)
         texts = {"parareal": f"{parts} parts", "uncorrected": f"{parts} parts, without correction"}
+        texts["unit_coarse"] = f"{parts} parts, units in the coarse nets"
         text = texts.get(kind) or LABELS[kind][0].removeprefix("serial ")
         axes.errorbar(
             found.mean, position, xerr=found.high - found.mean, fmt="o", color=colour, capsize=3, lw=1.8, ms=6

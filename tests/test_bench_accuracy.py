@@ -192,7 +192,10 @@ def test_other_networks(digits):
     assert len(cv.build("resnet8", settings, data).split()[1]) == 3
     wide = cv.build("wide_resnet8", settings, data)
     assert wide.model_arguments == {"name": "resnet8", "channels": 1, "classes": 10, "width": 32}
-    with pytest.raises(ValueError, match="network: got 'other-3', expected 'parareal-N' or 'uncorrected-N'"):
+    plain, unit = (cv.build(f"{kind}-3", settings, data) for kind in ("parareal", "unit_coarse"))
+    assert [len(net) - 2 for net in plain.coarse] == [0, 0]  # a convolution and its BatchNorm, both linear
+    assert all(len(more) > len(less) for more, less in zip(unit.coarse, plain.coarse, strict=True))
+    with pytest.raises(ValueError, match="network: got 'other-3', expected 'parareal-N', 'unit_coarse-N' or 'unc"):
         cv.build("other-3", settings, data)
 
 
