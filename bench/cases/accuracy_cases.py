@@ -7,6 +7,7 @@ that was stopped continues there, and a complete file is only evaluated.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import sys
@@ -51,6 +52,14 @@ def digits_study() -> cv.Study:
 
     networks = ("serial", *(f"{kind}-{n}" for n in PARTS for kind in ("parareal", "uncorrected")))
     return cv.Study("digits", len(y), networks, split, y.numpy())
+
+
+def more_digits_study() -> cv.Study:
+    """The digits with ten repetitions, for four parts only; the first three are those of :func:`digits_study`.
+
+    Decided on after its interval for four parts had left the band by 0.07 points, and before any further training.
+    """
+    return dataclasses.replace(digits_study(), networks=("serial", "parareal-4"), repetitions=10)
 
 
 def cluttered_study() -> cv.Study:
@@ -132,6 +141,12 @@ def digits_cv() -> Result:
     return evaluated(digits_study())
 
 
+@case("train.digits_cv_more", suite="full")
+def more_digits_cv() -> Result:
+    """The same with 5 folds x 10 repetitions, for four parts: more repetitions shorten the interval a little."""
+    return evaluated(more_digits_study())
+
+
 @case("train.cluttered_cv", suite="full")
 def cluttered_cv() -> Result:
     """The same on cluttered digits, 5 folds x 1 repetition, with ResNet-8 and a linear model beside them."""
@@ -158,7 +173,7 @@ def evaluated(study: cv.Study) -> Result:
         metrics[f"accuracy_{network.replace('-', '_')}"] = 100 * float(hits.mean())
         if network != study.networks[0]:
             metrics |= _gaps(study, network, hits, base, ratio)
-        if (without := network.replace("parareal", "uncorrected")) != network:
+        if (without := network.replace("parareal", "uncorrected")) != network and without in study.networks:
             metrics |= _gain(study, network, hits, cv.outcomes(study, records, without), ratio)
     drift = cv.repeats(study, records, [study.networks[0], *study.networks[-2:]])
     ends = [
