@@ -184,9 +184,7 @@ def test_relaxation_with_scratch_for_fewer_or_more_threads(user, threads, scratc
 
 def test_relaxation_without_scratch_is_refused(user):
     u, one = np.ones((3, 5)), np.ones(5)
-    with pytest.raises(
-        ValueError, match=r"^workspace: got 8 bytes, expected 384 as relax_tridiagonal_workspace_bytes"
-    ):
+    with pytest.raises(ValueError, match=r"^workspace: got 8 bytes, expected 384 as relax_tridiagonal_workspace_bytes"):
         user.diffuse(u, one, one, one, 1, np.ones((3, 1, 5)), 1, 0)
     assert (u == 1).all()
 
