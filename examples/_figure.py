@@ -24,7 +24,7 @@ def run(case, **options):
         f"{stats.critical_fine_steps} fine steps after one another instead of {stats.serial_steps}"
     )
     print(
-        f"measured on this machine: {middle - begin:.2f} s, serial {end - middle:.2f} s with the same steps; "
+        f"measured on this machine: {middle - begin:.2g} s, serial {end - middle:.2g} s with the same steps; "
         f"predicted on {stats.slices} processors without communication: speed-up {solution.predicted_speedup:.2f}"
     )
     return solution, iterates, chain
