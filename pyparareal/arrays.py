@@ -84,6 +84,13 @@ def float64_like(values: np.ndarray[Any, Any], u: Array) -> Array:
         return namespace(u).asarray(values)
 
 
+def float64_copy(values: Array) -> Array:
+    """``values`` as float64 in memory of its own, in the same library and place."""
+    if is_torch(values):
+        return values.detach().to(sys.modules["torch"].float64, copy=True)
+    return values.astype(np.float64, copy=True)
+
+
 def copy(u: Array) -> Array:
     """A contiguous copy."""
     v = empty_like(u)
@@ -156,7 +163,8 @@ def kernel_takes(u: Array) -> bool:
         return True
     torch = sys.modules["torch"]
     recorded = u.requires_grad and torch.is_grad_enabled()
-    return not (recorded or torch._C._functorch.is_functorch_wrapped_tensor(u))
+    dual = torch.autograd.forward_ad._current_level >= 0
+    return not (recorded or dual or torch._C._functorch.is_functorch_wrapped_tensor(u))
 
 
 def device_scratch(like: Array, nbytes: int) -> Array:

@@ -17,8 +17,8 @@ from .time_grid import TimeGrid
 Array = Any
 
 
-def propagator(name: str, phi: Any, grid: TimeGrid, deterministic: bool) -> Propagator:
-    """``phi`` as a propagator on ``grid``."""
+def propagator(name: str, phi: Any, grid: TimeGrid, deterministic: bool, block: int = 8) -> Propagator:
+    """``phi`` as a propagator on ``grid``; ``deterministic``: in blocks of so many slices if it needs them."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(phi, torch.nn.Module):
         phi = Blocks(phi)
@@ -33,7 +33,14 @@ def propagator(name: str, phi: Any, grid: TimeGrid, deterministic: bool) -> Prop
         raise ValueError(f"{name}: lives on {own}, expected {grid}")
     if (steps := getattr(phi, "steps", None)) is not None and steps != grid.steps:
         raise ValueError(f"{name}: has {steps} steps, expected the {grid.steps} of {grid}")
-    return Blocked(phi, grid.steps) if deterministic and not phi.batch_invariant else phi
+    if not deterministic or phi.batch_invariant:
+        return phi
+    for method in ("residual", "step_from"):
+        if hasattr(phi, method):
+            raise ValueError(
+                f"deterministic: got True for a {type(phi).__name__} with {method}(), expected only step()"
+            )
+    return Blocked(phi, grid.steps, block=block)
 
 
 def initial_value(u0: Any) -> Array:

@@ -72,7 +72,8 @@ class DiagonallyImplicit(_OnGrid):
         self.batch_invariant = operator.batch_invariant
         # One kernel for all steps: backward Euler with a tridiagonal matrix, steps of one size, no source.
         plain = self.tableau == BACKWARD_EULER and source is None and grid.uniform
-        self.fused = plain and isinstance(operator, Tridiagonal)
+        ours = type(self).step is DiagonallyImplicit.step and type(self)._step is DiagonallyImplicit._step
+        self.fused = plain and ours and isinstance(operator, Tridiagonal)
 
     def rediscretise(self, m: int) -> DiagonallyImplicit:
         """The same scheme with steps ``m`` times as long."""

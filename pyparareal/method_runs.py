@@ -172,7 +172,8 @@ class MgritRun:
         require_norm(norm, u0[None])
 
         def adapt(name: str, phi: Any, on: TimeGrid) -> Propagator:
-            return checks.propagator(name, phi, on, common.deterministic)
+            # A coarse level steps all its points at once, or every m-th: only single slices are the same in both.
+            return checks.propagator(name, phi, on, common.deterministic, block=8 if name == "fine" else 1)
 
         self.levels = build_levels(
             fine,

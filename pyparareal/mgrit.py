@@ -146,12 +146,15 @@ class Cycles:
             if measure == "end":
                 ends = self._ends(0, top, c)
                 measured = self._residual(top, c, ends)
-            if before is not None:
+            if before is not None and not (k == 0 and skip):  # up from the coarsest level is no change of a solution
                 measured = spatial_norms(self.norm, c[1:], before[1:])
             self.cycles = k + 1
             if status := self._judge(c, measured):
                 return status
-        return self.monitor.judge(lambda: self._round_off(c), all_of_them=True) or Status.MAX_ITERATIONS
+        known = len(self.monitor.history)
+        status = self.monitor.judge(lambda: self._round_off(c), all_of_them=True) or Status.MAX_ITERATIONS
+        self._tell(known, c)
+        return status
 
     def residual(self, c: Array) -> float:
         """The temporal norm of ``A_0(u[i]) - u[i+1]`` at the C-points."""
@@ -218,8 +221,8 @@ class Cycles:
     def _from_coarser(self, at: int, c: Array, *, visit: bool) -> None:
         """A guess for ``c`` from the levels below, solved with their own propagators; ``visit``: a V-cycle on each."""
         transfer = self.levels[at].transfer
-        u = transfer.restrict(c) if transfer else c
-        v = arrays.copy(u) if transfer else u
+        v = transfer.restrict(c) if transfer else c
+        u = arrays.copy(v) if transfer else c  # v may be a view of c
         equation = _equation(self.levels[at + 1])
         if at + 2 == len(self.levels):
             self._solve(at + 1, equation, u, "V")
@@ -300,11 +303,17 @@ class Cycles:
         states = spatial_norms(self.norm, c[1:]) if self.options.relative == "state" else None
         self.monitor.record(measured, states)
         status = self.monitor.judge(lambda: self._round_off(c))
-        if self.callback is not None:
-            for k, residual in enumerate(self.monitor.history[known:], start=known + 1):
-                if self.callback(k, c, residual) and status is None:
-                    status = Status.STOPPED
-        return status
+        stop = self._tell(known, c)
+        return Status.STOPPED if stop and status is None else status
+
+    def _tell(self, known: int, c: Array) -> bool:
+        """Call back for every judged cycle after the first ``known``; whether one of them asks to stop."""
+        if self.callback is None:
+            return False
+        stop = False
+        for k, residual in enumerate(self.monitor.history[known:], start=known + 1):
+            stop = bool(self.callback(k, c, residual)) or stop
+        return stop
 
     def _round_off(self, c: Array) -> float:
         """The residual that rounding explains: 10 units in the last place per step of a slice."""

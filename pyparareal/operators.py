@@ -68,7 +68,7 @@ class Tridiagonal:
         return au
 
     def solve(self, b: Array, h: float) -> Array:
-        return self.relax(b, h, 1, None) if arrays.kernel_takes(b) else self._solve_plainly(b, h)
+        return self.relax(b, h, 1, None) if arrays.kernel_takes(b) and 2 <= b.ndim <= 7 else self._solve_plainly(b, h)
 
     def relax(self, u: Array, h: float, m: int, out: Array | None, **more: Any) -> Array:
         """``m`` times ``solve``, in one kernel: :func:`pyparareal.ops.relax_tridiagonal`, with its other arguments."""

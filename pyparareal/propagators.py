@@ -183,19 +183,20 @@ class RungeKutta:
         if not isinstance(substeps, int) or isinstance(substeps, bool) or substeps < 1:
             raise ValueError(f"substeps: got {substeps!r}, expected an integer of at least 1")
         self.rhs, self.grid, self.tableau, self.substeps = rhs, grid, tableau, substeps
-        self.fused = isinstance(rhs, CompiledRhs)
+        ours = type(self).step is RungeKutta.step and type(self)._step is RungeKutta._step
+        self.fused = ours and isinstance(rhs, CompiledRhs)
         self.batch_invariant = batch_invariant or self.fused
 
     def step(self, u: Array, points: slice) -> Array:
-        if isinstance(self.rhs, CompiledRhs) and arrays.kernel_takes(u):
+        if self.fused and isinstance(self.rhs, CompiledRhs) and arrays.kernel_takes(u):
             return self._relax_compiled(self.rhs, u, points, 1, None)
         return self._step(column(self.grid.times(points), u), u, points)
 
     def relax(self, u: Array, points: slice, m: int, out: Array | None, **more: Array | None) -> None:
         """``m`` steps: one kernel if ``rhs`` is a :class:`.CompiledRhs` (:class:`FusedPropagator`), else one by one."""
-        if isinstance(self.rhs, CompiledRhs) and arrays.kernel_takes(u):
+        if self.fused and isinstance(self.rhs, CompiledRhs) and arrays.kernel_takes(u):
             self._relax_compiled(self.rhs, u, points, m, out, **more)
-        elif more or out is None:
+        elif more or out is None or type(self).step is not RungeKutta.step:
             relax_by_steps(self, u, points, m, out, **more)
         else:
             self._relax(u, points, m, out)

@@ -36,7 +36,7 @@ def spatial_norms(norm: SpatialNorm, u: Array, v: Array | None = None) -> Array:
     if shape is None or tuple(shape) != (len(u),):
         got = f"shape {tuple(shape)}" if shape is not None else type(values).__name__
         raise ValueError(f"norm: returned {got} for {len(u)} states, expected an array [{len(u)}]")
-    return values
+    return arrays.float64_copy(values)
 
 
 def require_norm(norm: SpatialNorm, u: Array) -> None:
@@ -146,6 +146,6 @@ class Monitor:
             tol *= first
         if rule.scope == "global":
             scale = 1.0 if scales is None else temporal_norm(rule.temporal, scales, self.runtime)
-            return total < tol * scale
+            return math.isfinite(scale) and total < tol * scale
         worst = values - tol * (1.0 if scales is None else scales)
         return self.runtime.reduce(np.where(worst < 0, 0.0, 1.0), np.maximum) == 0

@@ -6,11 +6,11 @@ import collections
 import numpy as np
 import pytest
 
-from pyparareal import MGRIT, TimeGrid, arrays, ops, serial_solve, solve
+from pyparareal import MGRIT, TimeGrid, arrays, ops, problems, serial_solve, solve
 from pyparareal.equations import FusedPair, Pair, pair
 from pyparareal.implicit import DiagonallyImplicit, ImplicitEuler
 from pyparareal.operators import Tridiagonal
-from pyparareal.propagators import is_fused, relax_by_steps
+from pyparareal.propagators import RungeKutta, is_fused, relax_by_steps
 from pyparareal.tableaux import BACKWARD_EULER, CRANK_NICOLSON
 
 
@@ -166,3 +166,64 @@ def test_a_differentiated_solve_is_that_of_the_kernel():
     plain, kernel = a.solve(b, 0.1), a.solve(b.detach(), 0.1)
     assert torch.equal(plain, kernel)
     torch.autograd.gradcheck(lambda x: a.solve(x, 0.1), b)
+
+
+def test_a_step_of_ones_own_is_taken():
+    class Forced(ImplicitEuler):
+        def step(self, u, points):
+            return super().step(u, points) + 1.0
+
+    class Doubled(RungeKutta):
+        def step(self, u, points):
+            return 2 * super().step(u, points)
+
+    base = heat(8, points=5)
+    a = base.operator
+    for phi, u0 in [
+        (Forced(a.lower, a.diagonal, a.upper, base.grid), np.ones((1, 5))),
+        (Doubled(problems.lorenz().rhs, TimeGrid(0, 0.1, 8)), np.array([[1.0, 2.0, 20.0]])),
+    ]:
+        assert not phi.fused
+        u = u0
+        for i in range(8):
+            u = phi.step(u[None], slice(i, i + 1, 1))[0]
+        assert np.array_equal(serial_solve(phi, u0, phi.grid, m=4, save="coarse").u[-1], u)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, when it first makes a tangent
+def test_tangents_take_the_plain_operations():
+    torch = pytest.importorskip("torch")
+    forward = torch.autograd.forward_ad
+    phi, x = heat(4, points=5), torch.ones(2, 1, 5, dtype=torch.float64)
+    with forward.dual_level():
+        tangent = forward.unpack_dual(phi.step(forward.make_dual(x, 3 * x), slice(0, 2, 1))).tangent
+    np.testing.assert_allclose(tangent.numpy(), 3 * phi.step(x, slice(0, 2, 1)).numpy(), rtol=1e-14)
+
+
+@pytest.mark.parametrize("options", [{"levels": 3}, {"levels": 2, "coarsest_sweeps": 2}, {"levels": 3, "cycle": "F"}])
+def test_deterministic_blocks_are_exact_on_coarse_levels_too(options):
+    def step(u):  # its bits depend on how many slices share the call
+        return np.sin(3 * u) + 1e-9 * len(u)
+
+    grid, u0 = TimeGrid(0, 1, 27), np.array([[0.3]])
+    common = {"m": 3, "deterministic": True}
+    expected = serial_solve(step, u0, grid, **common, save="coarse").u
+    coarse = [lambda u: np.cos(2 * u) + 1e-9 * len(u), lambda u: 0.5 * u + 1e-9 * len(u)][: options["levels"] - 1]
+    method = MGRIT(stagnation=None, skip_first_down=False, **options)
+    initial = np.full((10, 1, 1), 0.9)
+    limit = {"max_iterations": 12, "on_failure": "return", "tol": 0.0}
+    solution = solve(step, u0, grid, coarse=coarse, method=method, initial=initial, **limit, **common)
+    assert np.array_equal(solution.u, expected)
+
+
+def test_deterministic_blocks_have_steps_only():
+    class WithResidual(Steps):
+        batch_invariant = False
+
+        def residual(self, u_next, u, points):
+            return u_next - self.step(u, points)
+
+    with pytest.raises(
+        ValueError, match=r"deterministic: got True for a WithResidual with residual\(\), expected only"
+    ):
+        solve(**case(81) | {"fine": WithResidual(heat(81))}, deterministic=True)

@@ -142,6 +142,15 @@ def test_coarsening_in_space_converges_to_the_fine_solution(levels, cycle):
     assert 3 < solution.iterations < 20
 
 
+def test_a_restriction_may_be_a_view():
+    problems = []
+    for restrict in (lambda u: u[..., 1::2], lambda u: u[..., 1::2].copy()):
+        case = heat(transfer=Transfer(restrict, interpolation))
+        problems.append(solve(**case | {"coarse": Heat(case["grid"].coarsen(2), 15)}))
+    assert np.array_equal(problems[0].u, problems[1].u)
+    np.testing.assert_array_equal(problems[0].residuals, problems[1].residuals)
+
+
 def test_a_transfer_that_does_not_come_back():
     case = heat(transfer=Transfer(full_weighting, lambda e: e[..., :1]))
     case["coarse"] = Heat(case["grid"].coarsen(2), 15)

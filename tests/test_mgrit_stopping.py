@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from mgrit_cases import POOR, Decay, chain, decay, growth, logistic
+from mgrit_cases import POOR, U0, Decay, chain, decay, growth, logistic
 
 from pyparareal import MGRIT, Status, TimeGrid, solve
 from pyparareal.propagators import Map
@@ -107,6 +107,40 @@ def test_the_callback_sees_every_cycle_and_can_stop():
     solution = solve(**case)
     assert seen == [(1, (17, 1, 2)), (2, (17, 1, 2)), (3, (17, 1, 2))]
     assert solution.status is Status.STOPPED
+
+
+def test_a_first_cycle_that_only_goes_up_has_no_jump():
+    # At rest without its right-hand side, which the coarse levels do not see: going up changes nothing.
+    case = decay(stopping="jump", levels=3, tol=1e-10)
+    case["u0"] = np.zeros((1, 2))
+    rhs = np.random.default_rng(0).standard_normal((64, 1, 2))
+    solution = solve(**case, rhs=rhs)
+    assert math.isnan(solution.residuals[0])
+    expected = chain(case, rhs=rhs, m=4, save="coarse")
+    np.testing.assert_allclose(solution.u, expected, atol=64 * 1e-10)
+
+
+@pytest.mark.parametrize("lag", [0, 2, 50])
+def test_the_callback_is_told_of_every_cycle_however_late_the_check(lag):
+    told = []
+    case = decay(lag=lag, tol=0.0, max_iterations=4, on_failure="return", stagnation=None)
+    case["callback"] = lambda k, u, residual: told.append((k, residual))
+    solution = solve(**case)
+    assert [k for k, _ in told] == [1, 2, 3, 4]
+    np.testing.assert_array_equal([r for _, r in told], solution.residuals)
+
+
+def test_a_norm_of_states_that_overflows_is_no_scale():
+    huge = decay(relative="state", tol=1e-12, on_failure="return", stagnation=None, max_iterations=3)
+    assert not solve(**huge | {"u0": U0 * 1e156}).status.ok
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_norm_of_the_users_own_in_sixteen_bits(dtype):
+    torch = pytest.importorskip("torch")
+    case = decay(tol=1.0, norm=lambda u: 1000 * u.abs().amax((1, 2)), max_iterations=3, on_failure="return")
+    solution = solve(**case | {"u0": torch.tensor(U0, dtype=getattr(torch, dtype))})
+    assert np.isfinite(solution.residuals[1:]).all()
 
 
 # Failing
