@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import torch
@@ -27,25 +26,6 @@ def meta_output(module: nn.Module, x: Tensor, name: str | None = None) -> Tensor
             f"{name or type(module).__name__}: got an output of type {type(y).__name__}, expected one tensor"
         )
     return y
-
-
-def interface_shapes(
-    stages: Iterable[nn.Module], shape: Sequence[int], dtype: torch.dtype | None = None
-) -> list[tuple[int, ...]]:
-    """Shapes ``[X_0, X_1, ..., X_N]`` between the stages of a chain, batch axis first.
-
-    Parameters
-    ----------
-    stages : modules applied one after the other
-    shape : ``[batch, features...]`` of the input of the first stage
-    dtype : of the input; default torch's default dtype
-    """
-    x = torch.empty(*shape, dtype=dtype, device="meta")
-    shapes = [tuple(x.shape)]
-    for stage in stages:
-        x = meta_output(stage, x)
-        shapes.append(tuple(x.shape))
-    return shapes
 
 
 def require_same_kind(got: Tensor, expected: Tensor, what: str, like: str) -> None:

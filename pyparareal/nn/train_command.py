@@ -80,7 +80,7 @@ def _training_options(group: argparse._ArgumentGroup) -> None:
     option, usual = group.add_argument, Settings()
     option("--data", metavar="NAME", help=f"{', '.join(NAMES)} (default: {usual.data}, needs no files)")
     option("--data-dir", metavar="DIR", help="where the files of --data are; nothing is downloaded")
-    option("--image-size", type=int, metavar="PIXELS", help="side of the images, for folder and cluttered_digits")
+    option("--image-size", type=int, metavar="PIXELS", help="side of the images: folder and made-up data")
     option("--augment", metavar="NAME", help=f"{', '.join(AUGMENTATIONS)} or auto: the usual one (default)")
     option("--epochs", type=int, help=f"(default: {usual.epochs})")
     option("--batch-size", type=int, metavar="N", help=f"(default: {usual.batch_size})")

@@ -33,7 +33,7 @@ class Settings:
     model: str = "resnet20"
     data: str = "digits"
     data_dir: str | None = None  # where its files are; digits has none
-    image_size: int | None = None  # of image folders and cluttered digits
+    image_size: int | None = None  # of image folders, cluttered digits and connected curves
     parts: int = 4
     # "blocks": equal numbers of them. "time" depends on measured times, recorded in the checkpoint as "auto" below.
     balance: str = "blocks"
