@@ -101,8 +101,10 @@ def test_a_compiled_part_is_one_graph_under_its_own_names(mode):
     for _ in range(3):
         require_close(step(net, x), step(eager, x))
     assert net.executed == mode
-    # Four parts of two structures; parts of equal structure share a graph. batched runs them fused, uncompiled.
-    assert count.frame_count == (0 if mode == "batched" else 2)
+    # Four parts of two structures; parts of equal structure share a graph. In threads they share its guards as well,
+    # and one that is disturbed there by another compiles once more for nothing. batched runs the parts uncompiled.
+    least, most = {"serial": (2, 2), "parallel": (2, 4), "batched": (0, 0)}[mode]
+    assert least <= count.frame_count <= most
     assert list(net.state_dict()) == names
     net.eval()
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):  # these run uncompiled

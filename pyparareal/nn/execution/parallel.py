@@ -15,7 +15,8 @@ threads. Activation checkpointing inside parts that draw random numbers needs ``
 generator back while other parts may draw. CUDA inputs: :mod:`.streams`.
 
 Under ``torch.compile(network)`` the parts run one after the other in the compiled graph, and ``network.executed`` says
-``"serial"``; parts compiled by themselves (``part.compile()``) run in their threads.
+``"serial"``; parts compiled by themselves (``part.compile()``) run in their threads. torch's guards are not
+made for that: parts of equal structure, which share them, are now and then compiled once more than there is need for.
 """
 
 from __future__ import annotations
