@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The relaxations: all steps ``u <- Phi(u)`` of every slice in one call, which returns the end states.
+
+Their arrays are float64 or float32: with 16 bits every step would round. Names of :mod:`pyparareal.ops` too, where
+the other arguments and the errors are described.
+
+Common arguments
+----------------
+m : int
+    Steps, at least 1.
+f, g : array [slices, m, batch, features...], optional
+    Right-hand sides of every step: ``u <- Phi(u) + f[:, j]``, and with both the pair step of FAS, bracket first,
+    ``u <- f[:, j] + (Phi(u) - g[:, j])``.
+every : array [slices, m, batch, features...], optional
+    Receives the state after every step; a strided view will do. May be the same view as ``f`` or ``g``. Where it is
+    given and ``out`` is not, it is returned, and the end states are ``every[:, -1]``.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from pyparareal import _core
+from pyparareal._outputs import new
+from pyparareal.arrays import Array
+
+# Code and number of parameters.
+_RIGHT_HAND_SIDES = {
+    "dahlquist": (0, 1),
+    "lorenz": (1, 3),
+    "brusselator": (2, 2),
+    "fitzhugh_nagumo": (3, 3),
+    "van_der_pol": (4, 1),
+    "arenstorf": (5, 1),
+}
+
+
+def relax_diagonal(
+    u: Array,
+    a: Array,
+    m: int,
+    *,
+    f: Array | None = None,
+    g: Array | None = None,
+    every: Array | None = None,
+    out: Array | None = None,
+    stream: Any = None,
+    threads: int = 0,
+) -> Array:
+    """All ``m`` steps ``u <- a * u`` of every slice.
+
+    Parameters
+    ----------
+    u : array [slices, batch, features...]
+        Start states, of 2 to 7 axes.
+    a : array, like the last axes of ``u``
+    m, f, g, every, out : see the module.
+    """
+    out = _end_states(u, every, out)
+    _core.relax_diagonal(out, u, a, m, f, g, every, stream, threads)
+    return every if out is None else out
+
+
+def relax_tridiagonal(
+    u: Array,
+    ratio: Array,
+    pivot_inverse: Array,
+    upper: Array,
+    m: int,
+    *,
+    f: Array | None = None,
+    g: Array | None = None,
+    every: Array | None = None,
+    out: Array | None = None,
+    stream: Any = None,
+    threads: int = 0,
+) -> Array:
+    """All ``m`` implicit steps ``T u_next = u`` of every slice, ``T`` tridiagonal along the last axis.
+
+    Thomas' algorithm with the factors of :func:`pyparareal.reference.factorise_tridiagonal`:
+    ``x[i] -= ratio[i] x[i-1]`` upwards, ``x[i] = (x[i] - upper[i] x[i+1]) pivot_inverse[i]`` downwards.
+
+    Parameters
+    ----------
+    u : array [slices, batch..., n]
+        Start states, of 2 to 7 axes.
+    ratio, pivot_inverse, upper : array [n], contiguous
+    m, f, g, every, out : see the module.
+    """
+    out = _end_states(u, every, out)
+    _core.relax_tridiagonal(out, u, ratio, pivot_inverse, upper, m, f, g, every, stream, threads)
+    return every if out is None else out
+
+
+def relax_stencil(
+    u: Array,
+    weights: Array,
+    m: int,
+    *,
+    boundary: str = "zero",
+    f: Array | None = None,
+    g: Array | None = None,
+    every: Array | None = None,
+    out: Array | None = None,
+    stream: Any = None,
+    threads: int = 0,
+) -> Array:
+    """All ``m`` explicit steps ``u_next[i] = sum_k weights[k] u[i + k - r]`` of every slice, summed from left to right.
+
+    Parameters
+    ----------
+    u : array [slices, batch..., n]
+        Start states, of 2 to 7 axes.
+    weights : array [2 r + 1], contiguous
+        At most 9.
+    boundary : {"zero", "periodic"}
+        What the state is beyond the ends of the last axis.
+    m, f, g, every, out : see the module.
+    """
+    if boundary not in ("zero", "periodic"):
+        raise ValueError(f"boundary: got {boundary!r}, expected zero or periodic")
+    out = _end_states(u, every, out)
+    _core.relax_stencil(out, u, weights, int(boundary == "periodic"), m, f, g, every, stream, threads)
+    return every if out is None else out
+
+
+def relax_rk(
+    u: Array,
+    rhs: str,
+    parameters: Sequence[float],
+    tableau: Any,
+    dt: Any,
+    m: int,
+    *,
+    substeps: int = 1,
+    f: Array | None = None,
+    g: Array | None = None,
+    every: Array | None = None,
+    out: Array | None = None,
+    stream: Any = None,
+    threads: int = 0,
+) -> Array:
+    """All ``m`` explicit Runge-Kutta steps of ``u' = rhs(u)`` of every slice; bits as of ``propagators.RungeKutta``.
+
+    Parameters
+    ----------
+    u : array [slices, batch..., components]
+        Start states, of 2 to 7 axes.
+    rhs : {"dahlquist", "lorenz", "brusselator", "fitzhugh_nagumo", "van_der_pol", "arenstorf"}
+        The equations and their parameters are in :data:`pyparareal.reference.RIGHT_HAND_SIDES`.
+    parameters : sequence of float
+    tableau : Tableau
+        Anything with Butcher's ``a`` and ``b``, at most 11 stages; from :mod:`pyparareal.tableaux`.
+    dt : float, or array float64 [slices, m]
+        Step size, or that of every step. Any strides.
+    substeps : int
+        Parts that every step is cut into.
+    m, f, g, every, out : see the module.
+    """
+    if rhs not in _RIGHT_HAND_SIDES:
+        raise ValueError(f"rhs: got {rhs!r}, expected one of {', '.join(_RIGHT_HAND_SIDES)}")
+    code, count = _RIGHT_HAND_SIDES[rhs]
+    if len(parameters) != count:
+        raise ValueError(f"parameters: got {len(parameters)} numbers, expected {count} for {rhs}")
+    if len(tableau.a) != len(tableau.b) or any(len(row) != i for i, row in enumerate(tableau.a)):
+        raise ValueError(
+            "tableau: expected as many rows of a as weights b, row i with the i numbers left of the diagonal"
+        )
+    if isinstance(dt, numbers.Real):
+        dt = float(dt)
+    out = _end_states(u, every, out)
+    _core.relax_rk(out, u, code, parameters, tableau.a, tableau.b, dt, m, substeps, f, g, every, stream, threads)
+    return every if out is None else out
+
+
+def _end_states(u: Array, every: Array | None, out: Array | None) -> Array | None:
+    """Where the end states go: to ``out``; nowhere where only ``every`` is given."""
+    return new("u", u) if out is None and every is None else out
