@@ -214,7 +214,7 @@ class AdjointChain:
         if len(self.levels) == 1 or not math.isfinite(scale):
             return self._serially(u, w, trailing, every, None if math.isfinite(scale) else Status.NON_FINITE)
         run, c, guessed = self._prepare(u[: whole + 1], w[: whole + 1], trailing[-1], scale)
-        status = run.run(c, guessed)
+        status, c = run.run(c, guessed)
         if status is Status.CONVERGED and not checks.finite(c):
             status = Status.NON_FINITE
         went = BackwardPass(status, run.iterations, tuple(run.residuals))

@@ -78,8 +78,8 @@ class MethodRun(Protocol):
     @property
     def iterations(self) -> int: ...
 
-    def run(self, u: Array, guessed: bool) -> Status:
-        """Iterate on the C-points ``u [slices + 1, batch, features...]``, in place."""
+    def run(self, u: Array, guessed: bool) -> tuple[Status, Array]:
+        """Iterate from the C-points ``u [slices + 1, batch, features...]``, which are lost: how it ended, with what."""
         ...
 
     def final_residual(self, u: Array) -> float | None: ...
@@ -131,8 +131,8 @@ class PararealRun:
     def iterations(self) -> int:
         return len(self.iterate.residuals)
 
-    def run(self, u: Array, guessed: bool) -> Status:
-        return self.iterate.run(u, guessed=guessed)
+    def run(self, u: Array, guessed: bool) -> tuple[Status, Array]:
+        return self.iterate.run(u, guessed=guessed), u
 
     def final_residual(self, u: Array) -> float | None:
         return None
@@ -228,7 +228,7 @@ class MgritRun:
     def iterations(self) -> int:
         return self.cycles.cycles
 
-    def run(self, u: Array, guessed: bool) -> Status:
+    def run(self, u: Array, guessed: bool) -> tuple[Status, Array]:
         if not guessed:
             u[1:] = u[:1]  # what the coarsest level relaxes from, if it is relaxed; otherwise never read
         return self.cycles.run(u, guessed=guessed)

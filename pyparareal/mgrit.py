@@ -124,42 +124,33 @@ class Cycles:
     critical: list[int] = field(default_factory=list)
     _rooms: dict[tuple[str, int], Array] = field(default_factory=dict)
 
-    def run(self, c: Array, *, guessed: bool) -> Status:
-        """Iterate on the C-points ``c [S + 1, batch, features...]`` of the finest level, in place."""
+    def run(self, c: Array, *, guessed: bool) -> tuple[Status, Array]:
+        """Iterate on the C-points ``c [S + 1, batch, features...]`` of the finest level: how it ended, and with what.
+
+        ``c`` is one of the two arrays that relaxation goes to and fro between, so it is overwritten.
+        """
         options, top = self.options, self._finest(c)
+        self._rooms["c", 0] = c
         self.steps, self.critical = [0] * len(self.levels), [0] * len(self.levels)
         skip = not (guessed or options.nested) if options.skip_first_down is None else options.skip_first_down
         if options.nested:
             self._from_coarser(0, c, visit=True)
         ends: Ends | None = None
-        measure = options.measure if options.stopping == "residual" else "jump"
         for k in range(self.max_iterations):
-            before = arrays.copy(c) if measure == "jump" else None
-            if k == 0 and skip:
-                self._from_coarser(0, c, visit=options.cycle == "F")
-                measured = None
-            else:
-                ends = self._relax(0, top, c, ends)
-                measured = self._residual(top, c, ends) if measure == "descent" else None
-                self._correct(0, top, c, ends, options.cycle)
-            ends = None
-            if measure == "end":
-                ends = self._ends(0, top, c)
-                measured = self._residual(top, c, ends)
-            if before is not None and not (k == 0 and skip):  # up from the coarsest level is no change of a solution
-                measured = spatial_norms(self.norm, c[1:], before[1:])
+            done = self._once(top, c, ends, up=k == 0 and skip)
+            c, ends = done.c, done.ends
             self.cycles = k + 1
-            if status := self._judge(c, measured):
-                return status
+            if status := self._judge(done):
+                return status, c
         known = len(self.monitor.history)
         status = self.monitor.judge(lambda: self._round_off(c), all_of_them=True) or Status.MAX_ITERATIONS
         self._tell(known, c)
-        return status
+        return status, c
 
     def residual(self, c: Array) -> float:
-        """The temporal norm of ``A_0(u[i]) - u[i+1]`` at the C-points."""
+        """The temporal norm of ``A_0(u[i]) - u[i+1]`` at the C-points, from one more relaxation."""
         top = _equation(self.levels[0])
-        norms = self._residual(top, c, self._ends(0, top, c))
+        norms = self._residual(top, self._ends(0, top, c))
         return temporal_norm(self.options.temporal_norm, norms, self.runtime)
 
     def _finest(self, c: Array) -> Any:
@@ -174,20 +165,39 @@ class Cycles:
 
     # One cycle: relax, correct
 
-    def _cycle(self, at: int, equation: Propagator, c: Array, kind: str) -> None:
-        self._correct(at, equation, c, self._relax(at, equation, c), kind)
+    def _once(self, top: Propagator, c: Array, ends: Ends | None, *, up: bool) -> Done:
+        """One cycle from the C-points ``c``, and what their slices end in if that is known; or only ``up``."""
+        options, norms = self.options, None
+        measure = options.measure if options.stopping == "residual" else "jump"
+        before = arrays.copy(c) if measure == "jump" and not up else None  # going up is no change of a solution
+        if up:
+            self._from_coarser(0, c, visit=options.cycle == "F")
+        else:
+            ends = self._relax(0, top, c, ends)
+            norms = self._residual(top, ends) if measure == "descent" else None
+            c = self._correct(0, top, ends, options.cycle)
+        ends = None
+        if measure == "end":
+            ends = self._ends(0, top, c)
+            norms = self._residual(top, ends)
+        if before is not None:
+            norms = spatial_norms(self.norm, c[1:], before[1:])
+        states = spatial_norms(self.norm, c[1:]) if options.relative == "state" else None
+        return Done(c, ends, norms, states)
+
+    def _cycle(self, at: int, equation: Propagator, c: Array, kind: str) -> Array:
+        return self._correct(at, equation, self._relax(at, equation, c), kind)
 
     def _relax(self, at: int, equation: Propagator, c: Array, ends: Ends | None = None) -> Ends:
-        """``nu`` times F- and C-relaxation of ``c``, in place, and what its slices then end in."""
+        """``nu`` times F- and C-relaxation of ``c``, and what its slices then end in."""
         ends = ends or self._ends(at, equation, c)
         for _ in range(self.levels[at].nu):
-            ops.c_relax(ends.f, c[1:], self.levels[at].omega, out=c[1:])
-            ends = self._ends(at, equation, c)
+            ends = self._ends(at, equation, _c_relax(ends, self.levels[at].omega))
         return ends
 
-    def _correct(self, at: int, equation: Propagator, c: Array, ends: Ends, kind: str) -> None:
-        """``c`` becomes the solution of level ``l + 1``; in a coarser space, ``c`` gets the prolonged change of it."""
-        transfer, below = self.levels[at].transfer, self.levels[at + 1]
+    def _correct(self, at: int, equation: Propagator, ends: Ends, kind: str) -> Array:
+        """The C-points become the solution of level ``l + 1``; in a coarser space, they get its prolonged change."""
+        transfer, below, c = self.levels[at].transfer, self.levels[at + 1], ends.c
         restrict = transfer.restrict if transfer else _identity
         v = restrict(c)
         if isinstance(equation, WithResidual) and isinstance(below.phi, ResidualPropagator):
@@ -195,13 +205,14 @@ class Cycles:
             rhs = restrict(r) + below.phi.residual(v[1:], v[:-1], slice(0, below.grid.steps, 1))
             coarse: Propagator = WithResidual(below.phi, rhs)
         else:
-            coarse = pair(below.phi, restrict(ends.f), self._step_all(at + 1, v))
+            coarse = pair(below.phi, restrict(ends.f[1:]), self._step_all(at + 1, v))
         if transfer is None:
             self._solve(at + 1, coarse, c, kind)
         else:
             u = arrays.copy(v)
             self._solve(at + 1, coarse, u, kind)
             c[1:] += transfer.up(u - v, c)[1:]
+        return c
 
     def _solve(self, at: int, equation: Propagator, u: Array, kind: str) -> None:
         """``u[i+1] = A_l(u[i])`` at every point of level ``l``, in place: serially on the coarsest, else by cycles."""
@@ -210,12 +221,13 @@ class Cycles:
             self._chain(at, equation, u)
             return
         c = self._c_points(at, u)
-        if coarsest and sweeps is not None:
-            self._sweep(at, equation, c, sweeps)
+        if coarsest:
+            for _ in range(sweeps or 0):
+                c = _c_relax(self._ends(at, equation, c), 1.0)
         else:
-            self._cycle(at, equation, c, kind)
+            c = self._cycle(at, equation, c, kind)
             if kind != "V":
-                self._cycle(at, equation, c, "V" if kind == "F" else kind)
+                c = self._cycle(at, equation, c, "V" if kind == "F" else kind)
         self._every_point(at, equation, c, u)
 
     def _from_coarser(self, at: int, c: Array, *, visit: bool) -> None:
@@ -230,7 +242,7 @@ class Cycles:
             coarser = self._c_points(at + 1, u)
             self._from_coarser(at + 1, coarser, visit=visit)
             if visit:
-                self._cycle(at + 1, equation, coarser, "V")
+                coarser = self._cycle(at + 1, equation, coarser, "V")
             self._every_point(at + 1, equation, coarser, u)
         if transfer and self.options.nested:
             c[1:] = transfer.up(u, c)[1:]
@@ -240,16 +252,16 @@ class Cycles:
     # What a cycle is made of
 
     def _ends(self, at: int, equation: Propagator, c: Array) -> Ends:
-        level, f = self.levels[at], self._room("f", at, c, len(c) - 1)
+        level, f = self.levels[at], self._other(at, c)
         with self.runtime.mark(f"mgrit.relax.{at}"):
             self._count(at, level.slices * level.m, level.m)
             if not isinstance(equation, WithResidual):
-                self.runtime.map(equation, self.runtime.shift(c), level.starts, level.m, out=f)
-                return Ends(f)
+                self.runtime.map(equation, self.runtime.shift(c), level.starts, level.m, out=f[1:])
+                return Ends(c, f)
             last = self._room("last", at, c, len(c) - 1)
             self.runtime.map(equation, self.runtime.shift(c), level.starts, level.m - 1, out=last)
-            self.runtime.map(equation, last, level.last_steps, out=f)
-            return Ends(f, last)
+            self.runtime.map(equation, last, level.last_steps, out=f[1:])
+            return Ends(c, f, last)
 
     def _step_all(self, at: int, v: Array) -> Array:
         """``Phi_l(v[i])`` for every step of level ``l``."""
@@ -269,6 +281,14 @@ class Cycles:
             self._rooms[name, at] = arrays.empty_like(like, slices=rows)
         return self._rooms[name, at]
 
+    def _other(self, at: int, c: Array) -> Array:
+        """The array that the C-points ``c`` of a level are not in; it has the initial value too."""
+        if c is not self._rooms["c", at]:
+            return self._rooms["c", at]
+        if ("f", at) not in self._rooms:
+            self._room("f", at, c, len(c))[:1] = c[:1]
+        return self._rooms["f", at]
+
     def _chain(self, at: int, equation: Any, u: Array) -> None:
         def step(i: int, start: Array, end: Array) -> None:
             advance(equation, start, slice(i, i + 1, 1), out=end)
@@ -281,29 +301,24 @@ class Cycles:
             self.runtime.chain(step, u, 0, whole=whole if is_fused(equation) else None)
             self._count(at, self.levels[at].grid.steps, self.levels[at].grid.steps)
 
-    def _sweep(self, at: int, equation: Propagator, c: Array, sweeps: int) -> None:
-        for _ in range(sweeps):
-            ops.c_relax(self._ends(at, equation, c).f, c[1:], 1.0, out=c[1:])
-
     def _every_point(self, at: int, equation: Propagator, c: Array, u: Array) -> None:
         with self.runtime.mark(f"mgrit.interpolate.{at}"):
             self._count(at, *every_point(self.runtime, equation, self.levels[at].grid, self.levels[at].m, c, u))
 
     # Measuring
 
-    def _residual(self, equation: Propagator, c: Array, ends: Ends) -> Array:
+    def _residual(self, equation: Propagator, ends: Ends) -> Array:
         """Per C-point the norm of ``A(u[i]) - u[i+1]``, or of what the propagator calls its residual."""
         with self.runtime.mark("mgrit.residual"):
             if isinstance(equation, WithResidual):
-                return spatial_norms(self.norm, equation.defect(c[1:], ends.last, self.levels[0].last_steps))
-            return spatial_norms(self.norm, ends.f, c[1:])
+                return spatial_norms(self.norm, equation.defect(ends.c[1:], ends.last, self.levels[0].last_steps))
+            return spatial_norms(self.norm, ends.f[1:], ends.c[1:])
 
-    def _judge(self, c: Array, measured: Array | None) -> Status | None:
+    def _judge(self, done: Done) -> Status | None:
         known = len(self.monitor.history)
-        states = spatial_norms(self.norm, c[1:]) if self.options.relative == "state" else None
-        self.monitor.record(measured, states)
-        status = self.monitor.judge(lambda: self._round_off(c))
-        stop = self._tell(known, c)
+        self.monitor.record(done.norms, done.states)
+        status = self.monitor.judge(lambda: self._round_off(done.c))
+        stop = self._tell(known, done.c)
         return Status.STOPPED if stop and status is None else status
 
     def _tell(self, known: int, c: Array) -> bool:
@@ -328,10 +343,32 @@ class Cycles:
 
 @dataclass(frozen=True)
 class Ends:
-    """What every slice ends in, ``f``, and the states one step ``last`` before, where a residual needs them."""
+    """C-points ``c`` and, in the other array of their level, what their slices end in: ``f[n+1] = A^m(c[n])``.
 
+    ``last [S, ...]`` holds the states one step before, where a residual needs them.
+    """
+
+    c: Array
     f: Array
     last: Array | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a cycle leaves: C-points, the ``ends`` that the next one can start with, norms per C-point."""
+
+    c: Array
+    ends: Ends | None
+    norms: Array | None
+    states: Array | None
+
+
+def _c_relax(ends: Ends, omega: float) -> Array:
+    """``c[n+1] = omega f[n+1] + (1 - omega) c[n+1]``; with ``omega = 1`` that is the other array, and costs nothing."""
+    if omega == 1:
+        return ends.f
+    ops.c_relax(ends.f[1:], ends.c[1:], omega, out=ends.c[1:])
+    return ends.c
 
 
 def _equation(level: Level) -> Any:

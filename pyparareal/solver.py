@@ -161,7 +161,7 @@ def _iterate(
         stats = dataclasses.replace(serial.stats, levels=1)
         return dataclasses.replace(serial, iterations=1, residuals=(0.0,), stats=stats)
     before = dict(runtime.seconds)
-    status = run.run(u, guessed)
+    status, u = run.run(u, guessed)
     final = run.final_residual(u)
     u, points, steps = _states(run.fine, u, grid, run.m, save, runtime)
     if status is Status.CONVERGED and not checks.finite(u):
