@@ -215,7 +215,7 @@ class AdjointChain:
             return self._serially(u, w, trailing, every, None if math.isfinite(scale) else Status.NON_FINITE)
         run, c, guessed = self._prepare(u[: whole + 1], w[: whole + 1], trailing[-1], scale)
         status, c = run.run(c, guessed)
-        if status is Status.CONVERGED and not checks.finite(c):
+        if status.ok and not checks.finite(c):
             status = Status.NON_FINITE
         went = BackwardPass(status, run.iterations, tuple(run.residuals))
         if not status.ok and self.on_failure == "serial":
@@ -259,9 +259,10 @@ class AdjointChain:
             AdjointStep(level.phi, v, last, None if depth else w)
             for depth, (level, v, last) in enumerate(zip(self.levels, states, steps, strict=True))
         ]
+        relative = isinstance(method, MGRIT) and method.relative
         common = dataclasses.replace(
             self.problem.common,
-            tol=self.tol * (1.0 if isinstance(method, MGRIT) and method.relative else scale),
+            tol=None if self.tol is None else self.tol * (1.0 if relative else scale),
             max_iterations=self._most_iterations(),
             norm=self.norm,
             guessed=False,
@@ -283,6 +284,8 @@ class AdjointChain:
         forward = self.problem.common.max_iterations
         if self.limit is not None or forward is None:
             return self.limit
+        if self.tol is None:
+            return forward
         # Every method's own default is at most the number of slices, a first cycle that only goes up, and a last one.
         return max(forward, self._reversed_steps()[0] // self.levels[0].m + 2)
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from . import checks
@@ -15,7 +17,7 @@ from .parareal import Callback, Parareal
 from .propagators import Propagator
 from .runtime import Runtime
 from .solution import Solution, Stats, Status
-from .stopping import TEMPORAL, Limits, Monitor, Rule, SpatialNorm, require_norm
+from .stopping import TEMPORAL, Limits, Monitor, Rule, SpatialNorm, finished, require_norm
 from .time_grid import TimeGrid
 
 Array = Any
@@ -27,7 +29,7 @@ MOST_CYCLES = 100  # of a method that need not end by itself
 class Common:
     """The arguments of :func:`pyparareal.solve` that every method has."""
 
-    tol: float
+    tol: float | None
     max_iterations: int | None
     norm: SpatialNorm | None
     keep_going: bool
@@ -152,7 +154,7 @@ class PararealRun:
 
     def report(self, solution: Solution) -> str:
         done = self.iterate.converged[-1] if self.iterations else 0
-        last = f", last jump {self.residuals[-1]:.3g} (tol {self.iterate.tol:.3g})" if self.iterations else ""
+        last = _last("jump", self.residuals, self.iterate.tol)
         return (
             f"{solution.status.value} ({done} of {self.slices} slices after {self.iterations} "
             f'iterations{last}). The solution so far is in .solution; on_failure="serial" falls back.'
@@ -199,6 +201,7 @@ class MgritRun:
                 options.lag,
                 common.keep_going,
                 common.runtime,
+                partial(finished, norm, size=math.prod(u0.shape)),
             ),
             checks.iterations(common.max_iterations, self._enough_cycles()),
             norm,
@@ -253,11 +256,17 @@ class MgritRun:
 
     def report(self, solution: Solution) -> str:
         kind = self.cycles.options.stopping
-        last = f", last {kind} {self.residuals[-1]:.3g} (tol {self.tol:.3g})" if self.residuals else ""
+        last = _last(kind, self.residuals, self.tol)
         return (
             f"{solution.status.value} ({self.iterations} cycles on {len(self.levels)} levels{last}). "
             'The solution so far is in .solution; on_failure="serial" falls back.'
         )
+
+
+def _last(what: str, residuals: list[float], tol: float | None) -> str:
+    if not residuals:
+        return ""
+    return f", last {what} {residuals[-1]:.3g}" + (f" (tol {tol:.3g})" if tol is not None else "")
 
 
 def check_options(options: MGRIT, guessed: bool) -> None:

@@ -31,7 +31,7 @@ from .propagators import Propagator, advance, is_fused
 from .relaxation import every_point
 from .runtime import Runtime
 from .solution import Status
-from .stopping import Monitor, SpatialNorm, spatial_norms, temporal_norm
+from .stopping import Monitor, SpatialNorm, raw_norms, spatial_norms, temporal_norm
 
 Array = Any
 
@@ -143,14 +143,14 @@ class Cycles:
             if status := self._judge(done):
                 return status, c
         known = len(self.monitor.history)
-        status = self.monitor.judge(lambda: self._round_off(c), all_of_them=True) or Status.MAX_ITERATIONS
+        status = self.monitor.judge(lambda: self._round_off(c), all_of_them=True)
         self._tell(known, c)
-        return status, c
+        return status or (Status.FIXED if self.monitor.rule.tol is None else Status.MAX_ITERATIONS), c
 
     def residual(self, c: Array) -> float:
         """The temporal norm of ``A_0(u[i]) - u[i+1]`` at the C-points, from one more relaxation."""
         top = _equation(self.levels[0])
-        norms = self._residual(top, self._ends(0, top, c))
+        norms = self.monitor.finish(self._residual(top, self._ends(0, top, c)))
         return temporal_norm(self.options.temporal_norm, norms, self.runtime)
 
     def _finest(self, c: Array) -> Any:
@@ -169,7 +169,9 @@ class Cycles:
         """One cycle from the C-points ``c``, and what their slices end in if that is known; or only ``up``."""
         options, norms = self.options, None
         measure = options.measure if options.stopping == "residual" else "jump"
-        before = arrays.copy(c) if measure == "jump" and not up else None  # going up is no change of a solution
+        before = None
+        if measure == "jump" and not up:  # going up is no change of a solution
+            before = ops.extract(c, step=1, out=self._room("before", 0, c, len(c)))
         if up:
             self._from_coarser(0, c, visit=options.cycle == "F")
         else:
@@ -181,8 +183,8 @@ class Cycles:
             ends = self._ends(0, top, c)
             norms = self._residual(top, ends)
         if before is not None:
-            norms = spatial_norms(self.norm, c[1:], before[1:])
-        states = spatial_norms(self.norm, c[1:]) if options.relative == "state" else None
+            norms = self._norms("norms", c[1:], before[1:])
+        states = self._norms("states", c[1:]) if options.relative == "state" else None
         return Done(c, ends, norms, states)
 
     def _cycle(self, at: int, equation: Propagator, c: Array, kind: str) -> Array:
@@ -308,11 +310,16 @@ class Cycles:
     # Measuring
 
     def _residual(self, equation: Propagator, ends: Ends) -> Array:
-        """Per C-point the norm of ``A(u[i]) - u[i+1]``, or of what the propagator calls its residual."""
+        """Per C-point what makes the norm of ``A(u[i]) - u[i+1]``, or of what the propagator calls its residual."""
         with self.runtime.mark("mgrit.residual"):
             if isinstance(equation, WithResidual):
-                return spatial_norms(self.norm, equation.defect(ends.c[1:], ends.last, self.levels[0].last_steps))
-            return spatial_norms(self.norm, ends.f[1:], ends.c[1:])
+                return self._norms("norms", equation.defect(ends.c[1:], ends.last, self.levels[0].last_steps))
+            return self._norms("norms", ends.f[1:], ends.c[1:])
+
+    def _norms(self, name: str, u: Array, v: Array | None = None) -> Array:
+        if (name, 0) not in self._rooms:
+            self._rooms[name, 0] = arrays.empty(u, (len(u),), "float64")
+        return raw_norms(self.norm, u, v, out=self._rooms[name, 0])
 
     def _judge(self, done: Done) -> Status | None:
         known = len(self.monitor.history)

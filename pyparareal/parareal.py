@@ -50,7 +50,7 @@ class Parareal:
     coarse: Propagator
     grid: TimeGrid
     m: int
-    tol: float
+    tol: float | None
     max_iterations: int
     norm: str
     freeze: bool
@@ -71,24 +71,17 @@ class Parareal:
         f, g = arrays.empty_like(u[1:]), arrays.empty_like(u[1:])
         self._guess(u, g, guessed)
         jump = ops.slice_norms(u[1:], norm="max_abs")
+        if self.tol is None:
+            return self._run_fixed(u, f, g, jump)
         if not (self.keep_going or math.isfinite(self.runtime.reduce(jump, np.maximum))):
             return Status.NON_FINITE_GUESS
 
         done = 0
         for k in range(1, self.max_iterations + 1):
-            with self.runtime.mark("parareal.fine"):
-                starts = self.runtime.shift(u)[done:]
-                self.runtime.map(self.fine, starts, self.grid.starts(self.m, done, slices), self.m, out=f[done:])
-                self.fine_steps += self.m * len(starts)
-
-            u[done + 1] = f[done]  # this slice started from a final state
+            self._iterate(u, f, g, jump, done)
             done += 1
-
-            with self.runtime.mark("parareal.coarse"):
-                self._correct(u, f, g, jump, done)
-
             residual = self.runtime.reduce(jump[done:], np.maximum)
-            below = self._below_tolerance(jump[done:])
+            below = self._below_tolerance(jump[done:], self.tol)
             done += below if self.freeze or done + below == slices else 0
             self.residuals.append(residual)
             self.converged.append(done)
@@ -99,6 +92,28 @@ class Parareal:
             if done == slices:
                 return Status.CONVERGED
         return Status.MAX_ITERATIONS
+
+    def _run_fixed(self, u: Array, f: Array, g: Array, jump: Array) -> Status:
+        """``max_iterations`` of them, or until every slice is exact; their jumps are read when all are under way."""
+        last, jumps = min(self.max_iterations, len(f)), []
+        for done in range(last):
+            self._iterate(u, f, g, jump, done)
+            jumps.append(arrays.copy(jump[done + 1 :]))
+        self.residuals += [self.runtime.reduce(one, np.maximum) for one in jumps]
+        self.converged += range(1, last + 1)
+        for k, residual in enumerate(self.residuals if self.callback else (), start=1):
+            self.callback(k, u, residual)  # type: ignore[misc]
+        return Status.FIXED
+
+    def _iterate(self, u: Array, f: Array, g: Array, jump: Array, done: int) -> None:
+        """``F`` of all but the first ``done`` slices at once, and the coarse chain behind it."""
+        with self.runtime.mark("parareal.fine"):
+            starts = self.runtime.shift(u)[done:]
+            self.runtime.map(self.fine, starts, self.grid.starts(self.m, done, len(f)), self.m, out=f[done:])
+            self.fine_steps += self.m * len(starts)
+        u[done + 1] = f[done]  # this slice started from a final state
+        with self.runtime.mark("parareal.coarse"):
+            self._correct(u, f, g, jump, done + 1)
 
     def _guess(self, u: Array, g: Array, guessed: bool) -> None:
         """``U_0[n+1] = G(U_0[n])``, or ``G`` of a given guess; either way ``g[n] = G(U_0[n])``."""
@@ -129,7 +144,7 @@ class Parareal:
         self.coarse_steps += len(g) - first
         jump[first:] = norm.finish(jump[first:], math.prod(u.shape[1:]))
 
-    def _below_tolerance(self, jump: Array) -> int:
+    def _below_tolerance(self, jump: Array, tol: float) -> int:
         """How many leading slices jumped by less than the tolerance."""
         ahead = len(jump) - np.arange(len(jump))
-        return len(jump) - int(self.runtime.reduce(np.where(arrays.to_numpy(jump) < self.tol, 0, ahead), np.maximum))
+        return len(jump) - int(self.runtime.reduce(np.where(arrays.to_numpy(jump) < tol, 0, ahead), np.maximum))

@@ -18,7 +18,6 @@ from .mgrit import MGRIT, Cycles
 from .parareal import Parareal
 from .propagators import Propagator
 from .runtime.model import ModelRuntime, StepCost
-from .solution import Status
 from .stopping import Limits, Monitor, Rule
 from .time_grid import TimeGrid
 
@@ -146,27 +145,18 @@ def _run_mgrit(grid: TimeGrid, phis: list[Any], m: Any, options: MGRIT, iteratio
     if len(levels) == 1:
         raise ValueError(f"m: got {m}, which leaves one level of {grid.steps} steps, and nothing to predict")
     options = dataclasses.replace(options, transfer=None, storage="c", relative=None)
-    rule = Rule(0.0, None, "global", options.temporal_norm)
-    cycles = Cycles(
-        levels, options, _Endless(rule, Limits(math.inf, None), 0, True, runtime), iterations, "l2", runtime
-    )
+    rule = Rule(None, None, "global", options.temporal_norm)  # never content
+    monitor = Monitor(rule, Limits(math.inf, None), 0, True, runtime, lambda norms: norms)
+    cycles = Cycles(levels, options, monitor, iterations, "l2", runtime)
     cycles.run(np.empty((levels[0].slices + 1, 0)), guessed=False)
 
 
 def _run_parareal(grid: TimeGrid, phis: list[Any], m: Any, iterations: int, runtime: ModelRuntime) -> None:
     method = Parareal(
-        phis[0], phis[1], grid, m, tol=0.0, max_iterations=iterations, norm="l2", freeze=True, keep_going=True,
+        phis[0], phis[1], grid, m, tol=None, max_iterations=iterations, norm="l2", freeze=True, keep_going=True,
         runtime=runtime,
     )  # fmt: skip
     method.run(np.empty((grid.slices(m) + 1, 0)))
-
-
-class _Endless(Monitor):
-    """Measures, and is never content."""
-
-    def judge(self, floor: Callable[[], float], *, all_of_them: bool = False) -> Status | None:
-        super().judge(floor, all_of_them=all_of_them)
-        return None
 
 
 def _no_wait() -> None:

@@ -18,6 +18,7 @@ class Status(enum.Enum):
     """How a solve ended; the value is the message for the user."""
 
     CONVERGED = "converged: what the method measures is below the tolerance, or exact"
+    FIXED = "as many iterations as were asked for; nothing was compared with a tolerance"
     SERIAL = "solved serially, one step after the other"
     SERIAL_FALLBACK = "the iteration failed; this is the serial solution, computed instead"
     MAX_ITERATIONS = "the iteration limit was reached before every slice had converged"
@@ -30,8 +31,8 @@ class Status(enum.Enum):
 
     @property
     def ok(self) -> bool:
-        """Whether the states may be used as the solution."""
-        return self in (Status.CONVERGED, Status.SERIAL, Status.SERIAL_FALLBACK)
+        """Whether the states are what was asked for: the solution, or with ``tol=None`` some iterations towards it."""
+        return self in (Status.CONVERGED, Status.FIXED, Status.SERIAL, Status.SERIAL_FALLBACK)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def solve(
     grid: TimeGrid,
     *,
     m: int | Sequence[int],
-    tol: float,
+    tol: float | None,
     coarse: Any = None,
     rhs: Array | None = None,
     method: str | MGRIT = "parareal",
@@ -68,10 +68,12 @@ def solve(
     m : int, or for MGRIT a sequence
         Fine steps per slice; ``floor(N / m)`` slices run in parallel, ``N mod m`` trailing steps serially. MGRIT:
         the coarsening factor of every level, or of each from the finest.
-    tol : float
+    tol : float or None
         Parareal: a slice has converged when the ``norm`` of its last jump is below ``tol``; with 0 it must be exact,
         which takes as many iterations as there are slices. MGRIT: see ``stopping`` and what follows it in
-        :class:`pyparareal.MGRIT`; by default the 2-norm of the residual at the C-points.
+        :class:`pyparareal.MGRIT`; by default the 2-norm of the residual at the C-points. None: run ``max_iterations``
+        iterations, compare with nothing and read nothing back before the last one is launched, so that a device never
+        waits for the host; residuals are known and ``callback`` is called at the end (``Status.FIXED``).
     coarse : like ``fine``, or for MGRIT a list with one per coarse level, optional
         One step of ``grid.coarsen(m)``; default ``fine.rediscretise(m)``, level by level.
     rhs : array ``[steps, batch, features...]``, optional
@@ -127,9 +129,10 @@ def solve(
     u0, grid = checks.initial_value(u0), checks.grid(grid)
     start = arrays.detached(u0)
     runtime = checks.runtime(runtime)
-    common = Common(
-        checks.tolerance(tol), max_iterations, norm, keep_going, deterministic, initial is not None, runtime, callback
-    )
+    if tol is None and max_iterations is None:
+        raise ValueError("max_iterations: got None with tol=None, expected how many iterations to run")
+    tol = None if tol is None else checks.tolerance(tol)
+    common = Common(tol, max_iterations, norm, keep_going, deterministic, initial is not None, runtime, callback)
     chain = forced(fine, rhs, start, grid)
     run: MethodRun
     if not isinstance(method, MGRIT):
@@ -164,7 +167,7 @@ def _iterate(
     status, u = run.run(u, guessed)
     final = run.final_residual(u)
     u, points, steps = _states(run.fine, u, grid, run.m, save, runtime)
-    if status is Status.CONVERGED and not checks.finite(u):
+    if status in (Status.CONVERGED, Status.FIXED) and not checks.finite(u):
         status = Status.NON_FINITE
 
     stats = dataclasses.replace(

@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,13 @@ def spatial_norms(norm: SpatialNorm, u: Array, v: Array | None = None) -> Array:
 
     ``norm`` is a name or a function of a batch of states, ``[points, batch, features...] -> [points]``.
     """
+    return finished(norm, raw_norms(norm, u, v), math.prod(u.shape[1:]))
+
+
+def raw_norms(norm: SpatialNorm, u: Array, v: Array | None = None, *, out: Array | None = None) -> Array:
+    """What :func:`finished` makes the norms of; in ``out`` if ``norm`` is a name."""
     if isinstance(norm, str):
-        kind = NORMS[norm]
-        return kind.finish(ops.slice_norms(u, v, norm=kind.op), math.prod(u.shape[1:]))
+        return ops.slice_norms(u, v, norm=NORMS[norm].op, out=out)
     d = u if v is None else u - v
     values = norm(d)
     shape = getattr(values, "shape", None)
@@ -37,6 +42,11 @@ def spatial_norms(norm: SpatialNorm, u: Array, v: Array | None = None) -> Array:
         got = f"shape {tuple(shape)}" if shape is not None else type(values).__name__
         raise ValueError(f"norm: returned {got} for {len(u)} states, expected an array [{len(u)}]")
     return arrays.float64_copy(values)
+
+
+def finished(norm: SpatialNorm, raw: Array, size: int) -> Array:
+    """The norms of states of ``size`` numbers, from :func:`raw_norms`: a root, where there is one to take."""
+    return NORMS[norm].finish(raw, size) if isinstance(norm, str) else raw
 
 
 def require_norm(norm: SpatialNorm, u: Array) -> None:
@@ -88,9 +98,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Rule:
-    """What counts as converged (see :class:`pyparareal.mgrit.MGRIT` for the names)."""
+    """What counts as converged (see :class:`pyparareal.mgrit.MGRIT` for the names); with ``tol=None`` nothing does."""
 
-    tol: float
+    tol: float | None
     relative: str | None
     scope: str
     temporal: str
@@ -99,23 +109,47 @@ class Rule:
 class Monitor:
     """The history of a solve: takes the norms of each cycle where they are, judges them ``lag`` cycles later.
 
+    With ``tol=None`` they stay where they are until no cycle will follow, and are only noted.
+
+    Parameters
+    ----------
+    finish : callable
+        :func:`finished` for the norm in use, applied on the host.
+
     Attributes
     ----------
     history : list of float
         Temporal norm per judged cycle, NaN where a cycle had nothing to measure.
     """
 
-    def __init__(self, rule: Rule, limits: Limits, lag: int, keep_going: bool, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        limits: Limits,
+        lag: int,
+        keep_going: bool,
+        runtime: Runtime,
+        finish: Callable[[Array], Array],
+    ) -> None:
         self.rule, self.limits, self.lag, self.keep_going, self.runtime = rule, limits, lag, keep_going, runtime
-        self.history: list[float] = []
+        self.finish, self.history = finish, list[float]()
         self._pending: deque[tuple[Callable[[], Any] | None, Callable[[], Any] | None]] = deque()
 
     def record(self, norms: Array | None, states: Array | None = None) -> None:
-        """Norms of one cycle, ``[points]`` each: of what must become small, and of the states it is compared with."""
-        self._pending.append(tuple(None if v is None else arrays.read_later(v) for v in (norms, states)))  # type: ignore[arg-type]
+        """:func:`raw_norms` of a cycle, lent until the next: of what must become small, and of the states."""
+        self._pending.append((self._kept(norms), self._kept(states)))
+
+    def _kept(self, norms: Array | None) -> Callable[[], Any] | None:
+        if norms is None:
+            return None
+        if self.rule.tol is None:
+            return partial(arrays.to_numpy, arrays.copy(norms))
+        return arrays.read_later(arrays.copy(norms) if self.lag else norms)
 
     def judge(self, floor: Callable[[], float], *, all_of_them: bool = False) -> Status | None:
         """The status that ends the iteration, or None; ``all_of_them``: no cycle will follow."""
+        if self.rule.tol is None and not all_of_them:
+            return None
         while len(self._pending) > (0 if all_of_them else self.lag):
             status = self._judge(*self._pending.popleft(), floor)
             if status is not None:
@@ -128,19 +162,21 @@ class Monitor:
         if norms is None:
             self.history.append(math.nan)
             return None
-        values, scales = norms(), None if states is None else states()
+        values, scales = self.finish(norms()), None if states is None else self.finish(states())
         total = temporal_norm(self.rule.temporal, values, self.runtime)
         self.history.append(total)
+        if self.rule.tol is None:
+            return None
         if not math.isfinite(total):
             return None if self.keep_going else Status.NON_FINITE
-        if self._converged(total, values, scales):
+        if self._converged(self.rule.tol, total, values, scales):
             return Status.CONVERGED
         return self.limits.judge(self.history, floor)
 
-    def _converged(self, total: float, values: Any, scales: Any) -> bool:
+    def _converged(self, tol: float, total: float, values: Any, scales: Any) -> bool:
         if total == 0:  # exact, however small the tolerance
             return True
-        tol, rule = self.rule.tol, self.rule
+        rule = self.rule
         if rule.relative == "first":
             first = next((r for r in self.history if math.isfinite(r)), total)
             tol *= first
