@@ -9,6 +9,9 @@
 #endif
 
 #include <cstdio>
+#include <map>
+#include <mutex>
+#include <utility>
 
 #include "pyparareal/types.h"
 
@@ -63,32 +66,49 @@ __device__ __forceinline__ T* block_scratch() {
 #endif
 }
 
-// More dynamic shared memory than 48 KiB has to be asked for, kernel by kernel.
-template <class Kernel>
-Status allow_shared(const char* name, Kernel* kernel, std::size_t shared_bytes) {
 #ifdef PYPARAREAL_EMULATE_CUDA
-  (void)name, (void)kernel, (void)shared_bytes;
-  return {};
+inline Status allow_shared(const char*, const void*, std::size_t) { return {}; }
 #else
+// More dynamic shared memory than 48 KiB has to be asked for, kernel by kernel and device by device. It is never asked
+// for less than before: another thread may be between its own request and its launch.
+inline Status allow_shared(const char* name, const void* kernel, std::size_t shared_bytes) {
   if (shared_bytes <= 48 << 10) return {};
-  return status_of(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), name);
+  static std::mutex one_at_a_time;
+  static std::map<std::pair<const void*, int>, std::size_t> asked_for;
+  int device = 0;
+  if (Status status = status_of(cudaGetDevice(&device), "cudaGetDevice"); !status.ok()) return status;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  std::size_t& most = asked_for[{kernel, device}];
+  const std::size_t wanted = most < shared_bytes ? shared_bytes : most;
+  Status status = status_of(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(wanted)), name);
+  if (status.ok()) most = wanted;
+  return status;
+}
 #endif
+
+template <class... Parameters>
+Status allow_shared(const char* name, void (*kernel)(Parameters...), std::size_t shared_bytes) {
+  return allow_shared(name, reinterpret_cast<const void*>(kernel), shared_bytes);
 }
 
-// Launches and reports what the launch itself found. Kernels walk their items with a grid stride.
+// Launches and reports what the launch itself found: an error that other code left behind is not taken for it. Kernels
+// walk their items with a grid stride.
 template <class... Parameters, class... Arguments>
 Status launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, unsigned threads,
               std::size_t shared_bytes, void* stream, const Arguments&... arguments) {
 #ifdef PYPARAREAL_EMULATE_CUDA
   (void)stream;
   emulate_launch(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
-#else
-  // clang-format off: it does not know <<< >>>
-  kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
-  // clang-format on
-#endif
   return status_of(cudaGetLastError(), name);
+#else
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  return status_of(cudaLaunchKernelEx(&config, kernel, arguments...), name);
+#endif
 }
 
 }  // namespace pyparareal::cuda

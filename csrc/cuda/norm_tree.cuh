@@ -65,28 +65,42 @@ __global__ void __launch_bounds__(tree_threads)
   }
 }
 
+// How the tree of one slice is cut.
+struct TreeShape {
+  unsigned threads = 32;
+  int64_t rounds = 0;
+
+  explicit TreeShape(int64_t chunks) {
+    while (threads < tree_threads && static_cast<int64_t>(threads) * tree_leaves < chunks) threads *= 2;
+    rounds = (chunks + per_round() - 1) / per_round();
+  }
+  int64_t per_round() const { return static_cast<int64_t>(threads) * tree_leaves; }
+};
+
+// Whether a block can reduce the chunks of a slice: asked before the kernel that makes them is launched.
+inline Status check_tree(const char* argument, const Space& space) {
+  const TreeShape shape(space.chunks());
+  Status status;
+  if (shape.rounds <= tree_rounds) return status;
+  status.code = StatusCode::invalid_value;
+  std::snprintf(status.message, sizeof status.message, "%s: got %lld features per slice, expected at most %lld",
+                argument, static_cast<long long>(space.features),
+                static_cast<long long>(tree_rounds * shape.per_round() * chunk));
+  return status;
+}
+
 // Reduces the partials of `space` in exec.workspace to one norm per slice.
 inline Status reduce_partials(double* norms, const Space& space, Norm norm, const Exec& exec) {
   const int64_t chunks = space.chunks();
   if (chunks == 1) return {};  // the chunk kernel wrote the norms themselves
-  unsigned threads = 32;
-  while (threads < tree_threads && static_cast<int64_t>(threads) * tree_leaves < chunks) threads *= 2;
-  const int64_t per_round = static_cast<int64_t>(threads) * tree_leaves;
-  const int64_t rounds = (chunks + per_round - 1) / per_round;
-  if (rounds > tree_rounds) {
-    Status status;
-    status.code = StatusCode::invalid_value;
-    std::snprintf(status.message, sizeof status.message, "u: got %lld features per slice, expected at most %lld",
-                  static_cast<long long>(space.features), static_cast<long long>(tree_rounds * per_round * chunk));
-    return status;
-  }
-  const std::size_t shared = (threads + static_cast<std::size_t>(rounds)) * sizeof(double);
+  const TreeShape shape(chunks);
+  const std::size_t shared = (shape.threads + static_cast<std::size_t>(shape.rounds)) * sizeof(double);
   const unsigned blocks = blocks_for(space.slices, 1);
   const auto* partials = static_cast<const double*>(exec.workspace);
-  return norm == Norm::max_abs ? launch("slice tree", tree_kernel<Norm::max_abs>, blocks, threads, shared, exec.stream,
-                                        norms, partials, space.slices, chunks)
-                               : launch("slice tree", tree_kernel<Norm::sum_abs>, blocks, threads, shared, exec.stream,
-                                        norms, partials, space.slices, chunks);
+  return norm == Norm::max_abs ? launch("slice tree", tree_kernel<Norm::max_abs>, blocks, shape.threads, shared,
+                                        exec.stream, norms, partials, space.slices, chunks)
+                               : launch("slice tree", tree_kernel<Norm::sum_abs>, blocks, shape.threads, shared,
+                                        exec.stream, norms, partials, space.slices, chunks);
 }
 
 // The norms of slices without features.

@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
 template <class T>
 Status norms_of(const MutableView& norms, const ConstView& u, const ConstView& u_old, Norm norm, const Exec& exec) {
   const Space space = space_of(u);
+  if (Status status = check_tree("u", space); !status.ok()) return status;
   auto* result = static_cast<double*>(norms.data);
   auto* partials = space.chunks() > 1 ? static_cast<double*>(exec.workspace) : result;
   const auto launch_with = [&](auto packing, auto kind, auto with_old) {

@@ -83,6 +83,7 @@ Status update(MutableView u, ConstView f_old, ConstView g_new, ConstView g_old, 
               const MutableView& jump, Norm norm, const Exec& exec) {
   if (!u_old.present()) merge_slices(u, f_old, g_new, g_old);
   const Space space = space_of(f_old);
+  if (Status status = u_old.present() ? check_tree("u_old", space) : Status{}; !status.ok()) return status;
   auto* norms = static_cast<double*>(jump.data);
   auto* partials = space.chunks() > 1 ? static_cast<double*>(exec.workspace) : norms;
   const auto launch_with = [&](auto packing, auto kind, auto with_jump) {

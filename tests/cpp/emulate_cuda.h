@@ -17,6 +17,7 @@
 #include <memory>
 #include <string>
 #include <typeinfo>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -45,6 +46,8 @@ struct Settings {
   int fail_launches = 0;                // that many launches report an error and run nothing
   std::map<std::string, int> launches;  // by mangled name of the kernel's signature
   int last_launch_device = -1;
+  bool capturing = false;      // every stream, by another thread in the strictest mode
+  bool capture_ended = false;  // by a call that a capture forbids
 };
 inline Settings settings;
 
@@ -209,8 +212,11 @@ enum cudaError_t {
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInvalidDevice = 101,
   cudaErrorLaunchFailure = 719,
-  cudaErrorNotReady = 600
+  cudaErrorNotReady = 600,
+  cudaErrorStreamCaptureUnsupported = 900
 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0, cudaStreamCaptureModeRelaxed = 2 };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0, cudaStreamCaptureStatusActive = 1 };
 using cudaStream_t = struct EmulatedStream*;
 using cudaEvent_t = struct EmulatedEvent*;
 inline constexpr unsigned cudaEventDisableTiming = 2;
@@ -236,10 +242,28 @@ inline cudaError_t cudaSetDevice(int device) {
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = emulate::settings.devices, cudaSuccess; }
 inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 0, cudaSuccess; }
 inline cudaError_t cudaStreamGetDevice(cudaStream_t, int* device) { return cudaGetDevice(device); }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = nullptr, cudaSuccess; }
-inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* state) {
+  return *state = emulate::settings.capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone,
+         cudaSuccess;
+}
+inline cudaStreamCaptureMode emulated_mode = cudaStreamCaptureModeGlobal;
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  return std::swap(*mode, emulated_mode), cudaSuccess;
+}
+inline int emulated_events = 0;  // that exist
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  return *event = reinterpret_cast<cudaEvent_t>(&++emulated_events), cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t) { return --emulated_events, cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
+  if (emulate::settings.capturing) emulate::settings.capture_ended = true;  // for whoever asks for the event later
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventQuery(cudaEvent_t) {
+  if (!emulate::settings.capturing || emulated_mode == cudaStreamCaptureModeRelaxed) return cudaSuccess;
+  emulate::settings.capture_ended = true;
+  return emulated_error = cudaErrorStreamCaptureUnsupported;
+}
 inline cudaError_t cudaMemsetAsync(void* data, int value, std::size_t bytes, cudaStream_t) {
   emulate::settings.last_launch_device = emulate::settings.device;
   return std::memset(data, value, bytes), cudaSuccess;

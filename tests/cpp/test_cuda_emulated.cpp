@@ -308,15 +308,54 @@ void check_trees() {
   }
 }
 
+// A slice that no block could reduce is refused before anything is written: one element, repeated.
+void check_long_refusal() {
+  std::snprintf(current, sizeof current, "a slice too long to reduce");
+  double element = 7.0, norm = 7.0;
+  ConstView input;
+  input.data = &element;
+  input.device = Device::cuda;
+  input.ndim = 2;
+  input.shape[0] = 1, input.shape[1] = (int64_t{cuda::tree_rounds} * 1024 * cuda::tree_leaves) * chunk + 1;
+  input.stride[0] = input.stride[1] = 0;
+  MutableView output, norms;
+  output.data = &element, output.device = Device::cuda, output.ndim = 2;
+  for (int axis = 0; axis < 2; ++axis) output.shape[axis] = input.shape[axis], output.stride[axis] = 0;
+  norms.data = &norm, norms.device = Device::cuda, norms.ndim = 1, norms.shape[0] = norms.stride[0] = 1;
+  settings.launches.clear();
+  const Status statuses[2] = {
+      cuda::parareal_update(output, input, input, input, input, norms, Norm::sum_abs, Exec{}),
+      cuda::slice_norms(norms, input, ConstView{}, Norm::sum_abs, Exec{}),
+  };
+  for (const Status& status : statuses)
+    expect(status.code == StatusCode::invalid_value && std::strstr(status.message, "features per slice"),
+           status.message);
+  expect(settings.launches.empty() && element == 7.0 && norm == 7.0, "a refused call had an effect");
+  --input.shape[1];
+  expect(cuda::check_tree("u", space_of(input)).ok(), "a slice that can be reduced was refused");
+}
+
+// Arrays of a captured call are held until the capture is over, and asking for that does not end it.
+void check_captures() {
+  std::snprintf(current, sizeof current, "captures");
+  auto* stream = reinterpret_cast<void*>(std::uintptr_t{16});
+  {
+    cuda::Event before, within;
+    expect(before.record(stream, 0).ok(), "an event outside a capture");
+    settings.capturing = true;
+    expect(before.done(), "an event of before the capture");
+    expect(within.record(stream, 0).ok() && !within.done(), "held while the capture lasts");
+    settings.capturing = false;
+    expect(within.done() && cuda::Event().done(), "let go after the capture");
+    expect(!settings.capture_ended, "the capture was ended");
+    const cuda::Event moved(std::move(within));
+    expect(moved.done() && emulated_events == 1, "one event, of before the capture");
+  }
+  expect(emulated_events == 0 && emulated_mode == cudaStreamCaptureModeGlobal, "something was left behind");
+}
+
 void check_refusals() {
   std::snprintf(current, sizeof current, "refusals");
-  Space space;
-  space.slices = 1;
-  space.features = (int64_t{cuda::tree_rounds} * 1024 * cuda::tree_leaves) * chunk + 1;
-  double norm = 7.0;
-  Status status = cuda::reduce_partials(&norm, space, Norm::sum_abs, Exec{});
-  expect(status.code == StatusCode::invalid_value && std::strstr(status.message, "features per slice"), status.message);
-
   Random random(6);
   Case a = case_of(Op::update_with_jump, DType::float32, Norm::sum_squares, 3, 3000, true, random);
   Side side;
@@ -409,6 +448,8 @@ int main() {
   check_trees();
   check_long_slice();
   check_refusals();
+  check_long_refusal();
+  check_captures();
   std::printf("%ld passed, %ld failed\n", passed, failed);
   return failed == 0 && passed > 0 ? 0 : 1;
 }
