@@ -25,6 +25,7 @@ _LAZY = {
     "Status": "pyparareal.solution",
     "predicted_speedup": "pyparareal.solution",
     "LocalRuntime": "pyparareal.runtime",
+    "GraphRuntime": "pyparareal.runtime",
     "PararealError": "pyparareal.errors",
     "CudaError": "pyparareal.errors",
     "ConvergenceError": "pyparareal.errors",

@@ -92,7 +92,9 @@ def runtime(given: Any) -> Runtime:
     """``given``, or a :class:`.LocalRuntime` for None."""
     if given is None:
         return LocalRuntime()
-    missing = [verb for verb in ("map", "shift", "chain", "reduce", "mark", "seconds") if not hasattr(given, verb)]
+    missing = [
+        verb for verb in ("map", "shift", "chain", "reduce", "mark", "repeat", "seconds") if not hasattr(given, verb)
+    ]
     if missing:
         raise TypeError(f"runtime: got {type(given).__name__} without {', '.join(missing)}, expected a Runtime or None")
     return given

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .propagators import Propagator
+from . import arrays
+from .propagators import Propagator, is_fused
 from .time_grid import TimeGrid, shift_points
 
 Array = Any
@@ -23,10 +24,12 @@ class Transfer:
     ----------
     restrict : states and residuals to the coarse space, linear
     prolong : corrections (and, in nested iteration, states) to the fine space, linear
+    capturable : see :class:`pyparareal.GraphRuntime`
     """
 
     restrict: Callable[[Array], Array]
     prolong: Callable[[Array], Array]
+    capturable: bool = False
 
     def up(self, v: Array, c: Array) -> Array:
         """``prolong(v)``, which must be like ``c``."""
@@ -114,6 +117,19 @@ def build_levels(
         phi = rediscretised if given is None else given[depth]
         adapted = adapt(name, phi, grid)
     return found
+
+
+def obstacle(levels: Sequence[Level], norm: Any, u: Array) -> str | None:
+    """Why a cycle with states like ``u`` may be another each time, on the host; None where it is known not to be."""
+    for depth, level in enumerate(levels):
+        phi, where = level.phi, f"on level {depth} is not capturable"
+        # Kernels of 16 bits there are none, and step sizes that differ are copied from the host.
+        known = is_fused(phi) and arrays.kernel_takes(u) and level.grid.uniform
+        if not getattr(phi, "capturable", known):
+            return f"{type(phi).__name__} {where}"
+        if depth + 1 < len(levels) and level.transfer is not None and not level.transfer.capturable:
+            return f"the transfer {where}"
+    return None if isinstance(norm, str) or getattr(norm, "capturable", False) else "the norm is not capturable"
 
 
 def _factors(m: Any) -> list[int]:

@@ -252,6 +252,7 @@ class MgritRun:
             levels=len(self.levels),
             steps_per_level=(steps[0] + filled[0], *steps[1:]),
             critical_steps_per_level=(critical[0] + filled[1], *critical[1:]),
+            mode=self.cycles.mode,
         )
 
     def report(self, solution: Solution) -> str:

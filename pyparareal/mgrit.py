@@ -21,11 +21,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from . import arrays, ops
 from .equations import ResidualPropagator, Stored, WithResidual, pair
-from .hierarchy import Level, Transfer
+from .hierarchy import Level, Transfer, obstacle
 from .parareal import Callback
 from .propagators import Propagator, advance, is_fused
 from .relaxation import every_point
@@ -110,6 +111,8 @@ class Cycles:
     ----------
     steps, critical : list of int
         Steps taken per level, and those of them that had to wait for one another.
+    mode : str
+        How the runtime repeated the cycles.
     """
 
     levels: list[Level]
@@ -122,6 +125,8 @@ class Cycles:
     cycles: int = 0
     steps: list[int] = field(default_factory=list)
     critical: list[int] = field(default_factory=list)
+    mode: str = "eager"
+    _taken: list[tuple[int, int, int]] = field(default_factory=list)
     _rooms: dict[tuple[str, int], Array] = field(default_factory=dict)
 
     def run(self, c: Array, *, guessed: bool) -> tuple[Status, Array]:
@@ -135,11 +140,15 @@ class Cycles:
         skip = not (guessed or options.nested) if options.skip_first_down is None else options.skip_first_down
         if options.nested:
             self._from_coarser(0, c, visit=True)
-        ends: Ends | None = None
+            self._tally(self._taken)
+        again, ends = self.runtime.repeat(c, partial(obstacle, self.levels, self.norm, c)), None
         for k in range(self.max_iterations):
-            done = self._once(top, c, ends, up=k == 0 and skip)
+            up = k == 0 and skip
+            kind, place = (up, ends is None), c is self._rooms["c", 0]
+            done: Done = again(kind, place, partial(self._once, top, c, ends, up=up))
             c, ends = done.c, done.ends
-            self.cycles = k + 1
+            self.cycles, self.mode = k + 1, again.mode
+            self._tally(done.taken)
             if status := self._judge(done):
                 return status, c
         known = len(self.monitor.history)
@@ -149,8 +158,9 @@ class Cycles:
 
     def residual(self, c: Array) -> float:
         """The temporal norm of ``A_0(u[i]) - u[i+1]`` at the C-points, from one more relaxation."""
-        top = _equation(self.levels[0])
+        top, self._taken = _equation(self.levels[0]), []
         norms = self.monitor.finish(self._residual(top, self._ends(0, top, c)))
+        self._tally(self._taken)
         return temporal_norm(self.options.temporal_norm, norms, self.runtime)
 
     def _finest(self, c: Array) -> Any:
@@ -167,7 +177,7 @@ class Cycles:
 
     def _once(self, top: Propagator, c: Array, ends: Ends | None, *, up: bool) -> Done:
         """One cycle from the C-points ``c``, and what their slices end in if that is known; or only ``up``."""
-        options, norms = self.options, None
+        options, norms, self._taken = self.options, None, []
         measure = options.measure if options.stopping == "residual" else "jump"
         before = None
         if measure == "jump" and not up:  # going up is no change of a solution
@@ -185,7 +195,7 @@ class Cycles:
         if before is not None:
             norms = self._norms("norms", c[1:], before[1:])
         states = self._norms("states", c[1:]) if options.relative == "state" else None
-        return Done(c, ends, norms, states)
+        return Done(c, ends, norms, states, self._taken)
 
     def _cycle(self, at: int, equation: Propagator, c: Array, kind: str) -> Array:
         return self._correct(at, equation, self._relax(at, equation, c), kind)
@@ -344,8 +354,12 @@ class Cycles:
         return 10 * unit * math.sqrt(self.levels[0].m) * states
 
     def _count(self, at: int, steps: int, critical: int) -> None:
-        self.steps[at] += steps
-        self.critical[at] += critical
+        self._taken.append((at, steps, critical))
+
+    def _tally(self, taken: list[tuple[int, int, int]]) -> None:
+        for at, steps, critical in taken:
+            self.steps[at] += steps
+            self.critical[at] += critical
 
 
 @dataclass(frozen=True)
@@ -362,12 +376,13 @@ class Ends:
 
 @dataclass(frozen=True)
 class Done:
-    """What a cycle leaves: C-points, the ``ends`` that the next one can start with, norms per C-point."""
+    """What a cycle leaves: C-points, the ``ends`` that the next can start with, norms per C-point, steps ``taken``."""
 
     c: Array
     ends: Ends | None
     norms: Array | None
     states: Array | None
+    taken: list[tuple[int, int, int]]
 
 
 def _c_relax(ends: Ends, omega: float) -> Array:

@@ -61,6 +61,9 @@ class Stats:
         MGRIT: steps taken on each level, and those of them that had to wait for one another.
     final_residual : float, optional
         Of the states returned, where it was asked for.
+    mode : str
+        "eager": every kernel started by itself. "graph: ..." : so many cycles as one (:class:`.GraphRuntime`). Where
+        that was asked for and not done, "eager: ..." says why.
     """
 
     slices: int
@@ -77,6 +80,7 @@ class Stats:
     steps_per_level: tuple[int, ...] = ()
     critical_steps_per_level: tuple[int, ...] = ()
     final_residual: float | None = None
+    mode: str = "eager"
 
     @property
     def cost_ratio(self) -> float:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a method runs. A method says *what* happens in five verbs; a runtime decides *where*."""
+"""Where a method runs. A method says *what* happens in a few verbs; a runtime decides *where*."""
 
 from __future__ import annotations
 
+from .graph import GraphRuntime as GraphRuntime
 from .local import LocalRuntime as LocalRuntime
 from .protocol import Runtime as Runtime

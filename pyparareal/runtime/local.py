@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from .. import _trace, arrays, reference
 from ..propagators import Propagator, advance
 from ..time_grid import part_of_points
-from .protocol import Link
+from .protocol import Link, Repeat
 
 Array = Any
 
@@ -59,6 +59,18 @@ class LocalRuntime:
 
     def mark(self, name: str) -> AbstractContextManager[None]:
         return Region(name, self.seconds)
+
+    def repeat(self, u: Array, unless: Callable[[], str | None]) -> Repeat:
+        return Anew()
+
+
+class Anew:
+    """Every time anew."""
+
+    mode = "eager"
+
+    def __call__(self, kind: Hashable, place: Hashable, work: Callable[[], Any]) -> Any:
+        return work()
 
 
 class Region:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The five verbs: ``map``, ``shift``, ``chain``, ``reduce``, ``mark``."""
+"""The verbs: ``map``, ``shift``, ``chain``, ``reduce``, ``mark``; and ``repeat``, for what comes again and again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -13,6 +13,21 @@ from ..propagators import Propagator
 
 Array = Any
 Link = Callable[[int, Array, Array], None]
+
+
+class Repeat(Protocol):
+    """What runs a piece of work each time it comes again; ``mode`` says how it did."""
+
+    @property
+    def mode(self) -> str: ...
+
+    def __call__(self, kind: Hashable, place: Hashable, work: Callable[[], Any]) -> Any:
+        """What ``work()`` returns, or returned the last time for the same ``kind`` and ``place``.
+
+        Work of the same kind does the same, though maybe in other arrays; at the same place, in the same ones. It
+        returns the arrays that hold its results and changes nothing else on the host.
+        """
+        ...
 
 
 class Runtime(Protocol):
@@ -50,4 +65,8 @@ class Runtime(Protocol):
 
     def mark(self, name: str) -> AbstractContextManager[None]:
         """Name the enclosed work in the trace and add its host seconds to ``seconds[name]``."""
+        ...
+
+    def repeat(self, u: Array, unless: Callable[[], str | None]) -> Repeat:
+        """For work on arrays like ``u``. ``unless()`` is why it has to be done anew each time, None if it need not."""
         ...
