@@ -24,7 +24,7 @@ def propagator(name: str, phi: Any, grid: TimeGrid, deterministic: bool, block: 
         phi = Blocks(phi)
     elif not hasattr(phi, "step") and callable(phi):
         phi = Map(phi)
-    if not isinstance(phi, Propagator):
+    if not (hasattr(phi, "step") and hasattr(phi, "batch_invariant")):  # isinstance takes 30 times as long
         raise TypeError(
             f"{name}: got {type(phi).__name__}, expected a callable u -> u_next or an object with "
             "step(u, points) and batch_invariant"

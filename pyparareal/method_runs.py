@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from . import checks
-from .equations import ResidualPropagator
+from .equations import has_residual
 from .hierarchy import Transfer, build_levels
 from .mgrit import MGRIT, Cycles
 from .norms import NORMS
@@ -216,7 +216,7 @@ class MgritRun:
         """
         enough = -(-self.slices // (self.levels[0].nu + 1)) + 2
         exact = all(level.omega == 1 and level.transfer is None for level in self.levels[:-1])
-        ours = not any(isinstance(level.phi, ResidualPropagator) for level in self.levels)
+        ours = not any(has_residual(level.phi) for level in self.levels)
         return enough if exact and ours else max(enough, MOST_CYCLES)
 
     @property

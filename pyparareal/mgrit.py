@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 from . import arrays, ops
-from .equations import ResidualPropagator, Stored, WithResidual, pair
+from .equations import Stored, WithResidual, has_residual, pair
 from .hierarchy import Level, Transfer, obstacle
 from .parareal import Callback
 from .propagators import Propagator, advance, is_fused
@@ -166,7 +166,7 @@ class Cycles:
     def _finest(self, c: Array) -> Any:
         """The finest level's equation, with a store for its points if one is asked for."""
         level = self.levels[0]
-        if self.options.storage == "c" or isinstance(level.phi, ResidualPropagator):
+        if self.options.storage == "c" or has_residual(level.phi):
             return _equation(level)
         store = arrays.empty_like(c, slices=level.grid.steps + 1)
         store[...] = c[:1]
@@ -212,7 +212,7 @@ class Cycles:
         transfer, below, c = self.levels[at].transfer, self.levels[at + 1], ends.c
         restrict = transfer.restrict if transfer else _identity
         v = restrict(c)
-        if isinstance(equation, WithResidual) and isinstance(below.phi, ResidualPropagator):
+        if isinstance(equation, WithResidual) and has_residual(below.phi):
             r = equation.defect(c[1:], ends.last, self.levels[at].last_steps)
             rhs = restrict(r) + below.phi.residual(v[1:], v[:-1], slice(0, below.grid.steps, 1))
             coarse: Propagator = WithResidual(below.phi, rhs)
@@ -395,7 +395,7 @@ def _c_relax(ends: Ends, omega: float) -> Array:
 
 def _equation(level: Level) -> Any:
     """The level's own chain."""
-    return WithResidual(level.phi) if isinstance(level.phi, ResidualPropagator) else level.phi
+    return WithResidual(level.phi) if has_residual(level.phi) else level.phi
 
 
 def _identity(u: Array) -> Array:

@@ -83,9 +83,11 @@ class Region:
 
     def __enter__(self) -> None:
         self.begin = time.perf_counter()
-        self.traced = _trace.mark(self.name)
-        self.traced.__enter__()
+        self.traced = None if _trace.listener is None else _trace.mark(self.name)
+        if self.traced is not None:
+            self.traced.__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        self.traced.__exit__(*error)
+        if self.traced is not None:
+            self.traced.__exit__(*error)
         self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.begin
