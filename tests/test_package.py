@@ -36,7 +36,7 @@ FLOORS = {
     "relaxation": 3, "stopping": 3, "checks": 3, "method_runs": 3,
     "forcing": 3, "vjp": 3, "adjoint": 3, "differentiable": 3,
     "convergence": 3, "error_propagation": 3, "spectra": 3, "prediction": 3,
-    "nn": 4,
+    "nn": 4, "training": 4,
     "cli": 6, "__main__": 6, "_doctor": 6, "solve_command": 6, "solve_report": 6,
 }  # fmt: skip
 

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A training run in one file: states as arrays, everything else as JSON, in NumPy's ``.npz`` format without pickle.
+
+Written whole or not at all (:mod:`pyparareal.nn.atomic_files`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..nn.atomic_files import write_files
+from ..nn.training_job.checkpoint import CheckpointError as CheckpointError
+
+FORMAT = "pyparareal-training-runs-1"
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes
+    ----------
+    state : tensor ``[1, s (1 + moments)]``
+        At the start of the window that is being solved.
+    first : int
+        Its first step.
+    windows : list of dict
+        Those that are done.
+    serial : bool
+        A window failed: the rest is trained serially.
+    c : tensor, optional
+        C-points after the last cycle of the window, with their ``residuals``.
+    """
+
+    state: Tensor
+    first: int = 0
+    windows: list[dict[str, Any]] = field(default_factory=list)
+    serial: bool = False
+    c: Tensor | None = None
+    residuals: list[float] = field(default_factory=list)
+
+
+def save(path: Path, progress: Progress, identity: dict[str, Any]) -> None:
+    """Write ``progress`` to ``path``, atomically.
+
+    Raises
+    ------
+    OSError
+        The write failed; what was at ``path`` before is still there, whole.
+    """
+    rest = {name: getattr(progress, name) for name in ("first", "windows", "serial", "residuals")}
+    arrays = {"state": progress.state.cpu().numpy(), "json": np.frombuffer(_bytes(rest, identity), np.uint8)}
+    if progress.c is not None:
+        arrays["c"] = progress.c.cpu().numpy()
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_files(path.parent, {path.name: buffer.getvalue()})
+
+
+def load(path: Path, identity: dict[str, Any], like: Tensor) -> Progress:
+    """What :func:`save` wrote, on the device of ``like``.
+
+    Raises
+    ------
+    CheckpointError
+        Not a whole checkpoint, or of a run that differs from ``identity``.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        rest = json.loads(arrays["json"].tobytes())
+        if rest["format"] != FORMAT:
+            raise ValueError(f"its format is {rest['format']!r}, expected {FORMAT!r}")
+        theirs = rest["identity"]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint of training runs ({error})") from error
+    ours = json.loads(json.dumps(identity))
+    wrong = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{path}: of another run, nothing was changed: {name} is {theirs.get(name)!r} there, "
+            f"{ours.get(name)!r} here"
+        )
+    tensors = {name: torch.from_numpy(arrays[name]).to(like.device) for name in ("state", "c") if name in arrays}
+    return Progress(
+        tensors["state"], rest["first"], rest["windows"], rest["serial"], tensors.get("c"), rest["residuals"]
+    )
+
+
+def digest(*tensors: Tensor | None) -> str:
+    """Of shapes, dtypes and numbers."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+            found.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _bytes(rest: dict[str, Any], identity: dict[str, Any]) -> bytes:
+    return json.dumps({"format": FORMAT, "identity": identity, **rest}).encode()

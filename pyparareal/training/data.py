@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The examples of a training run, all in memory, and the batch of every step on every level."""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, default_collate
+
+from .rules import Rules
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs ``x [K, ...]``, targets ``y [K, ...]``, and the order in which fine steps see them.
+
+    Attributes
+    ----------
+    order : int64 tensor ``[batches, batch]``, optional
+        Numbers of the examples of the batches; step ``i`` of the finest level sees batch ``mod(i, batches)``. None: all
+        examples in every step.
+    """
+
+    x: Tensor
+    y: Tensor
+    order: Tensor | None = None
+
+    def batch(self, rules: Rules, level: int, points: range, stride: int, offset: int) -> tuple[Tensor, Tensor, bool]:
+        """Inputs and targets of the steps that start at ``points`` of ``level``, and whether each has its own.
+
+        ``stride`` fine steps per step; the level's point 0 is fine step ``offset``, and its own index for the rule
+        "serial" counts from the start of the whole run: ``offset // stride`` more.
+        """
+        if self.order is None and not callable(rules.data):
+            return self.x, self.y, False
+        own = torch.arange(points.start, points.stop, points.step, dtype=torch.int64)
+        if callable(rules.data):
+            chosen = self._chosen(rules.data(level, (own + offset // stride).numpy(), stride), len(own))
+        else:
+            chosen = self._by_rule(str(rules.data), own, stride, offset)
+        if chosen.ndim == 3:  # [slices, stride, batch]: averaged
+            return self.x[chosen].mean(1), self.y[chosen].to(self.x.dtype).mean(1), True
+        return self.x[chosen], self.y[chosen], True
+
+    def _by_rule(self, data: str, own: Tensor, stride: int, offset: int) -> Tensor:
+        assert self.order is not None
+        count = len(self.order)
+        if data == "serial":
+            return self.order[(own + offset // stride) % count]
+        fine = offset + stride * own
+        if data == "averaged" and stride > 1:
+            return self.order[(fine[:, None] + torch.arange(stride)) % count]
+        return self.order[fine % count]
+
+    def _chosen(self, numbers: Any, slices: int) -> Tensor:
+        chosen = torch.as_tensor(numbers)
+        if chosen.dtype != torch.int64 or chosen.ndim != 2 or len(chosen) != slices:
+            raise ValueError(
+                f"data: the rule returned {chosen.dtype} {list(chosen.shape)}, expected int64 [{slices}, batch]"
+            )
+        if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self.x):
+            raise ValueError(f"data: the rule returned an example outside 0 .. {len(self.x) - 1}")
+        return chosen
+
+    def to(self, device: torch.device) -> Examples:
+        """The same on ``device``; the order stays on the host."""
+        return Examples(self.x.to(device), self.y.to(device), self.order)
+
+
+def read(data: Any, rules: Rules, steps: int) -> Examples:
+    """Examples of ``(inputs, targets)`` in batches of ``rules``, or of a ``DataLoader`` in its own.
+
+    A loader is asked for as many epochs as ``steps`` need, which moves its generator on as training would.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Neither; empty; an order that cannot be had again.
+    """
+    if isinstance(data, DataLoader):
+        return _of_loader(data, rules, steps)
+    if not isinstance(data, tuple | list) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
+        raise TypeError(
+            f"data: got {type(data).__name__}, expected a pair of tensors (inputs, targets) or a DataLoader"
+        )
+    x, y = (part.detach() for part in data)
+    if x.ndim < 1 or y.ndim < 1 or len(x) != len(y) or not len(x):
+        raise ValueError(
+            f"data: got inputs {list(x.shape)} and targets {list(y.shape)}, expected as many, at least one"
+        )
+    if rules.data == "full" or callable(rules.data):
+        return Examples(x, y)
+    if rules.batch > len(x):
+        raise ValueError(f"batch: got {rules.batch}, expected at most the {len(x)} examples")
+    count = len(x) // rules.batch
+    return Examples(x, y, torch.arange(count * rules.batch).reshape(count, rules.batch))
+
+
+def _of_loader(loader: DataLoader[Any], rules: Rules, steps: int) -> Examples:
+    if rules.data == "full" or callable(rules.data):
+        raise ValueError(
+            f"data: got a DataLoader for the rule {rules.data!r}, expected 'serial', 'injected' or 'averaged'"
+        )
+    sampler, dataset = loader.sampler, loader.dataset
+    if not isinstance(sampler, RandomSampler | SequentialSampler) or loader.batch_sampler is None:
+        raise ValueError(
+            f"data: got a DataLoader with {type(sampler).__name__}, whose order may be another one each time; expected "
+            "shuffle=False, or shuffle=True with a generator"
+        )
+    shuffled = isinstance(sampler, RandomSampler)
+    if shuffled and sampler.generator is None:  # type: ignore[union-attr]
+        raise ValueError(
+            "data: got a DataLoader that shuffles without a generator, whose order cannot be had again; expected "
+            "DataLoader(..., shuffle=True, generator=torch.Generator().manual_seed(seed))"
+        )
+    if not hasattr(dataset, "__len__"):
+        raise ValueError("data: got a DataLoader of an iterable dataset, expected one with a length")
+    collate = loader.collate_fn or default_collate
+    pairs = collate([dataset[i] for i in range(len(dataset))])
+    if not isinstance(pairs, tuple | list) or len(pairs) != 2 or not all(isinstance(part, Tensor) for part in pairs):
+        raise TypeError("data: the DataLoader's dataset gives no pairs (input, target) of tensors or numbers")
+    order = _order(loader, steps if shuffled else 1)
+    return Examples(pairs[0], pairs[1], order)
+
+
+def _order(loader: DataLoader[Any], steps: int) -> Tensor:
+    """The numbers of the examples of the first ``steps`` batches, in whole epochs of whole batches."""
+    # As the loader itself would draw: its iterator takes a seed from the generator before the sampler does.
+    dataset: Any = _Numbers(len(loader.dataset))  # type: ignore[arg-type]
+    twin: DataLoader[Any] = DataLoader(dataset, batch_sampler=loader.batch_sampler, generator=loader.generator)
+    found: list[Tensor] = []
+    while len(found) < steps:
+        epoch = list(twin)
+        sizes = {len(batch) for batch in epoch}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"data: got a DataLoader with batches of {sorted(sizes)} examples, expected drop_last=True"
+            )
+        if not epoch:
+            raise ValueError("data: got a DataLoader without a single batch")
+        found += epoch
+    return torch.stack(found)
+
+
+class _Numbers:
+    """A dataset whose example ``i`` is ``i``."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: numbers.Integral) -> int:
+        return int(i)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One update of an optimiser, for all slices at once, and what such an update becomes on a coarse level.
+
+On the finest level the formulas are those of ``torch.optim``. A step of a coarse level stands for ``q`` steps of the
+finest one, ``q = alpha_l / alpha_0`` (:class:`pyparareal.training.Rules`), with the gradient of its first point for all
+of them. For plain SGD that is the learning rate ``alpha_l``, Schroder's rule; for momentum the sum of the ``q`` updates
+in closed form; for Adam the moments after ``q`` updates, the mean first moment of them, and the last second moment.
+With ``q = 1`` a coarse step is a fine step.
+
+The step count of Adam's bias correction follows from the point: step ``i`` of a level with ``M`` fine steps per step
+ends at fine step ``M (i + 1)``, and corrects with that count, on every level.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _between(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected a number of at least 0 and below 1")
+
+
+def _not_negative(name: str, value: float) -> None:
+    if not value >= 0:
+        raise ValueError(f"{name}: got {value!r}, expected a number of at least 0")
+
+
+@dataclass(frozen=True)
+class SGD:
+    """``v <- momentum v + g``, ``w <- w - alpha v`` (Nesterov: ``w - alpha (g + momentum v)``), ``g`` with L2 decay."""
+
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _between("momentum", self.momentum)
+        _not_negative("weight_decay", self.weight_decay)
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: got True without momentum, expected momentum > 0")
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        return ("momentum_buffer",) if self.momentum else ()
+
+    def update(
+        self, w: Tensor, moments: list[Tensor], g: Tensor, alpha: float, q: float, count: Tensor
+    ) -> list[Tensor]:
+        """``[w, moments...]``, each ``[slices, weights]``, after the update; ``count [slices, 1]`` is the fine step."""
+        if self.weight_decay:
+            g = g.add(w, alpha=self.weight_decay)
+        if not self.momentum:
+            return [w.add(g, alpha=-alpha)]
+        mu, (v,) = self.momentum, moments
+        if q == 1:
+            v = v.mul(mu).add(g)
+            return [w.add(g.add(v, alpha=mu) if self.nesterov else v, alpha=-alpha), v]
+        gain = (1 - mu**q) / (1 - mu)
+        total = v * (mu * gain) + g * ((q - mu * gain) / (1 - mu))  # v_1 + ... + v_q
+        if self.nesterov:
+            total = q * g + mu * total
+        return [w.add(total, alpha=-alpha / q), v * mu**q + g * gain]
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam; with ``decoupled`` decay AdamW. No AMSGrad."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decoupled: bool = False
+
+    moments = ("exp_avg", "exp_avg_sq")
+
+    def __post_init__(self) -> None:
+        for beta in self.betas:
+            _between("betas", beta)
+        _not_negative("eps", self.eps)
+        _not_negative("weight_decay", self.weight_decay)
+
+    def update(
+        self, w: Tensor, moments: list[Tensor], g: Tensor, alpha: float, q: float, count: Tensor
+    ) -> list[Tensor]:
+        """See :meth:`SGD.update`."""
+        (b1, b2), (first, second) = self.betas, moments
+        if self.weight_decay and self.decoupled:
+            w = w * (1 - alpha / q * self.weight_decay) ** q
+        elif self.weight_decay:
+            g = g.add(w, alpha=self.weight_decay)
+        mean = first
+        if q != 1:
+            share = b1 * (1 - b1**q) / (q * (1 - b1))  # of the first moment in the mean of the q next ones
+            mean = first * share + g * (1 - share)
+        first = first.lerp(g, 1 - b1**q)
+        second = second.mul(b2**q).addcmul(g, g, value=1 - b2**q)
+        root = second.clamp_min(0).sqrt().maximum(first.abs() / self._most())
+        spread = root / (1 - b2**count).sqrt() + self.eps
+        return [w - alpha / (1 - b1**count) * (first if q == 1 else mean) / spread, first, second]
+
+    def _most(self) -> float:
+        """``|m| <= (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) sqrt(v)`` for the moments of any gradients.
+
+        By Cauchy-Schwarz. A correction of the iteration may leave moments that no gradients have, a second one near or
+        below zero, and with them steps of any length. One per cent more: training's own moments are never touched.
+        """
+        b1, b2 = self.betas
+        return 1.01 * (1 - b1) / math.sqrt((1 - b2) * (1 - b1 * b1 / b2)) if b1 * b1 < b2 else math.inf
+
+
+NAMES: dict[str, SGD | Adam] = {
+    "sgd": SGD(),
+    "momentum": SGD(momentum=0.9),
+    "nesterov": SGD(momentum=0.9, nesterov=True),
+    "adam": Adam(),
+    "adamw": Adam(weight_decay=1e-2, decoupled=True),
+}
+
+
+def find(optimiser: Any, lr: float | None) -> tuple[SGD | Adam, float]:
+    """The optimiser and its learning rate: of a name of :data:`NAMES`, one of ours, or one of ``torch.optim``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Unknown; with options that are not here; several groups; a learning rate that is missing or given twice.
+    """
+    if isinstance(optimiser, torch.optim.Optimizer):
+        if lr is not None:
+            raise ValueError(f"lr: got {lr!r} beside a torch optimiser, expected it in one of them")
+        return _of_torch(optimiser)
+    if isinstance(optimiser, str):
+        if optimiser not in NAMES:
+            raise ValueError(f"optimiser: got {optimiser!r}, expected one of {', '.join(NAMES)}, or an object")
+        optimiser = NAMES[optimiser]
+    if not isinstance(optimiser, SGD | Adam):
+        raise TypeError(
+            f"optimiser: got {type(optimiser).__name__}, expected one of {', '.join(NAMES)}, training.SGD, "
+            "training.Adam, or torch.optim.SGD, Adam or AdamW"
+        )
+    if isinstance(lr, bool) or not isinstance(lr, int | float):
+        raise TypeError(f"lr: got {lr!r}, expected a number")
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"lr: got {lr!r}, expected a number above 0")
+    return optimiser, float(lr)
+
+
+def _of_torch(optimiser: torch.optim.Optimizer) -> tuple[SGD | Adam, float]:
+    kind = type(optimiser).__name__
+    if type(optimiser) not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+        raise ValueError(f"optimiser: got {kind}, expected torch.optim.SGD, Adam or AdamW: others are not known here")
+    if len(optimiser.param_groups) != 1:
+        raise ValueError(f"optimiser: got {len(optimiser.param_groups)} groups of parameters, expected one")
+    if optimiser.state:
+        raise ValueError(f"optimiser: got {kind} that has made updates, expected a new one")
+    group = optimiser.param_groups[0]
+    unknown = [name for name in ("maximize", "amsgrad", "dampening") if group.get(name)]
+    if unknown:
+        raise ValueError(f"optimiser: got {kind} with {unknown[0]}={group[unknown[0]]}, which is not known here")
+    lr, decay = float(group["lr"]), float(group["weight_decay"])
+    if kind == "SGD":
+        return SGD(group["momentum"], group["nesterov"], decay), lr
+    betas = (float(group["betas"][0]), float(group["betas"][1]))
+    return Adam(betas, group["eps"], decay, kind == "AdamW" or bool(group.get("decoupled_weight_decay"))), lr

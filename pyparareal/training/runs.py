@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``w[i+1] = Phi_i(w[i])``, one optimiser update after the other, solved for thousands of updates at once by MGRIT.
+
+J. B. Schroder, "Parallelizing over artificial neural network training runs with multigrid", arXiv 1708.02276v2. The
+chain that is solved is that of ordinary training, so the weights it ends in are those of ordinary training. Nothing is
+gained where one step already keeps the device busy: :mod:`pyparareal.training.speed`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import arrays
+from ..errors import ConvergenceError
+from ..solution import Status
+from . import checkpoint as checkpoints
+from . import data as examples
+from . import memory as memories
+from . import optimisers, refusals
+from .mlp import make_step
+from .result import RunsResult
+from .rules import Rules
+from .rules import find as find_rules
+from .settings import Settings, integer
+from .steps import Loss
+from .weights import weights_of
+from .windows import Cycle, Window, WindowSolver, as_json, finite, from_json, timed
+
+Callback = Callable[[int, int, float], object]
+
+
+class TrainingRuns:
+    """Training steps solved in parallel; :meth:`run` works, constructing only checks and copies the initial weights.
+
+    Parameters
+    ----------
+    module : torch module
+        Parameters that require grad are trained; float32 or float64, one device. :meth:`run` leaves the final weights
+        in it. No dropout without fixed masks and no running statistics: see :mod:`pyparareal.training.refusals`.
+    loss : callable
+        ``loss(module(inputs), targets)``, a scalar.
+    data : pair of tensors, or DataLoader
+        Inputs and targets ``[examples, ...]``; a loader must be able to give its order again.
+    steps : int
+        Optimiser updates.
+    optimiser : str or object
+        "sgd", "momentum", "nesterov", "adam", "adamw", :class:`SGD`, :class:`Adam`, or a new one of ``torch.optim``,
+        which brings its learning rate.
+    lr : float
+        Of the finest level.
+    rules : str or Rules
+        Learning rate and data of every level: "naive", "solver1", "solver2", "slow"
+        (:data:`pyparareal.training.PRESETS`).
+    alpha_max : float, optional
+        In place of that of ``rules``.
+    m, cycle, nu, levels, divergence, stagnation : see :class:`pyparareal.MGRIT`
+        ``levels=None``: until a level has at most ``max_coarse`` steps.
+    tol : float, optional
+        Of the residual at the C-points, times the root of the window's steps. Default: 1e-9, or what float32 can reach.
+    max_iterations : int
+        Cycles per window.
+    guess : {"zeros", "constant", "coarse"}
+        Weights of zero behind the initial ones, as in the paper; the state a window starts with at all its points; a
+        first cycle that only goes up from the coarsest level.
+    window : int, optional
+        Steps solved at a time, each window from the end of the one before. Default: all that ``memory`` holds.
+    on_failure : {"serial", "return", "raise"}
+        Where a window stagnates, diverges or needs too many cycles: train from its last exact point to the end of the
+        run serially; return the weights the windows before it end in; raise :class:`pyparareal.ConvergenceError`.
+    deterministic : bool
+        Steps in fixed, padded blocks of slices: then full iterations are bitwise :meth:`serial` for any module.
+    fused : bool, optional
+        Use the kernel for small networks; default: where it can. True refuses where it cannot, naming why.
+    memory : int, optional
+        Bytes to work in; default: half of what is free.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong argument, before any step; MemoryError where two slices do not fit.
+    """
+
+    def __init__(
+        self, module: nn.Module, loss: Loss, data: Any, *, steps: int, optimiser: Any = "sgd", lr: float | None = None,
+        rules: str | Rules = "solver1", alpha_max: float | None = None, m: int = 2, cycle: str = "V", nu: int = 1,
+        levels: int | None = 2, max_coarse: int = 10, tol: float | None = None, max_iterations: int = 50,
+        guess: str = "zeros", divergence: float = 1e6, stagnation: int | None = 10, window: int | None = None,
+        on_failure: str = "serial", deterministic: bool = False, fused: bool | None = None, memory: int | None = None,
+    ) -> None:  # fmt: skip
+        self.weights = weights_of(module)
+        self.module = module
+        if not callable(loss):
+            raise TypeError(f"loss: got {type(loss).__name__}, expected a callable loss(prediction, target)")
+        self.optimiser, base = optimisers.find(optimiser, lr)
+        found = find_rules(rules)
+        self.rules = found if alpha_max is None else dataclasses.replace(found, alpha_max=alpha_max)
+        self.settings = Settings(
+            steps, m, cycle, nu, levels, max_coarse, self._tolerance(tol), max_iterations, guess, divergence,
+            stagnation, on_failure, deterministic,
+        )  # fmt: skip
+        refusals.require_repeatable(module)
+        self.examples = examples.read(data, self.rules, steps).to(self.weights.device)
+        self.step, self.why_not_fused = make_step(
+            module, loss, self.examples, fused, weights=self.weights, optimiser=self.optimiser, base=base,
+            rules=self.rules,
+        )  # fmt: skip
+        refusals.require_gradient(self.step, self.examples)
+        self.window, self.slices_per_call = self._window(window, memory)
+        self.start = self.step.start()
+
+    def run(
+        self,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        callback: Callback | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> RunsResult:
+        """Solve all windows; the module gets the final weights unless the run failed or was stopped.
+
+        Parameters
+        ----------
+        checkpoint : path, optional
+            Written after every cycle; where there is one, the run goes on from it, to the same bits.
+        callback : callable, optional
+            ``callback(first step of the window, cycle, residual)``.
+        stop : callable, optional
+            Asked after every cycle (and its checkpoint); True ends the run with ``Status.STOPPED``.
+        """
+        path = None if checkpoint is None else Path(checkpoint)
+        identity = self.identity() if path else {}
+        progress = checkpoints.Progress(self.start)
+        if path and path.exists():
+            progress = checkpoints.load(path, identity, self.start)
+        while progress.first < self.settings.steps:
+
+            def after(cycle: Cycle) -> bool:
+                progress.c, progress.residuals = cycle.c, cycle.residuals  # noqa: B023 - of this very window
+                if path:
+                    checkpoints.save(path, progress, identity)  # noqa: B023
+                if callback:
+                    callback(progress.first, len(cycle.residuals), cycle.residuals[-1])  # noqa: B023
+                return bool(stop and stop())
+
+            window, end = self._advance(progress, after)
+            progress.windows.append(as_json(window))
+            if end is None:
+                return self._result(progress, window.status)
+            serial = progress.serial or window.failure is not None
+            progress = checkpoints.Progress(end, progress.first + window.steps, progress.windows, serial)
+            if path:
+                checkpoints.save(path, progress, identity)
+        failed = any(window["failure"] for window in progress.windows)
+        return self._result(progress, Status.SERIAL_FALLBACK if failed else Status.CONVERGED)
+
+    def serial(self) -> RunsResult:
+        """Ordinary training with the same step, one update after the other: what :meth:`run` must end in."""
+        solver = WindowSolver(self.step, self.settings.steps, self.settings)
+        end = timed(solver.window, lambda: solver.serial(self.start), self.wait)
+        solver.window.steps_per_level = (self.settings.steps,)
+        progress = checkpoints.Progress(end, self.settings.steps, [as_json(solver.window)])
+        return self._result(progress, Status.SERIAL)
+
+    def _advance(self, progress: checkpoints.Progress, after: Callable[[Cycle], bool]) -> tuple[Window, Tensor | None]:
+        """The window that ``progress`` stands at, and its end state, or None where the run ends here."""
+        steps = min(self.window, self.settings.steps - progress.first)
+        step = self.step.moved(offset=progress.first, slices_per_call=self.slices_per_call)
+        solver = WindowSolver(step, steps, self.settings)
+        window = solver.window
+        if progress.serial:
+            end = timed(window, lambda: solver.serial(progress.state), self.wait)
+            window.steps_per_level, window.status = (steps,), Status.SERIAL
+            return window, end
+        cycle = None if progress.c is None else Cycle(progress.c, progress.residuals)
+        end = timed(window, lambda: solver.solve(progress.state, cycle, after), self.wait)
+        if end is not None or window.failure is Status.STOPPED:
+            return window, end
+        if self.settings.on_failure == "raise":
+            raise ConvergenceError(window.reason, self._result(progress, window.status))
+        if self.settings.on_failure == "return":
+            return window, None
+        return window, timed(window, solver.fall_back, self.wait)
+
+    def _result(self, progress: checkpoints.Progress, status: Status) -> RunsResult:
+        if status.ok and not finite(progress.state):
+            status = Status.NON_FINITE
+        parts = progress.state[0].clone().split(self.weights.size)
+        weights = self.weights.named(parts[0])
+        if status.ok:
+            self.weights.load(self.module, weights)
+        moments = {name: self.weights.named(part) for name, part in zip(self.optimiser.moments, parts[1:], strict=True)}
+        return RunsResult(
+            weights, moments, status, tuple(from_json(window) for window in progress.windows), self.settings.steps,
+            progress.first, "torch" if self.why_not_fused else "fused", self.why_not_fused, self.slices_per_call,
+        )  # fmt: skip
+
+    def wait(self) -> None:
+        """For the device."""
+        if self.weights.device.type == "cuda":
+            torch.cuda.synchronize(self.weights.device)
+
+    def identity(self) -> dict[str, Any]:
+        """What a run must have in common with one to continue it."""
+        rule = self.rules.data
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "window": self.window,
+            "weights": checkpoints.digest(self.start),
+            "shapes": {name: list(shape) for name, shape in self.weights.shapes.items()},
+            "module": str(self.module),
+            "optimiser": repr(self.optimiser),
+            "lr": self.step.base,
+            "rules": repr(self.rules) if isinstance(rule, str) else getattr(rule, "__qualname__", type(rule).__name__),
+            "data": checkpoints.digest(self.examples.x, self.examples.y, self.examples.order),
+            "path": self.why_not_fused or "fused",
+        }
+
+    def _tolerance(self, tol: float | None) -> float:
+        """The paper's 1e-9, or where the weights cannot be so exact what rounding leaves of them."""
+        if tol is not None:
+            return tol
+        flat = self.weights.flat(self.module)
+        return max(1e-9, 10 * arrays.epsilon(flat) * float(flat.norm()))
+
+    def _window(self, window: int | None, memory: int | None) -> tuple[int, int | None]:
+        if window is not None:
+            integer("window", window, 1)
+            if window % self.settings.m and window < self.settings.steps:
+                raise ValueError(f"window: got {window}, expected a multiple of m = {self.settings.m}")
+        if memory is not None:
+            integer("memory", memory, 1)
+        budget = memories.available(self.weights.device) if memory is None else memory
+        longest, at_a_time = memories.fitting(self.step, self.settings, budget)
+        if window is not None and window > longest and longest < self.settings.steps:
+            raise MemoryError(
+                f"window: got {window} steps, but {budget / 1e6:.3g} MB hold windows of {longest}; leave it out, or "
+                "give memory="
+            )
+        return min(window or longest, self.settings.steps), at_a_time

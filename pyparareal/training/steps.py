@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One training step of all slices as a propagator: a gradient per slice, then the optimiser's update.
+
+``Phi_i(w, moments) = update(w, moments, grad loss(module_w(x_i), y_i))``, Schroder (2017), eqs. (1) and (9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from .data import Examples
+from .optimisers import SGD, Adam
+from .rules import Rules
+from .weights import Weights
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+class OptimiserStep:
+    """Training steps of any torch module as a :class:`pyparareal.Propagator`; all slices in one batched computation.
+
+    A state is ``[1, s]``: the ``s`` weights, then the optimiser's moments, ``s`` numbers each. Slices are
+    ``[slices, 1, s (1 + moments)]``.
+
+    Parameters
+    ----------
+    module, loss : torch module, callable
+        ``loss(module(x), y)`` is a scalar.
+    base : float
+        Learning rate of the finest level; that of this level follows from ``rules``.
+    level, stride, offset : int
+        Of this propagator: its level, fine steps per step, and the fine step at its point 0.
+    slices_per_call : int, optional
+        At most so many gradients at a time, to bound the memory of their activations.
+    """
+
+    batch_invariant = False  # batched matrix products round differently in other company
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        examples: Examples,
+        *,
+        weights: Weights,
+        optimiser: SGD | Adam,
+        base: float,
+        rules: Rules,
+        level: int = 0,
+        stride: int = 1,
+        offset: int = 0,
+        slices_per_call: int | None = None,
+    ) -> None:
+        self.module, self.loss, self.examples, self.weights = module, loss, examples, weights
+        self.optimiser, self.base, self.rules = optimiser, base, rules
+        self.level, self.stride, self.offset = level, stride, offset
+        self.slices_per_call = slices_per_call
+        self.alpha = rules.alpha(base, level, stride)
+        self._frozen = {name: p.detach() for name, p in module.named_parameters() if name not in weights.shapes}
+        self._frozen |= dict(module.named_buffers())
+
+    def start(self) -> Tensor:
+        """The module's weights with moments of zero, ``[1, s (1 + moments)]``."""
+        own = self.weights.flat(self.module)
+        return torch.cat([own, *[torch.zeros_like(own) for _ in self.optimiser.moments]])[None]
+
+    def step(self, u: Tensor, points: slice) -> Tensor:
+        """``[slices, 1, s (1 + moments)]`` after one update each."""
+        w, *moments = u[:, 0].split(self.weights.size, dim=-1)
+        steps = torch.arange(points.start, points.stop, points.step, device=u.device) + 1
+        count = (self.offset + self.stride * steps)[:, None].to(u.dtype)
+        g = self.gradient(w, points)
+        updated = self.optimiser.update(w, moments, g, self.alpha, self.alpha / self.base, count)
+        return torch.cat(updated, dim=-1)[:, None]
+
+    def gradient(self, w: Tensor, points: slice) -> Tensor:
+        """The gradient of every slice at its own weights ``w [slices, s]`` and batch."""
+        numbers = range(points.start, points.stop, points.step)
+        x, y, own = self.examples.batch(self.rules, self.level, numbers, self.stride, self.offset)
+        axis = 0 if own else None
+        found = vmap(grad(self._loss), in_dims=(0, axis, axis), chunk_size=self.slices_per_call)(w, x, y)
+        assert isinstance(found, Tensor)
+        return found
+
+    def _loss(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return self.loss(functional_call(self.module, {**self._frozen, **self.weights.named(w)}, (x,)), y)
+
+    def rediscretise(self, m: int) -> OptimiserStep:
+        """The next level's step, by the rules."""
+        return self.moved(level=self.level + 1, stride=self.stride * m)
+
+    def moved(self, **changes: Any) -> OptimiserStep:
+        """The same with another ``level``, ``stride``, ``offset`` or ``slices_per_call``."""
+        now = {name: getattr(self, name) for name in ("level", "stride", "offset", "slices_per_call")}
+        return type(self)(
+            self.module, self.loss, self.examples, weights=self.weights, optimiser=self.optimiser, base=self.base,
+            rules=self.rules, **{**now, **changes},
+        )  # fmt: skip

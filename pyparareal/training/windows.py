@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A window of consecutive training steps, solved by MGRIT, or serially from the last state known to be exact."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import arrays, checks
+from ..mgrit import MGRIT
+from ..propagators import Propagator, advance, is_fused
+from ..runtime import LocalRuntime
+from ..solution import Solution, Status
+from ..solver import solve
+from ..stopping import Limits
+from ..time_grid import TimeGrid
+from .settings import Settings
+from .steps import OptimiserStep
+
+
+@dataclass
+class Window:
+    """How the steps ``first .. first + steps - 1`` were solved.
+
+    Attributes
+    ----------
+    status : Status
+    failure : Status, optional
+        Why the iteration failed, where the serial solution was computed instead.
+    iterations, residuals : int, list of float
+        MGRIT cycles; the 2-norm of the residual at the C-points in each, taken before its correction.
+    exact : int
+        After a failure: so many first steps of the window were bitwise the serial ones, and were not taken again.
+    levels : int
+    steps_per_level : tuple of int
+        Steps taken on each level, those of a serial fallback included.
+    alphas : tuple of float
+        Learning rate per level.
+    seconds : float
+    """
+
+    first: int
+    steps: int
+    status: Status = Status.SERIAL
+    failure: Status | None = None
+    iterations: int = 0
+    residuals: list[float] = field(default_factory=list)
+    exact: int = 0
+    levels: int = 1
+    steps_per_level: tuple[int, ...] = ()
+    alphas: tuple[float, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def reason(self) -> str:
+        """What went wrong, in words; empty if nothing did."""
+        if self.failure is None:
+            return ""
+        known = [r for r in self.residuals if math.isfinite(r)]
+        grew = self.failure in (Status.DIVERGED, Status.NON_FINITE) or (len(known) > 1 and known[-1] > known[0])
+        if not grew:
+            return self.failure.value
+        end = f" to {self.residuals[-1]:.3g}" if self.residuals else ""
+        start = f" from {known[0]:.3g}{end}" if known else ""
+        rates = ", ".join(f"{alpha:.4g}" for alpha in self.alphas)
+        return (
+            f"the residual grew{start}: the learning rates of the levels, {rates}, are unstable; set alpha_max below "
+            f"{max(self.alphas):.4g}, or use fewer levels or a smaller growth"
+        )
+
+
+@dataclass
+class Cycle:
+    """Where an iteration stands after a cycle: all that the next one depends on.
+
+    ``c [slices + 1, 1, s (1 + moments)]`` are the C-points.
+    """
+
+    c: Tensor
+    residuals: list[float]
+
+
+class WindowSolver:
+    """The steps of one window; :meth:`solve` and :meth:`serial` lead from its start to its end state.
+
+    Parameters
+    ----------
+    step : OptimiserStep
+        Of the finest level, its ``offset`` the first step of the window.
+    """
+
+    def __init__(self, step: OptimiserStep, steps: int, settings: Settings) -> None:
+        self.settings, self.steps, self.step = settings, steps, step
+        self.grid = TimeGrid(0.0, float(steps), steps)
+        self.fine: Propagator = checks.propagator("fine", step, self.grid, settings.deterministic)
+        self.limits = Limits(settings.divergence, settings.stagnation)
+        self.tol = settings.tol * math.sqrt(steps)
+        self.window = Window(step.offset, steps, alphas=(step.alpha,))
+
+    def serial(self, start: Tensor, first: int = 0) -> Tensor:
+        """From ``start [1, s]`` at point ``first``, a C-point, to the end, one step after the other."""
+        m = self.settings.m
+        u, end = start[None].clone(), torch.empty_like(start[None])
+        stride = self.steps - first if is_fused(self.fine) else m
+        for i in range(first, self.steps, max(stride, 1)):
+            # The points have the stride of the slices: padded blocks then lie where they lie in the parallel solve.
+            advance(self.fine, u, slice(i, i + 1, m), min(stride, self.steps - i), out=end)
+            u, end = end, u
+        return u[0]
+
+    def solve(
+        self, start: Tensor, resume: Cycle | None = None, after: Callable[[Cycle], bool] | None = None
+    ) -> Tensor | None:
+        """The end state by MGRIT, or None where it failed; then ``window.failure`` says why.
+
+        ``after`` each cycle is called with what :meth:`solve` can be resumed from; True asks to stop.
+        """
+        window, settings, levels = self.window, self.settings, self.settings.levels_for(self.steps)
+        if levels == 1:
+            window.steps_per_level = (self.steps,)
+            return self.serial(start)
+        window.levels = levels
+        window.alphas = tuple(self.step.rules.alpha(self.step.base, at, settings.m**at) for at in range(levels))
+        window.residuals = list(resume.residuals) if resume else []
+        status = self._judge() if resume else None
+        self.c = self._guess(start) if resume is None else resume.c
+        end: Tensor | None = self.c[-1] if self.steps % settings.m == 0 else None
+        if status is None:
+            solution, status = self._cycles(levels, after, only_up=resume is None and settings.guess == "coarse")
+            slices = self.steps // settings.m
+            self.c, end = solution.u[: slices + 1], solution.u[-1]
+            window.steps_per_level = solution.stats.steps_per_level
+        elif end is None:
+            end = self.serial(self.c[-1], self.steps - self.steps % settings.m)
+        window.status, window.failure = status, None if status is Status.CONVERGED else status
+        return end if status is Status.CONVERGED else None
+
+    def fall_back(self) -> Tensor:
+        """The end state serially, from the last C-point that is known to be exact, found by one more relaxation."""
+        m, window = self.settings.m, self.window
+        starts, found = self.grid.starts(m), torch.empty_like(self.c[:-1])
+        LocalRuntime().map(self.fine, self.c[:-1], starts, m, out=found)
+        wrong = torch.nonzero((found != self.c[1:]).flatten(1).any(1))
+        slices = int(wrong[0]) if len(wrong) else len(found)
+        window.exact = slices * m
+        left = self.steps - window.exact
+        if window.steps_per_level:
+            taken = window.steps_per_level
+            window.steps_per_level = (taken[0] + m * len(found) + left, *taken[1:])
+        window.status = Status.SERIAL_FALLBACK
+        return self.serial(self.c[slices], window.exact)
+
+    def _cycles(self, levels: int, after: Callable[[Cycle], bool] | None, only_up: bool) -> tuple[Solution, Status]:
+        settings, residuals = self.settings, self.window.residuals
+        failure: Status | None = None
+
+        def callback(k: int, c: Tensor, residual: float) -> bool:
+            nonlocal failure
+            residuals.append(residual)
+            stop = bool(after and after(Cycle(c, residuals)))
+            if residual < self.tol or residual == 0 or not math.isfinite(residual):
+                return False  # the solver sees that itself
+            failure = self.limits.judge(residuals, lambda: 10 * arrays.epsilon(c) * float(c.norm()))
+            return stop or failure is not None
+
+        options = MGRIT(
+            levels=levels, min_coarse=1, nu=settings.nu, cycle=settings.cycle, divergence=math.inf, stagnation=None
+        )
+        with torch.no_grad():
+            solution = solve(
+                self.step, self.c[0], self.grid, m=settings.m, tol=self.tol, method=options, on_failure="return",
+                max_iterations=settings.max_iterations - len(residuals), initial=None if only_up else self.c,
+                callback=callback, deterministic=settings.deterministic,
+            )  # fmt: skip
+        self.window.iterations = len(residuals)
+        return solution, failure or solution.status
+
+    def _judge(self) -> Status | None:
+        """What the last residual was judged to be before the run was interrupted."""
+        residuals = self.window.residuals
+        self.window.iterations, last = len(residuals), residuals[-1]
+        if last < self.tol or last == 0:
+            return Status.CONVERGED
+        if not math.isfinite(last) and not (self.settings.guess == "coarse" and len(residuals) == 1):
+            return Status.NON_FINITE
+        failure = self.limits.judge(residuals, lambda: 0.0)
+        late = len(residuals) >= self.settings.max_iterations
+        return failure or (Status.MAX_ITERATIONS if late else None)
+
+    def _guess(self, start: Tensor) -> Tensor:
+        c = start.new_zeros(self.grid.slices(self.settings.m) + 1, *start.shape)
+        c[0] = start
+        if self.settings.guess == "constant":
+            c[1:] = start
+        return c
+
+
+def timed(window: Window, work: Callable[[], Any], wait: Callable[[], None]) -> Any:
+    """``work()``, its seconds added to ``window``."""
+    wait()
+    begin = time.perf_counter()
+    try:
+        return work()
+    finally:
+        wait()
+        window.seconds += time.perf_counter() - begin
+
+
+def as_json(window: Window) -> dict[str, Any]:
+    """For a checkpoint."""
+    return {
+        **window.__dict__,
+        "status": window.status.name,
+        "failure": window.failure.name if window.failure else None,
+    }
+
+
+def from_json(values: dict[str, Any]) -> Window:
+    """What :func:`as_json` wrote."""
+    failure = values["failure"]
+    rows = {name: tuple(values[name]) for name in ("steps_per_level", "alphas")}
+    return Window(
+        **{**values, **rows, "status": Status[values["status"]], "failure": Status[failure] if failure else None}
+    )
+
+
+def finite(u: Tensor) -> bool:
+    """Whether every number is."""
+    return bool(torch.isfinite(u).all())
