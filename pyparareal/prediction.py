@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from . import arrays
 from .hierarchy import build_levels
 from .mgrit import MGRIT, Cycles
 from .parareal import Parareal
-from .propagators import Propagator
+from .propagators import Propagator, is_fused
 from .runtime.model import ModelRuntime, StepCost
 from .stopping import Limits, Monitor, Rule
 from .time_grid import TimeGrid
@@ -78,7 +79,7 @@ def predict(
         _run_parareal(grid, phis, m, iterations, runtime)
     else:
         raise ValueError(f"method: got {method!r}, expected 'parareal', 'mgrit' or MGRIT options")
-    serial = grid.steps * costs[0].seconds(1)
+    serial = costs[0].seconds(1, grid.steps)
     return Prediction(processors, iterations, runtime.total, serial, dict(runtime.seconds))
 
 
@@ -87,10 +88,14 @@ def measured_costs(
     u0: Array,
     slices: Sequence[int],
     *,
+    steps: int | Sequence[int] = 16,
     repeats: int = 5,
     wait: Callable[[], None] | None = None,
 ) -> list[StepCost]:
     """The cost of a step of each of ``phis``, from the fastest of ``repeats`` calls with one slice and with many.
+
+    Of a propagator that is fused, what runs is measured: relaxations, with the pair of the FAS equation on all levels
+    but the finest.
 
     Parameters
     ----------
@@ -98,31 +103,61 @@ def measured_costs(
         A state the step is typical for.
     slices : sequence of int
         How many slices each propagator steps at a time; 1 for the coarsest level.
+    steps : int or sequence of int
+        How many steps each fused propagator takes in one call: ``m``; on the coarsest level, all it has. At least 2.
     wait : callable, optional
         Waits for the device, before and after each call.
     """
-    return [_measured(phi, u0, count, repeats, wait or _no_wait) for phi, count in zip(phis, slices, strict=True)]
+    several = [steps] * len(phis) if isinstance(steps, int) else list(steps)
+    found = []
+    for depth, (phi, count, m) in enumerate(zip(phis, slices, several, strict=True)):
+        if is_fused(phi) and m < 2:
+            raise ValueError(f"steps: got {m}, expected at least 2 steps in a call of a fused propagator")
+        measure = _measured_fused if is_fused(phi) else _measured
+        found.append(measure(partial(_seconds, phi, u0, repeats, wait or _no_wait, depth > 0), count, m))
+    return found
 
 
-def _measured(phi: Propagator, u0: Array, slices: int, repeats: int, wait: Callable[[], None]) -> StepCost:
-    one = _seconds(phi, u0, 1, repeats, wait)
+def _measured(seconds: Callable[[int, int], float], slices: int, m: int) -> StepCost:
+    one = seconds(1, 1)
     if slices < 2:
         return StepCost(one, 0.0)
-    many = _seconds(phi, u0, slices, repeats, wait)
-    per_slice = max(0.0, (many - one) / (slices - 1))
+    per_slice = max(0.0, (seconds(slices, 1) - one) / (slices - 1))
     return StepCost(max(0.0, one - per_slice), per_slice)
 
 
-def _seconds(phi: Propagator, u0: Array, slices: int, repeats: int, wait: Callable[[], None]) -> float:
+def _measured_fused(seconds: Callable[[int, int], float], slices: int, m: int) -> StepCost:
+    """From three relaxations: of one slice with one step and with ``m``, and of all slices with ``m``."""
+    first, one = seconds(1, 1), seconds(1, m)
+    alone = max(0.0, (one - first) / (m - 1))  # a step of one slice, without the call
+    call = max(0.0, one - m * alone)
+    if slices < 2:
+        return StepCost(call, 0.0, alone, fused=True)
+    per_slice = max(0.0, (seconds(slices, m) - one) / (m * (slices - 1)))
+    return StepCost(call, per_slice, max(0.0, alone - per_slice), fused=True)
+
+
+def _seconds(
+    phi: Any, u0: Array, repeats: int, wait: Callable[[], None], as_pair: bool, slices: int, steps: int
+) -> float:
+    """Of one call: a step, or if ``phi`` is fused a relaxation of so many ``steps``."""
     u = arrays.empty_like(u0[None], slices=slices)
     u[...] = u0
-    # The stride of the points is the distance of neighbouring slices; here they are neighbours.
-    points = slice(0, slices, 1)
+    # The stride of the points is the distance of neighbouring slices: of steps side by side, or of relaxations.
+    points = slice(0, (slices - 1) * steps + 1, steps)
+    call = partial(phi.step, u, points)
+    if is_fused(phi):
+        f = g = None
+        if as_pair:
+            sides = (arrays.empty_like(u, slices=slices * steps) for _ in "fg")
+            f, g = (side.reshape(slices, steps, *u0.shape) for side in sides)
+            f[...], g[...] = u0, u0
+        call = partial(phi.relax, u, points, steps, arrays.empty_like(u), f=f, g=g)
     best = math.inf
     for _ in range(repeats):
         wait()
         begin = time.perf_counter()
-        phi.step(u, points)
+        call()
         wait()
         best = min(best, time.perf_counter() - begin)
     return best

@@ -6,7 +6,7 @@ import collections
 import numpy as np
 import pytest
 
-from pyparareal import MGRIT, TimeGrid, arrays, ops, problems, serial_solve, solve
+from pyparareal import MGRIT, LocalRuntime, TimeGrid, arrays, ops, problems, serial_solve, solve
 from pyparareal.equations import FusedPair, Pair, pair
 from pyparareal.implicit import DiagonallyImplicit, ImplicitEuler
 from pyparareal.operators import Tridiagonal
@@ -67,6 +67,23 @@ def test_fused_and_single_steps_give_the_same_bits(options, steps, library):
     np.testing.assert_array_equal(got.residuals, expected.residuals)
     assert got.stats.steps_per_level == expected.stats.steps_per_level
     assert got.stats.critical_steps_per_level == expected.stats.critical_steps_per_level
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("steps", [81, 89])
+def test_calls_of_few_slices_change_nothing(size, steps, monkeypatch):
+    problem = case(steps, levels=3) | {"save": "all", "max_iterations": 20}
+    whole, most, original = solve(**problem), [], ops.relax_tridiagonal
+
+    def relax(u, *arguments, **named):
+        most.append(len(u))
+        return original(u, *arguments, **named)
+
+    monkeypatch.setattr(ops, "relax_tridiagonal", relax)
+    split = solve(**problem, runtime=LocalRuntime(slices_per_call=size))
+    assert np.array_equal(whole.u, split.u)
+    np.testing.assert_array_equal(whole.residuals, split.residuals)
+    assert max(most) == size
 
 
 def test_the_serial_chain_is_the_fixed_point_of_fused_cycles():

@@ -8,8 +8,9 @@ import time
 import numpy as np
 import pytest
 from mgrit_cases import Decay, decay
+from test_mgrit_fused import case as heat
 
-from pyparareal import MGRIT, TimeGrid, solve
+from pyparareal import MGRIT, TimeGrid, ops, solve
 from pyparareal.prediction import measured_costs, predict
 from pyparareal.runtime.model import ModelRuntime, StepCost
 
@@ -92,6 +93,63 @@ def test_costs_are_measured_with_one_slice_and_with_many():
     (single,) = measured_costs([Decay(TimeGrid(0, 1, 4))], np.zeros((1, 2)), [1])
     assert single.per_slice == 0
     assert single.call > 0
+
+
+@pytest.mark.parametrize("cycle", ["V", "F"])
+@pytest.mark.parametrize("nu", [0, 1, 2])
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_a_fused_relaxation_is_priced_as_the_one_call_it_is(levels, nu, cycle, monkeypatch):
+    calls = []
+    original = ops.relax_tridiagonal
+    monkeypatch.setattr(ops, "relax_tridiagonal", lambda *a, **k: calls.append(1) or original(*a, **k))
+    method = {"levels": levels, "nu": nu, "cycle": cycle, "nested": True}
+    stats = solve(**heat(162, **method) | {"tol": None}, max_iterations=3).stats
+    ask = {"grid": TimeGrid(0, 0.1, 162), "m": 3, "iterations": 3, "method": MGRIT(**method), "processors": 1}
+    # 162 divides by 3 on all levels but the last, so solve takes no step more than the cycles.
+    assert predict(costs=[StepCost(1.0, 0.0, fused=True)] * levels, **ask).seconds == len(calls)
+    per_slice = predict(costs=[StepCost(0.0, 1.0, fused=True)] * levels, **ask)
+    assert per_slice.seconds == sum(stats.steps_per_level)
+    assert per_slice.serial_seconds == 162
+    per_step = predict(costs=[StepCost(0.0, 0.0, 1.0, fused=True)] * levels, **ask)
+    assert per_step.seconds == sum(stats.critical_steps_per_level)
+    everyone = predict(costs=[StepCost(0.0, 1.0, fused=True)] * levels, **ask | {"processors": 162})
+    assert everyone.seconds == sum(stats.critical_steps_per_level)
+    assert predict(costs=[StepCost(5.0, 0.0, 1.0, fused=True)] * levels, **ask).serial_seconds == 5 + 162
+
+
+def test_of_a_fused_propagator_relaxations_are_measured():
+    given = []
+
+    class Sleeper:
+        batch_invariant = fused = True
+
+        def step(self, u, points):
+            raise AssertionError("this is not what runs")
+
+        def relax(self, u, points, m, out, f=None, g=None, every=None):
+            assert out.shape == u.shape
+            for side in (f, g):
+                assert side is None or side.shape == (len(u), m, *u.shape[1:])
+            given.append((len(u), m, f is not None))
+            time.sleep(0.002 + m * (0.001 + 0.0005 * len(u)))
+
+    fine, coarse = measured_costs([Sleeper(), Sleeper()], np.zeros((1, 2)), [5, 1], steps=[4, 3], repeats=1)
+    assert given == [(1, 1, False), (1, 4, False), (5, 4, False), (1, 1, True), (1, 3, True)]
+    # Sleeping takes at least as long as asked for; the linear model has to reproduce all three measurements.
+    for cost, slices, m in ((fine, 1, 1), (fine, 1, 4), (fine, 5, 4), (coarse, 1, 3)):
+        assert cost.fused
+        assert cost.seconds(slices, m) >= 0.002 + m * (0.001 + 0.0005 * slices) - 1e-9
+    assert coarse.per_slice == 0
+    with pytest.raises(ValueError, match="steps: got 1, expected at least 2 steps in a call of a fused propagator"):
+        measured_costs([Sleeper()], np.zeros((1, 2)), [3], steps=1)
+
+
+def test_costs_of_kernels():
+    fine = heat(48)["fine"]
+    costs = measured_costs([fine, fine.rediscretise(4)], np.ones((2, 17)), [12, 1], steps=[4, 12])
+    assert all(cost.fused and cost.seconds(12, 4) > 0 for cost in costs)
+    stats = predict(fine.grid, costs, m=4, iterations=2, processors=1, method=MGRIT())
+    assert 0 < stats.speedup < math.inf
 
 
 @pytest.mark.parametrize(

@@ -34,15 +34,18 @@ class LocalRuntime:
         self.slices_per_call = slices_per_call
         self.seconds: dict[str, float] = {}
 
-    def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array) -> None:
+    def map(
+        self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, every: Array | None = None
+    ) -> None:
         if self.slices_per_call is None:
             if len(u):
-                advance(phi, u, points, m, out=out)
+                _advance(phi, u, points, m, out, every)
             return
         size = self.slices_per_call
         for n in range(0, len(u), size):
             end = min(n + size, len(u))
-            advance(phi, u[n:end], part_of_points(points, n, end), m, out=out[n:end])
+            part = part_of_points(points, n, end)
+            _advance(phi, u[n:end], part, m, *(None if v is None else v[n:end] for v in (out, every)))
 
     def shift(self, u: Array) -> Array:
         return u[:-1]  # one range holds all slices: the left neighbour's end is the row before
@@ -62,6 +65,13 @@ class LocalRuntime:
 
     def repeat(self, u: Array, unless: Callable[[], str | None]) -> Repeat:
         return Anew()
+
+
+def _advance(phi: Any, u: Array, points: slice, m: int, out: Array | None, every: Array | None) -> None:
+    if every is None:
+        advance(phi, u, points, m, out=out)
+    else:
+        phi.relax(u, points, m, out, every=every)
 
 
 class Anew:

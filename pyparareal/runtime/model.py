@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..propagators import Propagator, advance
+from ..propagators import Propagator
 from ..time_grid import part_of_points
 from .local import LocalRuntime
 
@@ -23,13 +23,19 @@ Array = Any
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of one step of ``n`` slices in one call: ``call + n * per_slice``."""
+    """Seconds of one step of ``n`` slices in one call: ``call + n * per_slice``.
+
+    If ``fused``, all steps of a relaxation are one call: ``call + steps * (per_step + n * per_slice)``.
+    """
 
     call: float
     per_slice: float
+    per_step: float = 0.0
+    fused: bool = False
 
-    def seconds(self, slices: int) -> float:
-        return self.call + slices * self.per_slice
+    def seconds(self, slices: int, steps: int = 1) -> float:
+        each = self.per_step + slices * self.per_slice
+        return self.call + steps * each if self.fused else steps * (self.call + each)
 
 
 class ModelRuntime(LocalRuntime):
@@ -62,10 +68,12 @@ class ModelRuntime(LocalRuntime):
         """Seconds of everything so far."""
         return sum(self.seconds.values())
 
-    def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array) -> None:
+    def map(
+        self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, every: Array | None = None
+    ) -> None:
         share = -(-len(u) // self.processors)
-        if share:
-            advance(phi, u[:share], part_of_points(points, 0, share), m, out=out[:share])
+        out, every = (None if v is None else v[:share] for v in (out, every))
+        super().map(phi, u[:share], part_of_points(points, 0, share), m, out=out, every=every)
 
     def shift(self, u: Array) -> Array:
         self.spend(self.message)
@@ -90,13 +98,18 @@ class ModelRuntime(LocalRuntime):
 
 
 class Priced:
-    """A step that costs time and changes nothing."""
+    """A step, or a fused relaxation, that costs time and changes nothing."""
 
     batch_invariant = True
 
     def __init__(self, cost: StepCost, runtime: ModelRuntime) -> None:
-        self.cost, self.runtime = cost, runtime
+        self.cost, self.runtime, self.fused = cost, runtime, cost.fused
+        if cost.fused:
+            self.relax = self._relax
 
     def step(self, u: Array, points: slice) -> Array:
         self.runtime.spend(self.cost.seconds(len(u)))
         return u
+
+    def _relax(self, u: Array, points: slice, m: int, out: Array | None, **_: Any) -> None:
+        self.runtime.spend(self.cost.seconds(len(u), m))

@@ -40,8 +40,14 @@ class Runtime(Protocol):
 
     seconds: dict[str, float]
 
-    def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array) -> None:
-        """``out[n] = Phi^m(u[n])`` for all slices at once, slice ``n`` starting from ``points[n]``."""
+    def map(
+        self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, every: Array | None = None
+    ) -> None:
+        """``out[n] = Phi^m(u[n])`` for all slices at once, slice ``n`` starting from ``points[n]``.
+
+        If ``phi`` is fused, ``every [slices, m, batch, features...]`` gets the state after each step, with or without
+        ``out``.
+        """
         ...
 
     def shift(self, u: Array) -> Array:
