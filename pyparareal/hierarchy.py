@@ -123,9 +123,8 @@ def obstacle(levels: Sequence[Level], norm: Any, u: Array) -> str | None:
     """Why a cycle with states like ``u`` may be another each time, on the host; None where it is known not to be."""
     for depth, level in enumerate(levels):
         phi, where = level.phi, f"on level {depth} is not capturable"
-        # Kernels of 16 bits there are none, and step sizes that differ are copied from the host.
-        known = is_fused(phi) and arrays.kernel_takes(u) and level.grid.uniform
-        if not getattr(phi, "capturable", known):
+        kernels = not is_fused(phi) or arrays.kernel_takes(u)  # of 16 bits there are none
+        if not (kernels and getattr(phi, "capturable", False)):
             return f"{type(phi).__name__} {where}"
         if depth + 1 < len(levels) and level.transfer is not None and not level.transfer.capturable:
             return f"the transfer {where}"

@@ -228,6 +228,11 @@ class RungeKutta:
             self.rhs, self.grid.coarsen(m), self.tableau, substeps=self.substeps, batch_invariant=self.batch_invariant
         )
 
+    @property
+    def capturable(self) -> bool:
+        """See :class:`.GraphRuntime`; step sizes that differ are copied from the host at every call."""
+        return self.fused and isinstance(self.rhs, CompiledRhs) and self.grid.uniform
+
     def _step(self, t: Array, u: Array, points: slice) -> Array:
         h: Any = self.grid.dt(points)
         h = h / self.substeps if isinstance(h, float) else column(h / self.substeps, u)

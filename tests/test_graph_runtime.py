@@ -179,6 +179,16 @@ def test_what_is_not_known_to_do_the_same_each_time_runs_as_it_is(kind):
     assert not tape.recorded
 
 
+def test_a_fused_propagator_promises_nothing_by_being_fused():
+    class Fused(type(heat(81)["fine"])):
+        capturable = False
+
+    a = heat(81)["fine"].operator
+    problem = heat(81) | {"fine": Fused(a.lower, a.diagonal, a.upper, TimeGrid(0, 0.1, 81))}
+    assert problem["fine"].fused
+    assert both(problem)[1].stats.mode == "eager: Fused on level 0 is not capturable"
+
+
 def test_a_promise_that_cannot_be_kept_is_noticed():
     tape = Tape()
 

@@ -2,9 +2,9 @@
 """A whole cycle as one CUDA graph: its kernels are recorded once and from then on started by a single launch.
 
 A graph repeats the very kernels it saw, on the very arrays. What a cycle does on the host (a step's Python code, a look
-at a value, a copy of host memory) happens once, when it is recorded, and never again. So only that is recorded of
-which it is known to do the same work every time: kernels of this package, and what says ``capturable = True`` of
-itself. Everything else runs as in :class:`.LocalRuntime`, and ``Solution.stats.mode`` says why.
+at a value, a copy of host memory) happens once, when it is recorded, and never again. So only that is recorded which
+says ``capturable = True`` of itself, as the propagators of this package do where one kernel takes their steps.
+Everything else runs as in :class:`.LocalRuntime`, and ``Solution.stats.mode`` says why.
 """
 
 from __future__ import annotations
