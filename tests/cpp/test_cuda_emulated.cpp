@@ -312,22 +312,16 @@ void check_trees() {
 void check_long_refusal() {
   std::snprintf(current, sizeof current, "a slice too long to reduce");
   double element = 7.0, norm = 7.0;
-  ConstView input;
-  input.data = &element;
-  input.device = Device::cuda;
-  input.ndim = 2;
-  input.shape[0] = 1, input.shape[1] = (int64_t{cuda::tree_rounds} * 1024 * cuda::tree_leaves) * chunk + 1;
-  input.stride[0] = input.stride[1] = 0;
   MutableView output, norms;
-  output.data = &element, output.device = Device::cuda, output.ndim = 2;
-  for (int axis = 0; axis < 2; ++axis) output.shape[axis] = input.shape[axis], output.stride[axis] = 0;
-  norms.data = &norm, norms.device = Device::cuda, norms.ndim = 1, norms.shape[0] = norms.stride[0] = 1;
+  output.data = &element, output.ndim = 2, output.stride[0] = output.stride[1] = 0;
+  output.shape[0] = 1, output.shape[1] = (int64_t{cuda::tree_rounds} * 1024 * cuda::tree_leaves) * chunk + 1;
+  norms.data = &norm, norms.ndim = 1, norms.shape[0] = norms.stride[0] = 1;
+  ConstView input;
+  input.data = &element, input.ndim = 2, input.stride[0] = input.stride[1] = 0;
+  input.shape[0] = 1, input.shape[1] = output.shape[1];
   settings.launches.clear();
-  const Status statuses[2] = {
-      cuda::parareal_update(output, input, input, input, input, norms, Norm::sum_abs, Exec{}),
-      cuda::slice_norms(norms, input, ConstView{}, Norm::sum_abs, Exec{}),
-  };
-  for (const Status& status : statuses)
+  for (const Status& status : {cuda::parareal_update(output, input, input, input, input, norms, Norm::sum_abs, Exec{}),
+                               cuda::slice_norms(norms, input, ConstView{}, Norm::sum_abs, Exec{})})
     expect(status.code == StatusCode::invalid_value && std::strstr(status.message, "features per slice"),
            status.message);
   expect(settings.launches.empty() && element == 7.0 && norm == 7.0, "a refused call had an effect");
@@ -343,13 +337,10 @@ void check_captures() {
     cuda::Event before, within;
     expect(before.record(stream, 0).ok(), "an event outside a capture");
     settings.capturing = true;
-    expect(before.done(), "an event of before the capture");
-    expect(within.record(stream, 0).ok() && !within.done(), "held while the capture lasts");
+    expect(before.done() && within.record(stream, 0).ok() && !within.done(), "held while the capture lasts");
     settings.capturing = false;
-    expect(within.done() && cuda::Event().done(), "let go after the capture");
-    expect(!settings.capture_ended, "the capture was ended");
-    const cuda::Event moved(std::move(within));
-    expect(moved.done() && emulated_events == 1, "one event, of before the capture");
+    expect(within.done() && cuda::Event(std::move(within)).done() && !settings.capture_ended, "the capture goes on");
+    expect(emulated_events == 1, "one event, of before the capture");
   }
   expect(emulated_events == 0 && emulated_mode == cudaStreamCaptureModeGlobal, "something was left behind");
 }
