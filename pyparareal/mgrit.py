@@ -29,7 +29,7 @@ from .equations import Stored, WithResidual, has_residual, pair
 from .hierarchy import Level, Transfer, obstacle
 from .parareal import Callback
 from .propagators import Propagator, advance, is_fused
-from .relaxation import every_point
+from .relaxation import Ends, c_relax, every_point
 from .runtime import Runtime
 from .solution import Status
 from .stopping import Monitor, SpatialNorm, raw_norms, spatial_norms, temporal_norm
@@ -204,7 +204,7 @@ class Cycles:
         """``nu`` times F- and C-relaxation of ``c``, and what its slices then end in."""
         ends = ends or self._ends(at, equation, c)
         for _ in range(self.levels[at].nu):
-            ends = self._ends(at, equation, _c_relax(ends, self.levels[at].omega))
+            ends = self._ends(at, equation, c_relax(ends, self.levels[at].omega))
         return ends
 
     def _correct(self, at: int, equation: Propagator, ends: Ends, kind: str) -> Array:
@@ -235,7 +235,7 @@ class Cycles:
         c = self._c_points(at, u)
         if coarsest:
             for _ in range(sweeps or 0):
-                c = _c_relax(self._ends(at, equation, c), 1.0)
+                c = c_relax(self._ends(at, equation, c), 1.0)
         else:
             c = self._cycle(at, equation, c, kind)
             if kind != "V":
@@ -363,18 +363,6 @@ class Cycles:
 
 
 @dataclass(frozen=True)
-class Ends:
-    """C-points ``c`` and, in the other array of their level, what their slices end in: ``f[n+1] = A^m(c[n])``.
-
-    ``last [S, ...]`` holds the states one step before, where a residual needs them.
-    """
-
-    c: Array
-    f: Array
-    last: Array | None = None
-
-
-@dataclass(frozen=True)
 class Done:
     """What a cycle leaves: C-points, the ``ends`` that the next can start with, norms per C-point, steps ``taken``."""
 
@@ -383,14 +371,6 @@ class Done:
     norms: Array | None
     states: Array | None
     taken: list[tuple[int, int, int]]
-
-
-def _c_relax(ends: Ends, omega: float) -> Array:
-    """``c[n+1] = omega f[n+1] + (1 - omega) c[n+1]``; with ``omega = 1`` that is the other array, and costs nothing."""
-    if omega == 1:
-        return ends.f
-    ops.c_relax(ends.f[1:], ends.c[1:], omega, out=ends.c[1:])
-    return ends.c
 
 
 def _equation(level: Level) -> Any:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Ideal interpolation: every point from the C-points, all slices at once."""
+"""C-relaxation, and ideal interpolation: every point from the C-points, all slices at once."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from . import arrays, ops
@@ -11,6 +12,26 @@ from .runtime import Runtime
 from .time_grid import TimeGrid, count_points, part_of_points
 
 Array = Any
+
+
+@dataclass(frozen=True)
+class Ends:
+    """C-points ``c`` and, in the other array of their level, what their slices end in: ``f[n+1] = A^m(c[n])``.
+
+    ``last [S, ...]`` holds the states one step before, where a residual needs them.
+    """
+
+    c: Array
+    f: Array
+    last: Array | None = None
+
+
+def c_relax(ends: Ends, omega: float) -> Array:
+    """``c[n+1] = omega f[n+1] + (1 - omega) c[n+1]``; with ``omega = 1`` that is the other array, and costs nothing."""
+    if omega == 1:
+        return ends.f
+    ops.c_relax(ends.f[1:], ends.c[1:], omega, out=ends.c[1:])
+    return ends.c
 
 
 def every_point(runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Array, u: Array) -> tuple[int, int]:
