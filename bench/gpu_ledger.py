@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """List every CUDA source whose content has no passing GPU run in ``bench/results``; nothing if all have one.
 
-CUDA sources are ``csrc/cuda/*.cu``, ``*.cuh`` and the project headers they include. The content hash
-of a file covers the files it includes, so a changed header asks for a new run of every kernel that
-sees it. A run passes a file if it was built, tested and sanitized at that hash (``bench/gpu.sh``).
+CUDA sources are ``csrc/cuda/*.cu``, ``*.cuh``, the modules of ``pyparareal`` that hold kernels to compile at run
+time, and the project headers these include. The content hash of a file covers the files it includes, so a changed
+header asks for a new run of every kernel that sees it. A run passes a file if it was built, tested and sanitized at
+that hash (``bench/gpu.sh``).
 Exit status is always 0; ``--json`` prints the list as JSON. Standard library only.
 """
 
@@ -23,6 +24,7 @@ INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]+)[>"]', re.MULTILIN
 def content_hashes(root: Path = ROOT) -> dict[str, str]:
     """Content hash of every CUDA source, by path relative to ``root``."""
     kernels = sorted(p for p in (root / "csrc" / "cuda").glob("*") if p.suffix in (".cu", ".cuh", ".h"))
+    kernels += sorted(p for p in (root / "pyparareal").rglob("*.py") if "__global__" in p.read_text())
     files: set[Path] = set()
     for kernel in kernels:
         files |= _closure(kernel, root)

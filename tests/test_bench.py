@@ -320,6 +320,17 @@ def test_ledger_asks_again_for_all_that_see_a_changed_header(tree):
     assert open_sources(tree) == set()
 
 
+def test_ledger_covers_kernels_that_are_compiled_at_run_time(tree):
+    module = tree / "pyparareal" / "own.py"
+    module.parent.mkdir()
+    module.write_text('SOURCE = """\n#include "pyparareal/host_only.h"\n__global__ void kernel() {}\n"""\n')
+    (module.parent / "other.py").write_text("x = 1\n")
+    assert open_sources(tree) == ALL | {"pyparareal/own.py", "csrc/include/pyparareal/host_only.h"}
+    write_run(tree)
+    (tree / "csrc/include/pyparareal/host_only.h").write_text("int changed;\n")
+    assert open_sources(tree) == {"pyparareal/own.py", "csrc/include/pyparareal/host_only.h"}
+
+
 @pytest.mark.parametrize("stage", gpu_ledger.STAGES)
 def test_ledger_wants_every_stage_of_one_run(tree, stage):
     write_run(tree, **{stage: False})
