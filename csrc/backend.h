@@ -22,7 +22,7 @@ namespace pyparareal {
   Status relax_diagonal(const MutableView& out, const ConstView& u, const ConstView& a, int64_t m, const ConstView& f, \
                         const ConstView& g, const MutableView& every, const Exec& exec);                               \
   Status relax_tridiagonal(const MutableView& out, const ConstView& u, const ConstView& ratio,                         \
-                           const ConstView& pivot_inverse, const ConstView& upper, int64_t m, const ConstView& f,      \
+                           const ConstView& scale, const ConstView& coupling, int64_t m, const ConstView& f,      \
                            const ConstView& g, const MutableView& every, const Exec& exec);                            \
   Status relax_stencil(const MutableView& out, const ConstView& u, const ConstView& weights, Boundary boundary,        \
                        int64_t m, const ConstView& f, const ConstView& g, const MutableView& every, const Exec& exec); \

@@ -190,18 +190,18 @@ Status relax_diagonal(MutableView out, ConstView u, ConstView a, int64_t m, Cons
       [&] { return cuda::relax_diagonal(out, u, repeated, m, f, g, every, exec); });
 }
 
-Status relax_tridiagonal(MutableView out, ConstView u, ConstView ratio, ConstView pivot_inverse, ConstView upper,
+Status relax_tridiagonal(MutableView out, ConstView u, ConstView ratio, ConstView scale, ConstView coupling,
                          int64_t m, ConstView f, ConstView g, MutableView every, Exec exec) {
   const Operands all(out, u, m, f, g, every);
-  const Operand r("ratio", ratio), p("pivot_inverse", pivot_inverse), above("upper", upper);
+  const Operand r("ratio", ratio), s("scale", scale), c("coupling", coupling);
   const Status status = first_failure(
-      [&] { return wide(all.u); }, [&] { return vector(r, all.u, false); }, [&] { return vector(p, all.u, false); },
-      [&] { return vector(above, all.u, false); }, [&] { return valid_relaxation(all, {r, p, above}, exec); },
+      [&] { return wide(all.u); }, [&] { return vector(r, all.u, false); }, [&] { return vector(s, all.u, false); },
+      [&] { return vector(c, all.u, false); }, [&] { return valid_relaxation(all, {r, s, c}, exec); },
       [&] { return validate::workspace("relax_tridiagonal", relax_tridiagonal_workspace_bytes(u, 1), exec); });
   if (!status.ok() || no_elements(u)) return status;
   return on_device(
-      u.device, [&] { return cpu::relax_tridiagonal(out, u, ratio, pivot_inverse, upper, m, f, g, every, exec); },
-      [&] { return cuda::relax_tridiagonal(out, u, ratio, pivot_inverse, upper, m, f, g, every, exec); });
+      u.device, [&] { return cpu::relax_tridiagonal(out, u, ratio, scale, coupling, m, f, g, every, exec); },
+      [&] { return cuda::relax_tridiagonal(out, u, ratio, scale, coupling, m, f, g, every, exec); });
 }
 
 Status relax_stencil(MutableView out, ConstView u, ConstView weights, Boundary boundary, int64_t m, ConstView f,

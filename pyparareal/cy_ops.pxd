@@ -114,7 +114,7 @@ cdef Status relax_diagonal(
     MutableView out, ConstView u, ConstView a, int64_t m, ConstView f, ConstView g, MutableView every,
     Exec exec) noexcept nogil
 cdef Status relax_tridiagonal(
-    MutableView out, ConstView u, ConstView ratio, ConstView pivot_inverse, ConstView upper, int64_t m, ConstView f,
+    MutableView out, ConstView u, ConstView ratio, ConstView scale, ConstView coupling, int64_t m, ConstView f,
     ConstView g, MutableView every, Exec exec) noexcept nogil
 cdef size_t relax_tridiagonal_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil
 cdef Status relax_stencil(

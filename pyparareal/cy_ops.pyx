@@ -63,9 +63,9 @@ cdef Status relax_diagonal(
 
 
 cdef Status relax_tridiagonal(
-        MutableView out, ConstView u, ConstView ratio, ConstView pivot_inverse, ConstView upper, int64_t m,
+        MutableView out, ConstView u, ConstView ratio, ConstView scale, ConstView coupling, int64_t m,
         ConstView f, ConstView g, MutableView every, Exec exec) noexcept nogil:
-    return table.relax_tridiagonal(out, u, ratio, pivot_inverse, upper, m, f, g, every, exec)
+    return table.relax_tridiagonal(out, u, ratio, scale, coupling, m, f, g, every, exec)
 
 
 cdef size_t relax_tridiagonal_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil:

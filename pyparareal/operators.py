@@ -14,7 +14,7 @@ import numpy as np
 
 from . import arrays, ops
 from .propagators import like
-from .reference import factorise_tridiagonal
+from .reference import factorise_tridiagonal, solve_tridiagonal
 
 Array = Any
 
@@ -40,7 +40,7 @@ class LinearOperator(Protocol):
 
 
 class Tridiagonal:
-    """A tridiagonal ``A``, solved by Thomas' algorithm, element by element and so batch-invariant.
+    """A tridiagonal ``A``, solved by elimination from both ends, element by element and so batch-invariant.
 
     Parameters
     ----------
@@ -72,18 +72,12 @@ class Tridiagonal:
 
     def relax(self, u: Array, h: float, m: int, out: Array | None, **more: Any) -> Array:
         """``m`` times ``solve``, in one kernel: :func:`pyparareal.ops.relax_tridiagonal`, with its other arguments."""
-        ratio, pivot_inverse, upper = self._factors_like(u, h)
-        return ops.relax_tridiagonal(u, ratio, pivot_inverse, upper, m, out=out, **more)
+        return ops.relax_tridiagonal(u, *self._factors_like(u, h), m, out=out, **more)
 
     def _solve_plainly(self, b: Array, h: float) -> Array:
         """The same operations one by one, for what the kernel does not take: gradients and 16-bit dtypes."""
-        ratio, pivot_inverse, upper = (v.tolist() for v in self._factorised(h))
-        x = [b[..., i] for i in range(len(ratio))]
-        for i in range(1, len(x)):
-            x[i] = x[i] - ratio[i] * x[i - 1]
-        x[-1] = x[-1] * pivot_inverse[-1]
-        for i in range(len(x) - 2, -1, -1):
-            x[i] = (x[i] - upper[i] * x[i + 1]) * pivot_inverse[i]
+        factors = (v.tolist() for v in self._factorised(h))
+        x = solve_tridiagonal([b[..., i] for i in range(len(self.diagonal))], *factors)
         return arrays.namespace(b).stack(x, -1)
 
     def _factors_like(self, u: Array, h: float) -> tuple[Array, ...]:

@@ -103,44 +103,69 @@ def relax_diagonal(
 def relax_tridiagonal(
     u: Array,
     ratio: Array,
-    pivot_inverse: Array,
-    upper: Array,
+    scale: Array,
+    coupling: Array,
     m: int,
     *,
     f: Array | None = None,
     g: Array | None = None,
     every: Array | None = None,
 ) -> Array:
-    """``m`` steps ``T u_next = u`` along the last axis, ``T`` tridiagonal, by :func:`factorise_tridiagonal`.
-
-    Thomas' algorithm: ``x[i] -= ratio[i] x[i-1]`` upwards, then ``x[i] = (x[i] - upper[i] x[i+1]) pivot_inverse[i]``
-    downwards.
-    """
+    """``m`` steps ``T u_next = u`` along the last axis, ``T`` tridiagonal, by :func:`factorise_tridiagonal`."""
 
     def step(v: Array, j: int) -> Array:
         x = [v[..., i] for i in range(v.shape[-1])]
-        for i in range(1, len(x)):
-            x[i] = x[i] - ratio[i] * x[i - 1]
-        x[-1] = x[-1] * pivot_inverse[-1]
-        for i in range(len(x) - 2, -1, -1):
-            x[i] = (x[i] - upper[i] * x[i + 1]) * pivot_inverse[i]
-        return np.stack(x, -1)
+        return np.stack(solve_tridiagonal(x, ratio, scale, coupling), -1)
 
     return _steps(step, u, m, f, g, every)
 
 
 def factorise_tridiagonal(lower: Array, diagonal: Array, upper: Array) -> tuple[Array, Array, Array]:
-    """``ratio, pivot_inverse, upper`` of :func:`relax_tridiagonal`, float64 ``[n]``, for the matrix of these diagonals.
+    """``ratio, scale, coupling`` of :func:`solve_tridiagonal`, float64 ``[n]``, for the matrix of these diagonals.
 
-    ``lower`` and ``upper`` are ``[n - 1]``; no pivoting. The first ratio and the last ``upper`` are zero and unused.
+    ``lower`` and ``upper`` are ``[n - 1]``; no pivoting. The twisted factorisation (van der Vorst 1987, "Large
+    tridiagonal and block tridiagonal linear systems on vector and parallel computers"): rows are eliminated from both
+    ends towards the middle one, ``n // 2``, which comes last. ``scale`` is the inverse pivot, ``coupling`` what is left
+    beside the diagonal over the pivot. The ratios of both ends are zero and unused.
     """
-    diagonal = np.asarray(diagonal, dtype=np.float64)
-    pivot, ratio, above = diagonal.copy(), np.zeros_like(diagonal), np.zeros_like(diagonal)
-    above[:-1] = upper
-    for i in range(1, len(diagonal)):
+    lower, diagonal, upper = (np.asarray(d, dtype=np.float64) for d in (lower, diagonal, upper))
+    n, middle = len(diagonal), len(diagonal) // 2
+    pivot, ratio, coupling = diagonal.copy(), np.zeros_like(diagonal), np.zeros_like(diagonal)
+    for i in range(1, middle):
         ratio[i] = lower[i - 1] / pivot[i - 1]
-        pivot[i] = diagonal[i] - ratio[i] * above[i - 1]
-    return ratio, 1 / pivot, above
+        pivot[i] = diagonal[i] - ratio[i] * upper[i - 1]
+    for i in range(n - 2, middle - 1, -1):
+        ratio[i] = upper[i] / pivot[i + 1]
+        pivot[i] = diagonal[i] - ratio[i] * lower[i]
+    if middle > 0:
+        last = lower[middle - 1] / pivot[middle - 1]
+        pivot[middle] = pivot[middle] - last * upper[middle - 1]
+        coupling[middle] = last / pivot[middle]
+    coupling[:middle] = upper[:middle] / pivot[:middle]
+    coupling[middle + 1 :] = lower[middle:] / pivot[middle + 1 :]
+    return ratio, 1 / pivot, coupling
+
+
+def solve_tridiagonal(x: list[Any], ratio: Any, scale: Any, coupling: Any) -> list[Any]:
+    """``T x = b``, given the elements of ``b`` in ``x``, which become those of the solution; of any array library.
+
+    From both ends towards the middle, ``x[i] -= ratio[i] x[i -+ 1]``; there ``x[i] = scale[i] x[i] - coupling[i]
+    x[i-1]``; and outwards, ``x[i] = scale[i] x[i] - coupling[i] x[i +- 1]``. The two halves do not wait for each other,
+    nor the first product for the neighbour: of a chain of dependent operations a quarter to a half is left.
+    """
+    n, middle = len(x), len(x) // 2
+    for i in range(1, middle):
+        x[i] = x[i] - ratio[i] * x[i - 1]
+    for i in range(n - 2, middle - 1, -1):
+        x[i] = x[i] - ratio[i] * x[i + 1]
+    x[middle] = x[middle] * scale[middle]
+    if middle > 0:
+        x[middle] = x[middle] - coupling[middle] * x[middle - 1]
+    for i in range(middle - 1, -1, -1):
+        x[i] = x[i] * scale[i] - coupling[i] * x[i + 1]
+    for i in range(middle + 1, n):
+        x[i] = x[i] * scale[i] - coupling[i] * x[i - 1]
+    return x
 
 
 def relax_stencil(

@@ -66,8 +66,8 @@ def relax_diagonal(
 def relax_tridiagonal(
     u: Array,
     ratio: Array,
-    pivot_inverse: Array,
-    upper: Array,
+    scale: Array,
+    coupling: Array,
     m: int,
     *,
     f: Array | None = None,
@@ -79,18 +79,19 @@ def relax_tridiagonal(
 ) -> Array:
     """All ``m`` implicit steps ``T u_next = u`` of every slice, ``T`` tridiagonal along the last axis.
 
-    Thomas' algorithm with the factors of :func:`pyparareal.reference.factorise_tridiagonal`:
-    ``x[i] -= ratio[i] x[i-1]`` upwards, ``x[i] = (x[i] - upper[i] x[i+1]) pivot_inverse[i]`` downwards.
+    Elimination from both ends towards the middle, then substitution outwards: two recurrences, each of half the
+    length, with the factors of :func:`pyparareal.reference.factorise_tridiagonal`; the order of operations is that of
+    :func:`pyparareal.reference.solve_tridiagonal`.
 
     Parameters
     ----------
     u : array [slices, batch..., n]
         Start states, of 2 to 7 axes.
-    ratio, pivot_inverse, upper : array [n], contiguous
+    ratio, scale, coupling : array [n], contiguous
     m, f, g, every, out : see the module.
     """
     out = _end_states(u, every, out)
-    _core.relax_tridiagonal(out, u, ratio, pivot_inverse, upper, m, f, g, every, stream, threads)
+    _core.relax_tridiagonal(out, u, ratio, scale, coupling, m, f, g, every, stream, threads)
     return every if out is None else out
 
 

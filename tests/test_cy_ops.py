@@ -67,13 +67,13 @@ def coarse_and_back(double[:, ::1] u, double[:, ::1] v, double omega):
         cy_ops.raise_unless_ok(cy_ops.inject(fine, c, 1, 2, exec))
 
 
-def diffuse(double[:, ::1] u, double[::1] ratio, double[::1] pivot_inverse, double[::1] upper, int m,
+def diffuse(double[:, ::1] u, double[::1] ratio, double[::1] scale, double[::1] coupling, int m,
             double[:, :, ::1] f, int threads, int scratch_of):
     '''m steps in place; scratch for `scratch_of` threads only.'''
     cdef cy_ops.MutableView state = view_of(&u[0, 0], DType.float64, 2, u.shape, NULL), no_states
     cdef cy_ops.ConstView r = input_of(&ratio[0], DType.float64, 1, ratio.shape, NULL), absent
-    cdef cy_ops.ConstView p = input_of(&pivot_inverse[0], DType.float64, 1, pivot_inverse.shape, NULL)
-    cdef cy_ops.ConstView above = input_of(&upper[0], DType.float64, 1, upper.shape, NULL)
+    cdef cy_ops.ConstView p = input_of(&scale[0], DType.float64, 1, scale.shape, NULL)
+    cdef cy_ops.ConstView c = input_of(&coupling[0], DType.float64, 1, coupling.shape, NULL)
     cdef cy_ops.ConstView sides = input_of(&f[0, 0, 0], DType.float64, 3, f.shape, NULL)
     cdef cy_ops.Exec exec
     cdef cy_ops.Status status
@@ -84,7 +84,7 @@ def diffuse(double[:, ::1] u, double[::1] ratio, double[::1] pivot_inverse, doub
     with nogil:
         exec.workspace = malloc(exec.workspace_bytes)
         status = cy_ops.relax_tridiagonal(
-            state, cy_ops.as_input(state), r, p, above, m, sides, absent, no_states, exec)
+            state, cy_ops.as_input(state), r, p, c, m, sides, absent, no_states, exec)
         free(exec.workspace)
     cy_ops.raise_unless_ok(status)
 

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ops_backends import arrange, assert_same_bits, on_every_backend, random_state, simd
 from relax_calls import DTYPES, MODES, OPS, PARAMETERS, arguments, both, diffusion, right_hand_sides
 
@@ -290,15 +292,60 @@ def test_the_tridiagonal_step_solves_the_system(dtype, n):
     assert np.abs(x @ matrix.T - u).max() <= 32 * np.finfo(dtype).eps * np.abs(u).max()
 
 
-def test_factors_are_those_of_the_matrix():
+def _dominant(rng, n):
+    """Rows of any scale, whose diagonals exceed the rest by little or by much, of either sign."""
+    lower, upper = rng.standard_normal(max(n - 1, 0)), rng.standard_normal(max(n - 1, 0))
+    rest = np.abs(np.append(0.0, lower)) + np.abs(np.append(upper, 0.0))
+    diagonal = (rest + 10.0 ** -rng.integers(0, 7)) * rng.choice([-1.0, 1.0], n)
+    rows = 10.0 ** rng.uniform(-3, 3, n)
+    return rows[1:] * lower, rows * diagonal, rows[:-1] * upper
+
+
+def _definite(rng, n):
+    """``B B^T`` of a bidiagonal ``B``: positive definite, hardly ever dominant, of condition up to 1e6 or so."""
+    first, second = 0.1 + rng.random(n), rng.standard_normal(max(n - 1, 0))
+    off = first[:-1] * second
+    return off, first**2 + np.append(0.0, second**2), off
+
+
+@given(st.sampled_from([_dominant, _definite]), st.integers(1, 70), st.integers(0, 2**32 - 1))
+@settings(max_examples=200)
+def test_elimination_from_both_ends_is_backward_stable(kind, n, seed):
+    # For these matrices the elements of the factors stay below a few of the matrix, without pivots: then x solves a
+    # system whose elements differ by a few roundings (Higham 2002, section 9.5), so that the residual is that of a
+    # backward stable solve: each row within a multiple of eps of |T| |x|. Growth is in |L| |U|, 3 |T| at most.
+    rng = np.random.default_rng(seed)
+    lower, diagonal, upper = kind(rng, n)
+    matrix = np.diag(diagonal) + np.diag(lower, -1) + np.diag(upper, 1)
+    b = rng.standard_normal((2, n))
+    x = ops.relax_tridiagonal(b, *reference.factorise_tridiagonal(lower, diagonal, upper), 1)
+    for right, found in zip(b, x, strict=True):
+        expected = np.linalg.solve(matrix, right)
+        eps = np.finfo(float).eps
+        size = np.linalg.norm(matrix, np.inf) * np.abs(found).max() + np.abs(right).max()
+        assert np.abs(matrix @ found - right).max() <= 4 * eps * size
+        close = 16 * eps * np.linalg.cond(matrix, np.inf)
+        assert np.abs(found - expected).max() <= close * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("n", [1, 2, 6, 7])
+def test_factors_are_those_of_the_matrix(n):
     rng = np.random.default_rng(16)
-    lower, upper, diagonal = rng.random(6), rng.random(6), 2 + rng.random(7)
-    ratio, pivot_inverse, above = reference.factorise_tridiagonal(lower, diagonal, upper)
-    left = np.eye(7) + np.diag(ratio[1:], -1)
-    right = np.diag(1 / pivot_inverse) + np.diag(above[:-1], 1)
+    lower, upper, diagonal = rng.random(n - 1), rng.random(n - 1), 2 + rng.random(n)
+    ratio, scale, coupling = reference.factorise_tridiagonal(lower, diagonal, upper)
+    middle, rows = n // 2, np.arange(n)
+    # Left: rows take from their outer neighbours, the middle one from both. Right: from their inner ones.
+    left, right = np.eye(n), np.diag(1 / scale)
+    inner = np.where(rows < middle, rows + 1, rows - 1)
+    for i in rows[rows != middle]:
+        right[i, inner[i]] = coupling[i] / scale[i]
+        left[inner[i], i] = ratio[inner[i]]
+    if middle > 0:
+        left[middle, middle - 1] = coupling[middle] / scale[middle]
     matrix = np.diag(diagonal) + np.diag(lower, -1) + np.diag(upper, 1)
     np.testing.assert_allclose(left @ right, matrix, rtol=0, atol=8 * np.finfo(float).eps * 4)
-    assert ratio[0] == above[-1] == 0
+    assert ratio[-1] == 0
+    assert n < 4 or ratio[0] == 0
 
 
 def test_diffusion_with_a_source_settles_where_the_matrix_says():
@@ -306,11 +353,11 @@ def test_diffusion_with_a_source_settles_where_the_matrix_says():
     n, h = 20, 1e3
     line = -2 * np.eye(n) + np.eye(n, k=1) + np.eye(n, k=-1)
     off = np.full(n - 1, -h)
-    ratio, pivot_inverse, upper = reference.factorise_tridiagonal(off, np.full(n, 1 + 2 * h), off)
+    factors = reference.factorise_tridiagonal(off, np.full(n, 1 + 2 * h), off)
     f = np.random.default_rng(17).random((1, 1, n))
-    shift = ops.relax_tridiagonal(h * f[0], ratio, pivot_inverse, upper, 1)  # the source goes through the solve
+    shift = ops.relax_tridiagonal(h * f[0], *factors, 1)  # the source goes through the solve
     sides = np.broadcast_to(shift[:, None], (1, 60, n))
-    settled = ops.relax_tridiagonal(np.zeros((1, n)), ratio, pivot_inverse, upper, 60, f=sides)
+    settled = ops.relax_tridiagonal(np.zeros((1, n)), *factors, 60, f=sides)
     np.testing.assert_allclose(line @ settled[0], -f[0, 0], rtol=0, atol=1e-10)
 
 

@@ -20,7 +20,7 @@ def call(op, m=2, **changes):
     u, positional, keywords = arguments(op, (4, 3), np.float64, m, np.random.default_rng(1))
     names = {
         "relax_diagonal": ("a", "m"),
-        "relax_tridiagonal": ("ratio", "pivot_inverse", "upper", "m"),
+        "relax_tridiagonal": ("ratio", "scale", "coupling", "m"),
         "relax_stencil": ("weights", "m"),
         "relax_rk": ("rhs", "parameters", "tableau", "dt", "m"),
     }[op]
@@ -119,8 +119,8 @@ def test_overlaps(op):
 
 
 @pytest.mark.parametrize(("op", "name"), [
-    ("relax_diagonal", "a"), ("relax_tridiagonal", "ratio"), ("relax_tridiagonal", "pivot_inverse"),
-    ("relax_tridiagonal", "upper"), ("relax_stencil", "weights"),
+    ("relax_diagonal", "a"), ("relax_tridiagonal", "ratio"), ("relax_tridiagonal", "scale"),
+    ("relax_tridiagonal", "coupling"), ("relax_stencil", "weights"),
 ])  # fmt: skip
 def test_coefficients(op, name):
     refuses(TypeError, f"^{name}: got dtype float32, expected float64 like u$", op, **{name: np.ones(3, "f4")})

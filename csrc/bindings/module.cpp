@@ -198,18 +198,18 @@ void relax_diagonal(py::handle out, py::handle u, py::handle a, py::handle m, py
   r.finish(a, py::none(), py::none(), py::none());
 }
 
-void relax_tridiagonal(py::handle out, py::handle u, py::handle ratio, py::handle pivot_inverse, py::handle upper,
+void relax_tridiagonal(py::handle out, py::handle u, py::handle ratio, py::handle scale, py::handle coupling,
                        py::handle m, py::handle f, py::handle g, py::handle every, py::handle stream,
                        py::handle threads) {
-  const Array down = borrow(ratio, "ratio"), pivot = borrow(pivot_inverse, "pivot_inverse"),
-              above = borrow(upper, "upper");
+  const Array down = borrow(ratio, "ratio"), pivot = borrow(scale, "scale"),
+              above = borrow(coupling, "coupling");
   Relaxation r(out, u, m, f, g, every, stream, threads);
   const Workspace scratch(relax_tridiagonal_workspace_bytes(r.u.input(), r.exec.threads), r.u, u, r.exec);
   run([&] {
     return pyparareal::relax_tridiagonal(r.out.view, r.u.input(), down.input(), pivot.input(), above.input(), r.m,
                                          r.f.input(), r.g.input(), r.every.view, r.exec);
   });
-  r.finish(ratio, pivot_inverse, upper, scratch.object());
+  r.finish(ratio, scale, coupling, scratch.object());
 }
 
 void relax_stencil(py::handle out, py::handle u, py::handle weights, int boundary, py::handle m, py::handle f,
@@ -324,7 +324,7 @@ PYBIND11_MODULE(_core, module) {
              py::arg("f").none(true), py::arg("g").none(true), py::arg("every").none(true),
              py::arg("stream").none(true), py::arg("threads"));
   module.def("relax_tridiagonal", relax_tridiagonal, py::arg("out").none(true), py::arg("u"), py::arg("ratio"),
-             py::arg("pivot_inverse"), py::arg("upper"), py::arg("m"), py::arg("f").none(true), py::arg("g").none(true),
+             py::arg("scale"), py::arg("coupling"), py::arg("m"), py::arg("f").none(true), py::arg("g").none(true),
              py::arg("every").none(true), py::arg("stream").none(true), py::arg("threads"));
   module.def("relax_stencil", relax_stencil, py::arg("out").none(true), py::arg("u"), py::arg("weights"),
              py::arg("boundary"), py::arg("m"), py::arg("f").none(true), py::arg("g").none(true),

@@ -36,10 +36,10 @@ int64_t tridiagonal_rows(const ColumnSpace& space) { return space.length; }
 // Now and next, with what lies beyond the ends.
 int64_t stencil_rows(const ColumnSpace& space) { return 2 * (space.length + max_stencil - 1); }
 
-// run(first, last, tile, scratch) on shares of the columns; `rows` of scratch each, from the workspace if not from
-// the stack.
+// run(first, last, tile, scratch) on shares of the columns, in tiles of `wide` at most; `rows` of scratch each, from the
+// workspace if not from the stack.
 template <class T, class Run>
-void for_columns(const ColumnTask<T>& task, int64_t rows, const Exec& exec, const Run& run) {
+void for_columns(const ColumnTask<T>& task, int64_t rows, int wide, const Exec& exec, const Run& run) {
   const RelaxTiles<T>& kernels = relax_tiles_of<T>(tiles());
   const int64_t columns = task.space.columns(), size = static_cast<int64_t>(sizeof(T)), lanes = kernels.lanes;
   int team = team_size(exec.threads, share_of(columns, lanes), columns * task.space.length * size * (task.m + 1));
@@ -47,7 +47,7 @@ void for_columns(const ColumnTask<T>& task, int64_t rows, const Exec& exec, cons
   while (exec.workspace && team > 1 && team * member_bytes(columns, team, rows, size) > available) --team;
   const int64_t share_columns = share_of(columns, team), own_bytes = member_bytes(columns, team, rows, size);
   const int64_t vectors = std::min(share_of(share_columns, lanes), row_bytes(share_columns, rows, size) / size / lanes);
-  const int tile = static_cast<int>(std::min<int64_t>(vectors * lanes, kernels.wide));
+  const int tile = static_cast<int>(std::min<int64_t>(vectors * lanes, wide));
   share(team, share_of(columns, tile), [&](int64_t first, int64_t last) {
     alignas(relax_alignment) char own[max_components * relax_row_bytes];
     char* scratch = own;
@@ -66,7 +66,10 @@ void for_columns(const ColumnTask<T>& task, int64_t rows, const Exec& exec, cons
 
 template <class T>
 Status tridiagonal(const TridiagonalTask<T>& task, const Exec& exec) {
-  for_columns(task.columns, tridiagonal_rows(task.columns.space), exec,
+  const RelaxTiles<T>& kernels = relax_tiles_of<T>(tiles());
+  // Narrow tiles stay in the caches. Right-hand sides pass through anyway: then longer rows, fewer turns of direction.
+  const bool passes = task.columns.f.data || task.columns.every.data;
+  for_columns(task.columns, tridiagonal_rows(task.columns.space), passes ? kernels.wide : kernels.side_by_side, exec,
               [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
                 kernels.tridiagonal(task, first, last, tile, scratch);
               });
@@ -75,7 +78,7 @@ Status tridiagonal(const TridiagonalTask<T>& task, const Exec& exec) {
 
 template <class T>
 Status stencil(const StencilTask<T>& task, const Exec& exec) {
-  for_columns(task.columns, stencil_rows(task.columns.space), exec,
+  for_columns(task.columns, stencil_rows(task.columns.space), relax_tiles_of<T>(tiles()).wide, exec,
               [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
                 kernels.stencil(task, first, last, tile, scratch);
               });
@@ -85,7 +88,7 @@ Status stencil(const StencilTask<T>& task, const Exec& exec) {
 template <class T>
 Status runge_kutta(const RungeKuttaTask<T>& task, Exec exec) {
   exec.workspace = nullptr;
-  for_columns(task.columns, max_components, exec,
+  for_columns(task.columns, max_components, relax_tiles_of<T>(tiles()).wide, exec,
               [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
                 kernels.runge_kutta(task, first, last, tile, scratch);
               });
@@ -217,12 +220,12 @@ Status relax_diagonal(const MutableView& out, const ConstView& u, const ConstVie
 }
 
 Status relax_tridiagonal(const MutableView& out, const ConstView& u, const ConstView& ratio,
-                         const ConstView& pivot_inverse, const ConstView& upper, int64_t m, const ConstView& f,
+                         const ConstView& scale, const ConstView& coupling, int64_t m, const ConstView& f,
                          const ConstView& g, const MutableView& every, const Exec& exec) {
   return with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
     return tridiagonal(
-        TridiagonalTask<T>{{out, u, m, f, g, every}, numbers<T>(ratio), numbers<T>(pivot_inverse), numbers<T>(upper)},
+        TridiagonalTask<T>{{out, u, m, f, g, every}, numbers<T>(ratio), numbers<T>(scale), numbers<T>(coupling)},
         exec);
   });
 }

@@ -15,7 +15,7 @@ using Vec = typename VecOf<T>::type;
 template <class T>
 inline constexpr int lanes_of = PYPARAREAL_VECTOR_BYTES / static_cast<int>(sizeof(T));
 
-// Vectors of a wide tile: as many independent recurrences as hide the latency of one.
+// Vectors of a wide tile: rows of several cache lines, and independent work to hide latency.
 inline constexpr int wide_vectors = 8;
 inline constexpr int most_lanes = wide_vectors * PYPARAREAL_VECTOR_BYTES / 4;
 static_assert(wide_vectors * PYPARAREAL_VECTOR_BYTES <= relax_row_bytes, "a row of the scratch holds a wide tile");
@@ -24,12 +24,18 @@ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <class V, class T>
 inline __attribute__((always_inline)) void read(V& v, const T* from) {
-  __builtin_memcpy(&v, from, sizeof v);
+  if constexpr (std::is_same_v<V, T>)
+    v = *from;  // a copy of bytes would take the scalar through an integer register, on the chain of a recurrence
+  else
+    __builtin_memcpy(&v, from, sizeof v);
 }
 
 template <class V, class T>
 inline __attribute__((always_inline)) void write(T* to, const V& v) {
-  __builtin_memcpy(to, &v, sizeof v);
+  if constexpr (std::is_same_v<V, T>)
+    *to = v;
+  else
+    __builtin_memcpy(to, &v, sizeof v);
 }
 
 #if defined(__has_builtin)

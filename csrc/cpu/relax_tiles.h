@@ -15,7 +15,7 @@ inline constexpr int64_t relax_row_bytes = 512, relax_alignment = 64;
 template <class T>
 struct TridiagonalTask {
   ColumnTask<T> columns;
-  const T *ratio, *pivot_inverse, *upper;
+  const T *ratio, *scale, *coupling;
 };
 
 template <class T>
@@ -37,7 +37,7 @@ struct RungeKuttaTask {
 
 template <class T>
 struct RelaxTiles {
-  int lanes, wide;  // columns of a vector, and of the widest tile
+  int lanes, wide, side_by_side;  // columns of a vector, of the widest tile, and of a part that is solved at once
   // x = a * x, `times` times
   void (*scale)(T* x, const T* a, int64_t count, int64_t times);
   // x = x + f, or f + (x - g) where g is not null

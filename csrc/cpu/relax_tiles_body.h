@@ -36,16 +36,23 @@ void add_tile(T* x, const T* f, const T* g, int64_t count) {
   }
 }
 
-// Thomas' algorithm on `vectors` vectors of columns, or on one column where V is a scalar.
+// Vectors of a tile whose recurrences from both ends go side by side: enough to hide the latency of one, and few enough
+// for 16 registers. A wide tile is solved in parts of so many.
+inline constexpr int side_by_side = 4;
+
+// The sweeps of relax_tridiagonal on `vectors` neighbouring vectors of columns in rows of `pitch` elements, or on one
+// column where V is a scalar.
 template <class V, int vectors, class T>
-void solve_tridiagonal(T* x, int64_t length, const T* ratio, const T* pivot_inverse, const T* upper) {
-  constexpr int n = static_cast<int>(sizeof(V) / sizeof(T)), pitch = vectors * n;
-  V carry[vectors];
-#pragma GCC unroll 8
-  for (int v = 0; v < vectors; ++v) read(carry[v], x + v * n);
-  for (int64_t i = 1; i < length; ++i) {
+struct TwoEnded {
+  static constexpr int n = static_cast<int>(sizeof(V) / sizeof(T));
+  T* x;
+  int64_t pitch;
+  const T *ratio, *scale, *coupling;
+
+  // Row i after its neighbour on the outer side, which is in `carry`.
+  inline __attribute__((always_inline)) void eliminate(V* carry, int64_t i) const {
     T* row = x + i * pitch;
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
       V own;
       read(own, row + v * n);
@@ -53,30 +60,45 @@ void solve_tridiagonal(T* x, int64_t length, const T* ratio, const T* pivot_inve
       write(row + v * n, carry[v]);
     }
   }
-  T* end = x + (length - 1) * pitch;
-#pragma GCC unroll 8
-  for (int v = 0; v < vectors; ++v) {
-    carry[v] = carry[v] * pivot_inverse[length - 1];
-    write(end + v * n, carry[v]);
-  }
-  for (int64_t i = length - 2; i >= 0; --i) {
+
+  // Row i after its neighbour on the inner side. The product of `own` does not wait for that.
+  inline __attribute__((always_inline)) void substitute(V* carry, int64_t i) const {
     T* row = x + i * pitch;
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
       V own;
       read(own, row + v * n);
-      carry[v] = (own - upper[i] * carry[v]) * pivot_inverse[i];
+      carry[v] = own * scale[i] - coupling[i] * carry[v];
       write(row + v * n, carry[v]);
     }
   }
-}
+
+  inline __attribute__((always_inline)) void solve(int64_t length) const {
+    const int64_t middle = length / 2, end = length - 1;
+    const bool odd = length % 2 == 1;
+    V low[vectors], high[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) read(low[v], x + v * n), read(high[v], x + end * pitch + v * n);
+    for (int64_t d = 1; d < middle; ++d) eliminate(low, d), eliminate(high, end - d);
+    if (odd && middle > 0) eliminate(high, middle);
+    T* row = x + middle * pitch;
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      high[v] = high[v] * scale[middle];
+      if (middle > 0) high[v] = high[v] - coupling[middle] * low[v];
+      low[v] = high[v];
+      write(row + v * n, high[v]);
+    }
+    for (int64_t d = 1; d <= end - middle; ++d) substitute(low, middle - d), substitute(high, middle + d);
+    if (!odd) substitute(low, 0);
+  }
+};
 
 template <int most, class T>
-void solve_vectors(int vectors, T* x, int64_t length, const TridiagonalTask<T>& task) {
-  if constexpr (most > 1) {
-    if (vectors < most) return solve_vectors<most - 1>(vectors, x, length, task);
-  }
-  solve_tridiagonal<Vec<T>, most>(x, length, task.ratio, task.pivot_inverse, task.upper);
+void solve_vectors(int vectors, T* x, int64_t length, int64_t pitch, const TridiagonalTask<T>& task) {
+  for (; vectors >= most; vectors -= most, x += most * lanes_of<T>)
+    TwoEnded<Vec<T>, most, T>{x, pitch, task.ratio, task.scale, task.coupling}.solve(length);
+  if constexpr (most > 1) solve_vectors<most - 1>(vectors, x, length, pitch, task);
 }
 
 // A single column needs no vectors: an eighth of the scratch, or less.
@@ -91,7 +113,7 @@ void relax_one_column(const TridiagonalTask<T>& task, int64_t column, T* x) {
   T *every = at(c.every), *out = at(c.out);
   for (int64_t i = 0; i < length; ++i) x[i] = u[i * c.u.stride];
   for (int64_t j = 0; j < c.m; ++j) {
-    solve_tridiagonal<T, 1>(x, length, task.ratio, task.pivot_inverse, task.upper);
+    TwoEnded<T, 1, T>{x, 1, task.ratio, task.scale, task.coupling}.solve(length);
     for (int64_t i = 0; f && i < length; ++i)
       x[i] = g ? f[i * c.f.stride] + (x[i] - g[i * c.g.stride]) : x[i] + f[i * c.f.stride];
     for (int64_t i = 0; every && i < length; ++i) every[i * c.every.stride] = x[i];
@@ -112,7 +134,7 @@ void relax_tridiagonal_columns(const TridiagonalTask<T>& task, int64_t first, in
     ColumnTile<T> state(task.columns, scratch, column, last, tile);
     state.start();
     for (int64_t j = 0; j < task.columns.m; ++j) {
-      solve_vectors<wide_vectors>(state.vectors, state.x, state.length, task);
+      solve_vectors<side_by_side>(state.vectors, state.x, state.length, state.pitch, task);
       state.end_step();
     }
     state.finish();
@@ -276,8 +298,13 @@ void relax_rk_columns(const RungeKuttaTask<T>& task, int64_t first, int64_t last
 
 template <class T>
 constexpr RelaxTiles<T> make_relax_tiles() {
-  return {lanes_of<T>,        wide_vectors * lanes_of<T>,   scale_tile<T>,
-          add_tile<T>,        relax_tridiagonal_columns<T>, relax_stencil_columns<T>,
+  return {lanes_of<T>,
+          wide_vectors * lanes_of<T>,
+          side_by_side * lanes_of<T>,
+          scale_tile<T>,
+          add_tile<T>,
+          relax_tridiagonal_columns<T>,
+          relax_stencil_columns<T>,
           relax_rk_columns<T>};
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // relax_tridiagonal: a thread per column, a warp of 32 columns per block; relax_stencil: a block per column.
 // All steps are taken in scratch, in shared memory where it fits and else in the workspace.
+#include <type_traits>
+
 #include "../backend.h"
 #include "launch.cuh"
 
@@ -57,35 +59,56 @@ __device__ __forceinline__ void tile_out(const T* tile, const WarpColumns<T>& to
   __syncthreads();
 }
 
-// Eight loads are in flight before the first is used: the compiler may not move a load over a store itself.
-inline constexpr int in_flight = 8;
+// Loads in flight at each end before the first is used: the compiler may not move a load over a store itself.
+inline constexpr int in_flight = 4;
 
+// body(d, lanes of the block) for d in [first, last), in blocks of `in_flight` and then one by one.
+template <class Body>
+__device__ __forceinline__ void in_blocks(int64_t first, int64_t last, const Body& body) {
+  int64_t d = first;
+  for (; d + in_flight <= last; d += in_flight) body(d, std::integral_constant<int, in_flight>{});
+  for (; d < last; ++d) body(d, std::integral_constant<int, 1>{});
+}
+
+// Elimination from both ends, then substitution from the middle: the two halves hide each other's latency.
 template <class T>
-__device__ __forceinline__ void solve_tridiagonal(T* x, int64_t length, const T* ratio, const T* pivot_inverse,
-                                                  const T* upper) {
-  T carry = x[0], v[in_flight];
-  int64_t i = 1;
-  for (; i + in_flight <= length; i += in_flight) {
+__device__ __forceinline__ void solve_tridiagonal(T* x, int64_t length, const T* ratio, const T* scale,
+                                                  const T* coupling) {
+  const int64_t middle = length / 2, end = length - 1;
+  const bool odd = length % 2 == 1;
+  T low = x[0], high = x[end * warp];
+  in_blocks(1, middle, [&](int64_t d, auto count) {
+    T v[count], w[count];
 #pragma unroll
-    for (int k = 0; k < in_flight; ++k) v[k] = x[(i + k) * warp];
+    for (int k = 0; k < count; ++k) v[k] = x[(d + k) * warp], w[k] = x[(end - d - k) * warp];
 #pragma unroll
-    for (int k = 0; k < in_flight; ++k) v[k] = carry = v[k] - ratio[i + k] * carry;
+    for (int k = 0; k < count; ++k) {
+      v[k] = low = v[k] - ratio[d + k] * low;
+      w[k] = high = w[k] - ratio[end - d - k] * high;
+    }
 #pragma unroll
-    for (int k = 0; k < in_flight; ++k) x[(i + k) * warp] = v[k];
-  }
-  for (; i < length; ++i) x[i * warp] = carry = x[i * warp] - ratio[i] * carry;
+    for (int k = 0; k < count; ++k) x[(d + k) * warp] = v[k], x[(end - d - k) * warp] = w[k];
+  });
+  if (odd && middle > 0) high = x[middle * warp] - ratio[middle] * high;
 
-  x[(length - 1) * warp] = carry = carry * pivot_inverse[length - 1];
-  i = length - 2;
-  for (; i + 1 >= in_flight; i -= in_flight) {
+  high = high * scale[middle];
+  if (middle > 0) high = high - coupling[middle] * low;
+  x[middle * warp] = low = high;
+
+  in_blocks(1, end - middle + 1, [&](int64_t d, auto count) {
+    T v[count], w[count];
 #pragma unroll
-    for (int k = 0; k < in_flight; ++k) v[k] = x[(i - k) * warp];
+    for (int k = 0; k < count; ++k) v[k] = x[(middle - d - k) * warp], w[k] = x[(middle + d + k) * warp];
 #pragma unroll
-    for (int k = 0; k < in_flight; ++k) v[k] = carry = (v[k] - upper[i - k] * carry) * pivot_inverse[i - k];
+    for (int k = 0; k < count; ++k) {
+      const int64_t i = middle - d - k, j = middle + d + k;
+      v[k] = low = v[k] * scale[i] - coupling[i] * low;
+      w[k] = high = w[k] * scale[j] - coupling[j] * high;
+    }
 #pragma unroll
-    for (int k = 0; k < in_flight; ++k) x[(i - k) * warp] = v[k];
-  }
-  for (; i >= 0; --i) x[i * warp] = carry = (x[i * warp] - upper[i] * carry) * pivot_inverse[i];
+    for (int k = 0; k < count; ++k) x[(middle - d - k) * warp] = v[k], x[(middle + d + k) * warp] = w[k];
+  });
+  if (!odd) x[0] = x[0] * scale[0] - coupling[0] * low;
 }
 
 // The right-hand sides and `every` of step j, 32 elements of every column at a time.
@@ -113,7 +136,7 @@ __device__ __forceinline__ void end_step(const ColumnTask<T>& task, T* x, T* til
 
 template <class T, bool in_shared>
 __global__ void __launch_bounds__(warp)
-    tridiagonal_kernel(ColumnTask<T> task, const T* ratio, const T* pivot_inverse, const T* upper, T* workspace) {
+    tridiagonal_kernel(ColumnTask<T> task, const T* ratio, const T* scale, const T* coupling, T* workspace) {
   __shared__ const T* inputs[3][warp];
   __shared__ T* outputs[2][warp];
   const int64_t length = task.space.length, columns = task.space.columns();
@@ -143,7 +166,7 @@ __global__ void __launch_bounds__(warp)
       for (int e = 0; e < warp && at + e < length; ++e) x[(at + e) * warp] = lane < live ? own[e] : T(0);
     }
     for (int64_t j = 0; j < task.m; ++j) {
-      solve_tridiagonal(x, length, ratio, pivot_inverse, upper);
+      solve_tridiagonal(x, length, ratio, scale, coupling);
       if (task.f.data || task.every.data) end_step(task, x, tile, f, g, every, j);
     }
     __syncthreads();
@@ -249,7 +272,7 @@ std::size_t relax_stencil_workspace_bytes(const ColumnSpace& space, DType dtype,
 }
 
 Status relax_tridiagonal(const MutableView& out, const ConstView& u, const ConstView& ratio,
-                         const ConstView& pivot_inverse, const ConstView& upper, int64_t m, const ConstView& f,
+                         const ConstView& scale, const ConstView& coupling, int64_t m, const ConstView& f,
                          const ConstView& g, const MutableView& every, const Exec& exec) {
   const DeviceGuard guard(u.device_id);
   if (!guard.status().ok()) return guard.status();
@@ -262,8 +285,8 @@ Status relax_tridiagonal(const MutableView& out, const ConstView& u, const Const
     const auto launch_this = [&](auto* kernel) {
       return launch_with_scratch<T>("relax_tridiagonal", kernel, in_shared, warps_of(task.space), warp,
                                     tiles + (in_shared ? tridiagonal_scratch(task.space.length, sizeof(T)) : 0), exec,
-                                    task, static_cast<const T*>(ratio.data), static_cast<const T*>(pivot_inverse.data),
-                                    static_cast<const T*>(upper.data));
+                                    task, static_cast<const T*>(ratio.data), static_cast<const T*>(scale.data),
+                                    static_cast<const T*>(coupling.data));
     };
     return in_shared ? launch_this(tridiagonal_kernel<T, true>) : launch_this(tridiagonal_kernel<T, false>);
   });

@@ -67,11 +67,13 @@ Status relax_diagonal(MutableView out,  // [slices, batch, features...]: end sta
                       MutableView every,  // like f, or absent; may be the same view as f or g
                       Exec exec);
 
-// T Phi(u) = u along the last axis, T tridiagonal, by Thomas' algorithm with inverse pivots
+// T Phi(u) = u along the last axis, T tridiagonal, eliminated from both ends towards row n / 2 (reference.py,
+// factorise_tridiagonal): x[i] -= ratio[i] x[outer neighbour], then x[i] = scale[i] x[i] - coupling[i] x[inner
+// neighbour] outwards; in the middle, first, the neighbour is the upper one, as eliminated.
 Status relax_tridiagonal(MutableView out, ConstView u,
-                         ConstView ratio,          // [n], of the forward sweep; the first is unused
-                         ConstView pivot_inverse,  // [n]
-                         ConstView upper,          // [n], upper diagonal; the last is unused
+                         ConstView ratio,     // [n], of the elimination; those of both ends are unused
+                         ConstView scale,     // [n], inverse pivots
+                         ConstView coupling,  // [n], to the neighbour, over the pivot
                          int64_t m, ConstView f, ConstView g, MutableView every, Exec exec);
 std::size_t relax_tridiagonal_workspace_bytes(const ConstView& u, int32_t threads);
 
