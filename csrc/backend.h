@@ -12,6 +12,16 @@
 
 namespace pyparareal {
 
+// What a relaxation computes beside its steps: norms[n] = norm(ends[n] - target[n]), where `ends` is what it writes.
+struct EndNorms {
+  ConstView ends, target;
+  MutableView norms;
+  Norm norm = Norm::sum_squares;
+  Exec exec;  // with the scratch of slice_norms
+
+  bool present() const { return norms.present(); }
+};
+
 #define PYPARAREAL_DECLARE_BACKEND                                                                                     \
   Status parareal_update(const MutableView& u, const ConstView& f_old, const ConstView& g_new, const ConstView& g_old, \
                          const ConstView& u_old, const MutableView& jump, Norm norm, const Exec& exec);                \
@@ -20,14 +30,16 @@ namespace pyparareal {
   Status copy_slices(const MutableView& to, const ConstView& from, const Exec& exec);                                  \
   Status c_relax(const MutableView& u_new, const ConstView& phi, const ConstView& u, double omega, const Exec& exec);  \
   Status relax_diagonal(const MutableView& out, const ConstView& u, const ConstView& a, int64_t m, const ConstView& f, \
-                        const ConstView& g, const MutableView& every, const Exec& exec);                               \
-  Status relax_tridiagonal(const MutableView& out, const ConstView& u, const ConstView& ratio,                         \
-                           const ConstView& scale, const ConstView& coupling, int64_t m, const ConstView& f,      \
-                           const ConstView& g, const MutableView& every, const Exec& exec);                            \
+                        const ConstView& g, const MutableView& every, const EndNorms& norms, const Exec& exec);        \
+  Status relax_tridiagonal(const MutableView& out, const ConstView& u, const ConstView& ratio, const ConstView& scale, \
+                           const ConstView& coupling, int64_t m, const ConstView& f, const ConstView& g,               \
+                           const MutableView& every, const EndNorms& norms, const Exec& exec);                         \
   Status relax_stencil(const MutableView& out, const ConstView& u, const ConstView& weights, Boundary boundary,        \
-                       int64_t m, const ConstView& f, const ConstView& g, const MutableView& every, const Exec& exec); \
+                       int64_t m, const ConstView& f, const ConstView& g, const MutableView& every,                    \
+                       const EndNorms& norms, const Exec& exec);                                                       \
   Status relax_rk(const MutableView& out, const ConstView& u, const RungeKutta& scheme, const ConstView& steps,        \
-                  int64_t m, const ConstView& f, const ConstView& g, const MutableView& every, const Exec& exec);      \
+                  int64_t m, const ConstView& f, const ConstView& g, const MutableView& every, const EndNorms& norms,  \
+                  const Exec& exec);                                                                                   \
   /* Scratch of the relaxations for at most `threads` threads (0: the default); for one thread it suffices. */         \
   std::size_t relax_tridiagonal_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads);               \
   std::size_t relax_stencil_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads);
@@ -41,6 +53,11 @@ PYPARAREAL_DECLARE_BACKEND
 #undef PYPARAREAL_DECLARE_BACKEND
 
 namespace cuda {
+
+// The norms of a relaxation that was launched: on the same stream, where its end states are still in the L2 cache.
+inline Status then_norms(const Status& launched, const EndNorms& n) {
+  return launched.ok() && n.present() ? cuda::slice_norms(n.norms, n.ends, n.target, n.norm, n.exec) : launched;
+}
 
 int device_count();    // 0 without a usable driver
 int driver_version();  // 0 without a driver

@@ -15,6 +15,13 @@ Status first_failure(const Checks&... checks) {
   return status;
 }
 
+inline Status valid_norm(Norm norm) {
+  const int32_t value = static_cast<int32_t>(norm);
+  if (value < 0 || value > 2)
+    return validate::fail(StatusCode::invalid_value, "norm: got %d, expected sum_squares, sum_abs or max_abs", value);
+  return {};
+}
+
 inline Status valid_exec(const Exec& exec) {
   if (exec.threads < 0)
     return validate::fail(StatusCode::invalid_value, "threads: got %d, expected 0 (the default) or more", exec.threads);

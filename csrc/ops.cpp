@@ -11,13 +11,6 @@ namespace {
 
 using validate::Operand;
 
-Status valid_norm(Norm norm) {
-  const int32_t value = static_cast<int32_t>(norm);
-  if (value < 0 || value > 2)
-    return validate::fail(StatusCode::invalid_value, "norm: got %d, expected sum_squares, sum_abs or max_abs", value);
-  return {};
-}
-
 Status valid_points(const Operand& coarse, const Operand& fine, int64_t start, int64_t step) {
   const int64_t count = coarse.shape[0], slices = fine.shape[0];
   if (step < 1)

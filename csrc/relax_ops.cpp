@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The relaxations of ops.h: validate, then hand over to the device the operands live on.
+#include <algorithm>
+
 #include "entry.h"
 #include "pyparareal/ops.h"
 #include "pyparareal/rhs.h"
@@ -11,12 +13,22 @@ using validate::Operand;
 
 // The operands every relaxation has.
 struct Operands {
-  Operand out, u, f, g, every;
+  Operand out, u, f, g, every, target, norms;
   int64_t m;
+  Norm norm;
 
   Operands(const MutableView& out_view, const ConstView& u_view, int64_t steps, const ConstView& f_view,
-           const ConstView& g_view, const MutableView& every_view)
-      : out("out", out_view), u("u", u_view), f("f", f_view), g("g", g_view), every("every", every_view), m(steps) {}
+           const ConstView& g_view, const MutableView& every_view, const ConstView& target_view,
+           const MutableView& norms_view, Norm kind)
+      : out("out", out_view),
+        u("u", u_view),
+        f("f", f_view),
+        g("g", g_view),
+        every("every", every_view),
+        target("target", target_view),
+        norms("norms", norms_view),
+        m(steps),
+        norm(kind) {}
 };
 
 Status wide(const Operand& operand) {
@@ -56,6 +68,21 @@ Status valid_outputs(const Operands& all, std::initializer_list<Operand> coeffic
   return first_failure([&] { return check(all.out, all.every); }, [&] { return check(all.every, all.out); });
 }
 
+Status valid_norms(const Operands& all, std::initializer_list<Operand> coefficients) {
+  if ((all.target.ndim > 0) != (all.norms.ndim > 0))
+    return validate::fail(StatusCode::invalid_value, "norms: got %s, expected %s", all.norms.ndim ? "an array" : "none",
+                          all.norms.ndim ? "target as well" : "a float64 array, because target is given");
+  if (all.target.ndim == 0) return {};
+  return first_failure([&] { return valid_norm(all.norm); }, [&] { return validate::same_state(all.target, all.u); },
+                       [&] { return validate::apart(all.out, all.target); },
+                       [&] { return validate::apart(all.every, all.target); },
+                       [&] { return validate::norms(all.norms, all.u); },
+                       [&] {
+                         return validate::writable(all.norms, {all.u, all.f, all.g, all.target, all.out, all.every});
+                       },
+                       [&] { return validate::writable(all.norms, coefficients); });
+}
+
 Status valid_relaxation(const Operands& all, std::initializer_list<Operand> coefficients, const Exec& exec) {
   return first_failure([&] { return wide(all.u); },
                        [&] {
@@ -72,7 +99,8 @@ Status valid_relaxation(const Operands& all, std::initializer_list<Operand> coef
                                     ? Status{}
                                     : validate::fail(StatusCode::invalid_value, "g: got an array, expected f as well");
                        },
-                       [&] { return valid_outputs(all, coefficients); }, [&] { return valid_exec(exec); });
+                       [&] { return valid_outputs(all, coefficients); },
+                       [&] { return valid_norms(all, coefficients); }, [&] { return valid_exec(exec); });
 }
 
 // A contiguous vector of numbers for the last axis of u, or of any odd length up to that of the widest stencil.
@@ -155,6 +183,49 @@ Status valid_steps(const Operand& steps, const Operands& all) {
   return {};
 }
 
+// `own` scratch of the op, and that of the norms.
+Status valid_scratch(const char* op, std::size_t own, const ConstView& u, const Operands& all, const Exec& exec) {
+  const std::size_t more = all.norms.ndim ? slice_norms_workspace_bytes(u) : 0;
+  char names[64];
+  std::snprintf(names, sizeof names, "%s%s%s", more ? "slice_norms" : "", more && own ? " and " : "", own ? op : "");
+  return validate::workspace(names, own + more, exec);
+}
+
+ConstView as_input(const MutableView& view) {
+  ConstView input;
+  input.data = view.data, input.dtype = view.dtype, input.device = view.device, input.device_id = view.device_id;
+  input.ndim = view.ndim;
+  for (int axis = 0; axis < view.ndim; ++axis) {
+    input.shape[axis] = view.shape[axis];
+    input.stride[axis] = view.stride[axis];
+  }
+  return input;
+}
+
+// The norms that were asked for, with the first part of the scratch; the rest of it stays in `exec`.
+EndNorms end_norms(const MutableView& out, const MutableView& every, const ConstView& target, const MutableView& norms,
+                   Norm norm, Exec& exec) {
+  EndNorms result;
+  if (!norms.present()) return result;
+  result.ends = as_input(out.present() ? out : every);
+  if (!out.present()) {
+    const int64_t last = (every.shape[1] - 1) * every.stride[1];
+    result.ends.data =
+        static_cast<const char*>(every.data) + last * static_cast<int64_t>(validate::item_bytes(every.dtype));
+    result.ends = without_steps(result.ends);
+  }
+  result.target = target, result.norms = norms, result.norm = norm, result.exec = exec;
+  const std::size_t bytes = slice_norms_workspace_bytes(target);
+  exec.workspace_bytes -= std::min(bytes, exec.workspace_bytes);
+  exec.workspace = exec.workspace_bytes ? static_cast<char*>(exec.workspace) + bytes : nullptr;
+  return result;
+}
+
+// Of states without elements the norms are zero.
+Status norms_of_nothing(const ConstView& target, const MutableView& norms, Norm norm, const Exec& exec) {
+  return norms.present() ? slice_norms(norms, target, {}, norm, exec) : Status{};
+}
+
 bool has_columns(const ConstView& u) { return u.ndim >= 2; }
 
 }  // namespace
@@ -178,57 +249,68 @@ std::size_t relax_stencil_workspace_bytes(const ConstView& u, int32_t threads) {
 }
 
 Status relax_diagonal(MutableView out, ConstView u, ConstView a, int64_t m, ConstView f, ConstView g, MutableView every,
-                      Exec exec) {
-  const Operands all(out, u, m, f, g, every);
+                      ConstView target, MutableView norms, Norm norm, Exec exec) {
+  const Operands all(out, u, m, f, g, every, target, norms, norm);
   const Operand factors("a", a);
   const Status status = first_failure([&] { return wide(all.u); }, [&] { return trailing(factors, all.u); },
-                                      [&] { return valid_relaxation(all, {factors}, exec); });
-  if (!status.ok() || no_elements(u)) return status;
+                                      [&] { return valid_relaxation(all, {factors}, exec); },
+                                      [&] { return valid_scratch("relax_diagonal", 0, u, all, exec); });
+  if (!status.ok()) return status;
+  if (no_elements(u)) return norms_of_nothing(target, norms, norm, exec);
+  const EndNorms ends = end_norms(out, every, target, norms, norm, exec);
   const ConstView repeated = broadcast(a, u);
   return on_device(
-      u.device, [&] { return cpu::relax_diagonal(out, u, repeated, m, f, g, every, exec); },
-      [&] { return cuda::relax_diagonal(out, u, repeated, m, f, g, every, exec); });
+      u.device, [&] { return cpu::relax_diagonal(out, u, repeated, m, f, g, every, ends, exec); },
+      [&] { return cuda::relax_diagonal(out, u, repeated, m, f, g, every, ends, exec); });
 }
 
-Status relax_tridiagonal(MutableView out, ConstView u, ConstView ratio, ConstView scale, ConstView coupling,
-                         int64_t m, ConstView f, ConstView g, MutableView every, Exec exec) {
-  const Operands all(out, u, m, f, g, every);
+Status relax_tridiagonal(MutableView out, ConstView u, ConstView ratio, ConstView scale, ConstView coupling, int64_t m,
+                         ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
+                         Exec exec) {
+  const Operands all(out, u, m, f, g, every, target, norms, norm);
   const Operand r("ratio", ratio), s("scale", scale), c("coupling", coupling);
   const Status status = first_failure(
       [&] { return wide(all.u); }, [&] { return vector(r, all.u, false); }, [&] { return vector(s, all.u, false); },
       [&] { return vector(c, all.u, false); }, [&] { return valid_relaxation(all, {r, s, c}, exec); },
-      [&] { return validate::workspace("relax_tridiagonal", relax_tridiagonal_workspace_bytes(u, 1), exec); });
-  if (!status.ok() || no_elements(u)) return status;
+      [&] { return valid_scratch("relax_tridiagonal", relax_tridiagonal_workspace_bytes(u, 1), u, all, exec); });
+  if (!status.ok()) return status;
+  if (no_elements(u)) return norms_of_nothing(target, norms, norm, exec);
+  const EndNorms ends = end_norms(out, every, target, norms, norm, exec);
   return on_device(
-      u.device, [&] { return cpu::relax_tridiagonal(out, u, ratio, scale, coupling, m, f, g, every, exec); },
-      [&] { return cuda::relax_tridiagonal(out, u, ratio, scale, coupling, m, f, g, every, exec); });
+      u.device, [&] { return cpu::relax_tridiagonal(out, u, ratio, scale, coupling, m, f, g, every, ends, exec); },
+      [&] { return cuda::relax_tridiagonal(out, u, ratio, scale, coupling, m, f, g, every, ends, exec); });
 }
 
 Status relax_stencil(MutableView out, ConstView u, ConstView weights, Boundary boundary, int64_t m, ConstView f,
-                     ConstView g, MutableView every, Exec exec) {
-  const Operands all(out, u, m, f, g, every);
+                     ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) {
+  const Operands all(out, u, m, f, g, every, target, norms, norm);
   const Operand w("weights", weights);
   const Status status =
       first_failure([&] { return wide(all.u); }, [&] { return vector(w, all.u, true); },
                     [&] { return valid_boundary(boundary); }, [&] { return valid_relaxation(all, {w}, exec); },
-                    [&] { return validate::workspace("relax_stencil", relax_stencil_workspace_bytes(u, 1), exec); });
-  if (!status.ok() || no_elements(u)) return status;
+                    [&] { return valid_scratch("relax_stencil", relax_stencil_workspace_bytes(u, 1), u, all, exec); });
+  if (!status.ok()) return status;
+  if (no_elements(u)) return norms_of_nothing(target, norms, norm, exec);
+  const EndNorms ends = end_norms(out, every, target, norms, norm, exec);
   return on_device(
-      u.device, [&] { return cpu::relax_stencil(out, u, weights, boundary, m, f, g, every, exec); },
-      [&] { return cuda::relax_stencil(out, u, weights, boundary, m, f, g, every, exec); });
+      u.device, [&] { return cpu::relax_stencil(out, u, weights, boundary, m, f, g, every, ends, exec); },
+      [&] { return cuda::relax_stencil(out, u, weights, boundary, m, f, g, every, ends, exec); });
 }
 
 Status relax_rk(MutableView out, ConstView u, const RungeKutta& scheme, ConstView steps, int64_t m, ConstView f,
-                ConstView g, MutableView every, Exec exec) {
-  const Operands all(out, u, m, f, g, every);
+                ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) {
+  const Operands all(out, u, m, f, g, every, target, norms, norm);
   const Operand dt("dt", steps);
   const Status status =
       first_failure([&] { return wide(all.u); }, [&] { return valid_scheme(scheme, all.u); },
-                    [&] { return valid_steps(dt, all); }, [&] { return valid_relaxation(all, {dt}, exec); });
-  if (!status.ok() || no_elements(u)) return status;
+                    [&] { return valid_steps(dt, all); }, [&] { return valid_relaxation(all, {dt}, exec); },
+                    [&] { return valid_scratch("relax_rk", 0, u, all, exec); });
+  if (!status.ok()) return status;
+  if (no_elements(u)) return norms_of_nothing(target, norms, norm, exec);
+  const EndNorms ends = end_norms(out, every, target, norms, norm, exec);
   return on_device(
-      u.device, [&] { return cpu::relax_rk(out, u, scheme, steps, m, f, g, every, exec); },
-      [&] { return cuda::relax_rk(out, u, scheme, steps, m, f, g, every, exec); });
+      u.device, [&] { return cpu::relax_rk(out, u, scheme, steps, m, f, g, every, ends, exec); },
+      [&] { return cuda::relax_rk(out, u, scheme, steps, m, f, g, every, ends, exec); });
 }
 
 }  // namespace pyparareal

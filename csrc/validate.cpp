@@ -69,12 +69,15 @@ bool slices_interleave(const Operand& a, const Operand& b, const Extent& ea, con
   return shift >= ea.slice_high - ea.slice_low && shift + (eb.slice_high - eb.slice_low) <= pitch;
 }
 
-bool overlaps_partially(const Operand& a, const Operand& b) {
+bool overlap(const Operand& a, const Operand& b) {
   if (a.device != b.device || a.device_id != b.device_id) return false;
-  if (a.data == b.data && a.dtype == b.dtype && same_strides(a, b)) return false;
   const Extent ea = extent_of(a), eb = extent_of(b);
   if (ea.high <= eb.low || eb.high <= ea.low) return false;
   return !slices_interleave(a, b, ea, eb);
+}
+
+bool same_view(const Operand& a, const Operand& b) {
+  return a.data == b.data && a.dtype == b.dtype && same_strides(a, b);
 }
 
 }  // namespace
@@ -165,9 +168,15 @@ Status writable(const Operand& output, std::initializer_list<Operand> inputs) {
   if (may_repeat(output))
     return fail(StatusCode::invalid_value, "%s: overlaps itself, expected an output without repetition", output.name);
   for (const Operand& input : inputs)
-    if (input.ndim > 0 && !empty(input) && overlaps_partially(output, input))
+    if (input.ndim > 0 && !empty(input) && !same_view(output, input) && overlap(output, input))
       return fail(StatusCode::invalid_value, "%s: overlaps %s partially, expected the same view or no common element",
                   output.name, input.name);
+  return {};
+}
+
+Status apart(const Operand& output, const Operand& input) {
+  if (output.ndim > 0 && input.ndim > 0 && !empty(output) && !empty(input) && overlap(output, input))
+    return fail(StatusCode::invalid_value, "%s: overlaps %s, expected no common element", output.name, input.name);
   return {};
 }
 

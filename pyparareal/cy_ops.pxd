@@ -87,17 +87,19 @@ cdef extern from "pyparareal/capsule.h" namespace "pyparareal" nogil:
         Status (*inject)(MutableView, ConstView, int64_t, int64_t, Exec) noexcept
         Status (*c_relax)(MutableView, ConstView, ConstView, double, Exec) noexcept
         Status (*relax_diagonal)(
-            MutableView, ConstView, ConstView, int64_t, ConstView, ConstView, MutableView, Exec) noexcept
+            MutableView, ConstView, ConstView, int64_t, ConstView, ConstView, MutableView, ConstView, MutableView,
+            Norm, Exec) noexcept
         Status (*relax_tridiagonal)(
             MutableView, ConstView, ConstView, ConstView, ConstView, int64_t, ConstView, ConstView, MutableView,
-            Exec) noexcept
+            ConstView, MutableView, Norm, Exec) noexcept
         size_t (*relax_tridiagonal_workspace_bytes)(const ConstView&, int32_t) noexcept
         Status (*relax_stencil)(
-            MutableView, ConstView, ConstView, Boundary, int64_t, ConstView, ConstView, MutableView, Exec) noexcept
+            MutableView, ConstView, ConstView, Boundary, int64_t, ConstView, ConstView, MutableView,
+            ConstView, MutableView, Norm, Exec) noexcept
         size_t (*relax_stencil_workspace_bytes)(const ConstView&, int32_t) noexcept
         Status (*relax_rk)(
             MutableView, ConstView, const RungeKutta&, ConstView, int64_t, ConstView, ConstView, MutableView,
-            Exec) noexcept
+            ConstView, MutableView, Norm, Exec) noexcept
 
 
 # ops.h, name by name: shapes, meaning and rules are there.
@@ -112,18 +114,18 @@ cdef Status inject(MutableView u, ConstView v, int64_t start, int64_t step, Exec
 cdef Status c_relax(MutableView u_new, ConstView phi, ConstView u, double omega, Exec exec) noexcept nogil
 cdef Status relax_diagonal(
     MutableView out, ConstView u, ConstView a, int64_t m, ConstView f, ConstView g, MutableView every,
-    Exec exec) noexcept nogil
+    ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil
 cdef Status relax_tridiagonal(
     MutableView out, ConstView u, ConstView ratio, ConstView scale, ConstView coupling, int64_t m, ConstView f,
-    ConstView g, MutableView every, Exec exec) noexcept nogil
+    ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil
 cdef size_t relax_tridiagonal_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil
 cdef Status relax_stencil(
     MutableView out, ConstView u, ConstView weights, Boundary boundary, int64_t m, ConstView f, ConstView g,
-    MutableView every, Exec exec) noexcept nogil
+    MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil
 cdef size_t relax_stencil_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil
 cdef Status relax_rk(
     MutableView out, ConstView u, const RungeKutta& scheme, ConstView steps, int64_t m, ConstView f, ConstView g,
-    MutableView every, Exec exec) noexcept nogil
+    MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil
 
 # A view of CPU memory from what a typed memoryview says of itself:
 #     view_of(&u[0, 0], DType.float64, 2, u.shape, u.strides)

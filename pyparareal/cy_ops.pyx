@@ -58,14 +58,15 @@ cdef Status c_relax(MutableView u_new, ConstView phi, ConstView u, double omega,
 
 cdef Status relax_diagonal(
         MutableView out, ConstView u, ConstView a, int64_t m, ConstView f, ConstView g, MutableView every,
-        Exec exec) noexcept nogil:
-    return table.relax_diagonal(out, u, a, m, f, g, every, exec)
+        ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil:
+    return table.relax_diagonal(out, u, a, m, f, g, every, target, norms, norm, exec)
 
 
 cdef Status relax_tridiagonal(
         MutableView out, ConstView u, ConstView ratio, ConstView scale, ConstView coupling, int64_t m,
-        ConstView f, ConstView g, MutableView every, Exec exec) noexcept nogil:
-    return table.relax_tridiagonal(out, u, ratio, scale, coupling, m, f, g, every, exec)
+        ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
+        Exec exec) noexcept nogil:
+    return table.relax_tridiagonal(out, u, ratio, scale, coupling, m, f, g, every, target, norms, norm, exec)
 
 
 cdef size_t relax_tridiagonal_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil:
@@ -74,8 +75,8 @@ cdef size_t relax_tridiagonal_workspace_bytes(const ConstView& u, int32_t thread
 
 cdef Status relax_stencil(
         MutableView out, ConstView u, ConstView weights, Boundary boundary, int64_t m, ConstView f, ConstView g,
-        MutableView every, Exec exec) noexcept nogil:
-    return table.relax_stencil(out, u, weights, boundary, m, f, g, every, exec)
+        MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil:
+    return table.relax_stencil(out, u, weights, boundary, m, f, g, every, target, norms, norm, exec)
 
 
 cdef size_t relax_stencil_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil:
@@ -84,8 +85,8 @@ cdef size_t relax_stencil_workspace_bytes(const ConstView& u, int32_t threads) n
 
 cdef Status relax_rk(
         MutableView out, ConstView u, const RungeKutta& scheme, ConstView steps, int64_t m, ConstView f, ConstView g,
-        MutableView every, Exec exec) noexcept nogil:
-    return table.relax_rk(out, u, scheme, steps, m, f, g, every, exec)
+        MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil:
+    return table.relax_rk(out, u, scheme, steps, m, f, g, every, target, norms, norm, exec)
 
 
 cdef Py_ssize_t item_bytes(DType dtype) noexcept nogil:

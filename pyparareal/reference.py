@@ -89,15 +89,25 @@ def c_relax(phi: Array, u: Array, omega: float) -> Array:
 
 
 def relax_diagonal(
-    u: Array, a: Array, m: int, *, f: Array | None = None, g: Array | None = None, every: Array | None = None
+    u: Array,
+    a: Array,
+    m: int,
+    *,
+    f: Array | None = None,
+    g: Array | None = None,
+    every: Array | None = None,
+    target: Array | None = None,
+    norms: Array | None = None,
+    norm: str = "sum_squares",
 ) -> Array:
     """``m`` steps ``u <- a * u`` of every slice; ``a`` has the shape of the last axes of ``u``.
 
     All ``relax_*`` take ``m`` steps from the states ``u`` and return the end states. With ``f [slices, m, batch,
     features...]`` step ``j`` is ``u <- Phi(u) + f[:, j]``, with ``f`` and ``g`` it is the pair step of FAS,
-    ``u <- f[:, j] + (Phi(u) - g[:, j])``; ``every[:, j]`` receives the state after step ``j``.
+    ``u <- f[:, j] + (Phi(u) - g[:, j])``; ``every[:, j]`` receives the state after step ``j``. With
+    ``target`` (like ``u``), ``norms`` receives ``slice_norms(end states, target, norm=norm)``.
     """
-    return _steps(lambda v, j: a * v, u, m, f, g, every)
+    return _steps(lambda v, j: a * v, u, m, f, g, every, target, norms, norm)
 
 
 def relax_tridiagonal(
@@ -110,6 +120,9 @@ def relax_tridiagonal(
     f: Array | None = None,
     g: Array | None = None,
     every: Array | None = None,
+    target: Array | None = None,
+    norms: Array | None = None,
+    norm: str = "sum_squares",
 ) -> Array:
     """``m`` steps ``T u_next = u`` along the last axis, ``T`` tridiagonal, by :func:`factorise_tridiagonal`."""
 
@@ -117,7 +130,7 @@ def relax_tridiagonal(
         x = [v[..., i] for i in range(v.shape[-1])]
         return np.stack(solve_tridiagonal(x, ratio, scale, coupling), -1)
 
-    return _steps(step, u, m, f, g, every)
+    return _steps(step, u, m, f, g, every, target, norms, norm)
 
 
 def factorise_tridiagonal(lower: Array, diagonal: Array, upper: Array) -> tuple[Array, Array, Array]:
@@ -177,6 +190,9 @@ def relax_stencil(
     f: Array | None = None,
     g: Array | None = None,
     every: Array | None = None,
+    target: Array | None = None,
+    norms: Array | None = None,
+    norm: str = "sum_squares",
 ) -> Array:
     """``m`` steps ``u_next[i] = sum_k weights[k] u[i + k - r]`` along the last axis.
 
@@ -196,7 +212,7 @@ def relax_stencil(
             x = x + weights[k] * wide[..., k : k + n]
         return x
 
-    return _steps(step, u, m, f, g, every)
+    return _steps(step, u, m, f, g, every, target, norms, norm)
 
 
 def relax_rk(
@@ -211,6 +227,9 @@ def relax_rk(
     f: Array | None = None,
     g: Array | None = None,
     every: Array | None = None,
+    target: Array | None = None,
+    norms: Array | None = None,
+    norm: str = "sum_squares",
 ) -> Array:
     """``m`` explicit Runge-Kutta steps of ``u' = rhs(u)``, each cut into ``substeps``.
 
@@ -232,7 +251,7 @@ def relax_rk(
             v = _plus(v, h, tableau.b, k)
         return v
 
-    return _steps(step, u, m, f, g, every)
+    return _steps(step, u, m, f, g, every, target, norms, norm)
 
 
 def _plus(u: Array, h: Any, coefficients: Sequence[float], k: list[Array]) -> Array:
@@ -243,14 +262,26 @@ def _plus(u: Array, h: Any, coefficients: Sequence[float], k: list[Array]) -> Ar
     return u
 
 
-def _steps(phi: Any, u: Array, m: int, f: Array | None, g: Array | None, every: Array | None) -> Array:
-    """``m`` steps of ``phi(u, j)``, bracket first where there is a pair of right-hand sides."""
+def _steps(
+    phi: Any,
+    u: Array,
+    m: int,
+    f: Array | None,
+    g: Array | None,
+    every: Array | None,
+    target: Array | None,
+    norms: Array | None,
+    norm: str,
+) -> Array:
+    """``m`` steps of ``phi(u, j)``, bracket first where there is a pair of right-hand sides; then the norms."""
     for j in range(m):
         u = phi(u, j)
         if f is not None:
             u = f[:, j] + (u - g[:, j]) if g is not None else u + f[:, j]
         if every is not None:
             every[:, j] = u
+    if target is not None and norms is not None:
+        norms[:] = slice_norms(u, target, norm=norm)
     return u.copy()
 
 

@@ -14,6 +14,13 @@ f, g : array [slices, m, batch, features...], optional
 every : array [slices, m, batch, features...], optional
     Receives the state after every step; a strided view will do. May be the same view as ``f`` or ``g``. Where it is
     given and ``out`` is not, it is returned, and the end states are ``every[:, -1]``.
+target : array, like ``u``, optional
+    What the end states are compared with; shares no element with ``out`` and ``every``. As ``c[1:]`` where ``u`` is
+    ``c[:-1]``: the residuals at the C-points.
+norms : array float64 [slices], contiguous
+    With ``target``, and only then. Receives ``slice_norms(end, target, norm=norm)`` of the end states, bit for bit,
+    computed while they are in cache.
+norm : {"sum_squares", "sum_abs", "max_abs"}
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyparareal import _core
-from pyparareal._outputs import new
+from pyparareal._outputs import new, norm_code
 from pyparareal.arrays import Array
 
 # Code and number of parameters.
@@ -45,6 +52,9 @@ def relax_diagonal(
     f: Array | None = None,
     g: Array | None = None,
     every: Array | None = None,
+    target: Array | None = None,
+    norms: Array | None = None,
+    norm: str = "sum_squares",
     out: Array | None = None,
     stream: Any = None,
     threads: int = 0,
@@ -56,10 +66,10 @@ def relax_diagonal(
     u : array [slices, batch, features...]
         Start states, of 2 to 7 axes.
     a : array, like the last axes of ``u``
-    m, f, g, every, out : see the module.
+    m, f, g, every, target, norms, norm, out : see the module.
     """
     out = _end_states(u, every, out)
-    _core.relax_diagonal(out, u, a, m, f, g, every, stream, threads)
+    _core.relax_diagonal(out, u, a, m, f, g, every, target, norms, norm_code(norm), stream, threads)
     return every if out is None else out
 
 
@@ -73,6 +83,9 @@ def relax_tridiagonal(
     f: Array | None = None,
     g: Array | None = None,
     every: Array | None = None,
+    target: Array | None = None,
+    norms: Array | None = None,
+    norm: str = "sum_squares",
     out: Array | None = None,
     stream: Any = None,
     threads: int = 0,
@@ -88,10 +101,12 @@ def relax_tridiagonal(
     u : array [slices, batch..., n]
         Start states, of 2 to 7 axes.
     ratio, scale, coupling : array [n], contiguous
-    m, f, g, every, out : see the module.
+    m, f, g, every, target, norms, norm, out : see the module.
     """
     out = _end_states(u, every, out)
-    _core.relax_tridiagonal(out, u, ratio, scale, coupling, m, f, g, every, stream, threads)
+    _core.relax_tridiagonal(
+        out, u, ratio, scale, coupling, m, f, g, every, target, norms, norm_code(norm), stream, threads
+    )
     return every if out is None else out
 
 
@@ -104,6 +119,9 @@ def relax_stencil(
     f: Array | None = None,
     g: Array | None = None,
     every: Array | None = None,
+    target: Array | None = None,
+    norms: Array | None = None,
+    norm: str = "sum_squares",
     out: Array | None = None,
     stream: Any = None,
     threads: int = 0,
@@ -118,12 +136,14 @@ def relax_stencil(
         At most 9.
     boundary : {"zero", "periodic"}
         What the state is beyond the ends of the last axis.
-    m, f, g, every, out : see the module.
+    m, f, g, every, target, norms, norm, out : see the module.
     """
     if boundary not in ("zero", "periodic"):
         raise ValueError(f"boundary: got {boundary!r}, expected zero or periodic")
     out = _end_states(u, every, out)
-    _core.relax_stencil(out, u, weights, int(boundary == "periodic"), m, f, g, every, stream, threads)
+    _core.relax_stencil(
+        out, u, weights, int(boundary == "periodic"), m, f, g, every, target, norms, norm_code(norm), stream, threads
+    )
     return every if out is None else out
 
 
@@ -139,6 +159,9 @@ def relax_rk(
     f: Array | None = None,
     g: Array | None = None,
     every: Array | None = None,
+    target: Array | None = None,
+    norms: Array | None = None,
+    norm: str = "sum_squares",
     out: Array | None = None,
     stream: Any = None,
     threads: int = 0,
@@ -158,7 +181,7 @@ def relax_rk(
         Step size, or that of every step. Any strides.
     substeps : int
         Parts that every step is cut into.
-    m, f, g, every, out : see the module.
+    m, f, g, every, target, norms, norm, out : see the module.
     """
     if rhs not in _RIGHT_HAND_SIDES:
         raise ValueError(f"rhs: got {rhs!r}, expected one of {', '.join(_RIGHT_HAND_SIDES)}")
@@ -172,7 +195,8 @@ def relax_rk(
     if isinstance(dt, numbers.Real):
         dt = float(dt)
     out = _end_states(u, every, out)
-    _core.relax_rk(out, u, code, parameters, tableau.a, tableau.b, dt, m, substeps, f, g, every, stream, threads)
+    given = (f, g, every, target, norms, norm_code(norm), stream, threads)
+    _core.relax_rk(out, u, code, parameters, tableau.a, tableau.b, dt, m, substeps, *given)
     return every if out is None else out
 
 

@@ -68,23 +68,27 @@ def coarse_and_back(double[:, ::1] u, double[:, ::1] v, double omega):
 
 
 def diffuse(double[:, ::1] u, double[::1] ratio, double[::1] scale, double[::1] coupling, int m,
-            double[:, :, ::1] f, int threads, int scratch_of):
-    '''m steps in place; scratch for `scratch_of` threads only.'''
+            double[:, :, ::1] f, double[:, ::1] target, double[::1] norms, int threads, int scratch_of):
+    '''m steps in place, and the largest distances from `target`; scratch for `scratch_of` threads only.'''
     cdef cy_ops.MutableView state = view_of(&u[0, 0], DType.float64, 2, u.shape, NULL), no_states
     cdef cy_ops.ConstView r = input_of(&ratio[0], DType.float64, 1, ratio.shape, NULL), absent
     cdef cy_ops.ConstView p = input_of(&scale[0], DType.float64, 1, scale.shape, NULL)
     cdef cy_ops.ConstView c = input_of(&coupling[0], DType.float64, 1, coupling.shape, NULL)
+    cdef cy_ops.ConstView aim = input_of(&target[0, 0], DType.float64, 2, target.shape, NULL)
+    cdef cy_ops.MutableView distances = view_of(&norms[0], DType.float64, 1, norms.shape, NULL)
     cdef cy_ops.ConstView sides = input_of(&f[0, 0, 0], DType.float64, 3, f.shape, NULL)
     cdef cy_ops.Exec exec
     cdef cy_ops.Status status
     exec.threads = threads
     exec.workspace_bytes = cy_ops.relax_tridiagonal_workspace_bytes(cy_ops.as_input(state), scratch_of)
+    exec.workspace_bytes += cy_ops.slice_norms_workspace_bytes(aim)
     if scratch_of == 0:
         exec.workspace_bytes = 8
     with nogil:
         exec.workspace = malloc(exec.workspace_bytes)
         status = cy_ops.relax_tridiagonal(
-            state, cy_ops.as_input(state), r, p, c, m, sides, absent, no_states, exec)
+            state, cy_ops.as_input(state), r, p, c, m, sides, absent, no_states, aim, distances,
+            cy_ops.Norm.max_abs, exec)
         free(exec.workspace)
     cy_ops.raise_unless_ok(status)
 
@@ -99,12 +103,15 @@ def swing(double[:, ::1] u, double mu, double dt, int m, double[:, ::1] weights)
     scheme.rhs = cy_ops.RightHandSide.van_der_pol
     scheme.parameters[0], scheme.stages, scheme.b[0], scheme.dt = mu, 1, 1.0, dt
     with nogil:
-        cy_ops.raise_unless_ok(cy_ops.relax_rk(state, v, scheme, absent, m, absent, absent, no_states, exec))
+        cy_ops.raise_unless_ok(cy_ops.relax_rk(state, v, scheme, absent, m, absent, absent, no_states, absent,
+                                               no_states, cy_ops.Norm.sum_abs, exec))
         exec.workspace_bytes = cy_ops.relax_stencil_workspace_bytes(v, 1)
         exec.workspace = malloc(exec.workspace_bytes)
-        cy_ops.relax_stencil(state, v, w, cy_ops.Boundary.periodic, m, absent, absent, no_states, exec)
+        cy_ops.relax_stencil(state, v, w, cy_ops.Boundary.periodic, m, absent, absent, no_states, absent, no_states,
+                             cy_ops.Norm.sum_abs, exec)
         free(exec.workspace)
-        cy_ops.raise_unless_ok(cy_ops.relax_diagonal(state, v, w, m, absent, absent, no_states, exec))
+        cy_ops.raise_unless_ok(cy_ops.relax_diagonal(state, v, w, m, absent, absent, no_states, absent, no_states,
+                                                     cy_ops.Norm.sum_abs, exec))
 """
 
 
@@ -174,18 +181,23 @@ def test_the_transfer_ops(user):
 @pytest.mark.parametrize(("threads", "scratch_of"), [(1, 1), (3, 1), (3, 2), (2, 8)])
 def test_relaxation_with_scratch_for_fewer_or_more_threads(user, threads, scratch_of):
     rng = np.random.default_rng(2)
-    u, f = rng.standard_normal((300, 65)), rng.standard_normal((300, 4, 65))
-    off = -rng.random(64)
-    factors = reference.factorise_tridiagonal(off, np.full(65, 3.0), off)
+    u, f = rng.standard_normal((40, 1300)), rng.standard_normal((40, 4, 1300))
+    off, target, norms = -rng.random(1299), rng.standard_normal((40, 1300)), np.full(40, 7.0)
+    factors = reference.factorise_tridiagonal(off, np.full(1300, 3.0), off)
     expected = reference.relax_tridiagonal(u, *factors, 4, f=f)
-    user.diffuse(u, *factors, 4, f, threads, scratch_of)
+    user.diffuse(u, *factors, 4, f, target, norms, threads, scratch_of)
     assert_same_bits(u, expected)
+    assert_same_bits(norms, reference.slice_norms(expected, target, norm="max_abs"))
 
 
 def test_relaxation_without_scratch_is_refused(user):
     u, one = np.ones((3, 5)), np.ones(5)
     with pytest.raises(ValueError, match=r"^workspace: got 8 bytes, expected 384 as relax_tridiagonal_workspace_bytes"):
-        user.diffuse(u, one, one, one, 1, np.ones((3, 1, 5)), 1, 0)
+        user.diffuse(u, one, one, one, 1, np.ones((3, 1, 5)), np.ones((3, 5)), np.ones(3), 1, 0)
+    u, one = np.ones((1, 1300)), np.ones(1300)
+    message = r"^workspace: got 8 bytes, expected \d+ as slice_norms and relax_tridiagonal_workspace_bytes"
+    with pytest.raises(ValueError, match=message):
+        user.diffuse(u, one, one, one, 1, np.ones((1, 1, 1300)), np.ones((1, 1300)), np.ones(1), 1, 0)
     assert (u == 1).all()
 
 
@@ -230,10 +242,10 @@ import pyparareal.cy_ops
 
 
 @pytest.mark.parametrize(("version", "size", "message"), [
-    (99, 256, "ImportError: pyparareal._core.ops_table: got version 99 of 256 bytes, expected version 1 of at least "),
-    (1, 8, "ImportError: pyparareal._core.ops_table: got version 1 of 8 bytes, expected version 1 of at least "),
+    (99, 256, "ImportError: pyparareal._core.ops_table: got version 99 of 256 bytes, expected version 2 of at least "),
+    (2, 8, "ImportError: pyparareal._core.ops_table: got version 2 of 8 bytes, expected version 2 of at least "),
     (None, 0, "ImportError: pyparareal._core.ops_table: expected the capsule of the kernels; reinstall pyparareal"),
-    (1, 256, ""),
+    (2, 256, ""),
 ])  # fmt: skip
 def test_a_table_of_another_version_is_refused(version, size, message):
     table = "None" if version is None else "new(ctypes.addressof(table), kept, None)"

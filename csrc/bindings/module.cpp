@@ -160,66 +160,83 @@ void c_relax(py::handle out, py::handle phi, py::handle u, py::handle omega, py:
 // The arguments all relaxations have, and the end of their calls.
 class Relaxation {
  public:
-  const Array out, u, f, g, every;
+  const Array out, u, f, g, every, target, norms;
   const int64_t m;
+  const Norm norm;
   const Stream on;
   Exec exec;
 
   Relaxation(py::handle out_object, py::handle u_object, py::handle steps, py::handle f_object, py::handle g_object,
-             py::handle every_object, py::handle stream, py::handle threads)
+             py::handle every_object, py::handle target_object, py::handle norms_object, int kind, py::handle stream,
+             py::handle threads)
       : out(out_object.is_none() ? Array{} : borrow_output(out_object, "out")),
         u(borrow(u_object, "u")),
         f(borrow_optional(f_object, "f")),
         g(borrow_optional(g_object, "g")),
         every(every_object.is_none() ? Array{} : borrow_output(every_object, "every")),
+        target(borrow_optional(target_object, "target")),
+        norms(norms_object.is_none() ? Array{} : borrow_output(norms_object, "norms")),
         m(integer(steps, "m")),
+        norm(norm_of(kind)),
         on(resolve_stream(stream, u, u_object)),
         exec{on.handle, thread_count(threads, u, m), nullptr, 0},
-        objects_{out_object, u_object, f_object, g_object, every_object} {}
+        objects_{out_object, u_object, f_object, g_object, every_object, target_object, norms_object} {}
+
+  std::size_t norm_bytes() const {
+    return norms.view.present() && u.view.present() ? slice_norms_workspace_bytes(u.input()) : 0;
+  }
 
   void finish(py::handle a, py::handle b, py::handle c, py::handle d) const {
-    keep_alive(on, u, {objects_[0], objects_[1], objects_[2], objects_[3], objects_[4], a, b, c, d});
+    keep_alive(on, u, {objects_[0], objects_[1], objects_[2], objects_[3], objects_[4], objects_[5], objects_[6], a, b,
+                       c, d});
     mark_written(objects_[0], objects_[4]);
+    mark_written(objects_[6]);
   }
   py::handle u_object() const { return objects_[1]; }
 
  private:
-  py::handle objects_[5];
+  py::handle objects_[7];
 };
 
 void relax_diagonal(py::handle out, py::handle u, py::handle a, py::handle m, py::handle f, py::handle g,
-                    py::handle every, py::handle stream, py::handle threads) {
+                    py::handle every, py::handle target, py::handle norms, int norm, py::handle stream,
+                    py::handle threads) {
   const Array factors = borrow(a, "a");
-  const Relaxation r(out, u, m, f, g, every, stream, threads);
+  Relaxation r(out, u, m, f, g, every, target, norms, norm, stream, threads);
+  const Workspace scratch(r.norm_bytes(), r.u, u, r.exec);
   run([&] {
     return pyparareal::relax_diagonal(r.out.view, r.u.input(), factors.input(), r.m, r.f.input(), r.g.input(),
-                                      r.every.view, r.exec);
+                                      r.every.view, r.target.input(), r.norms.view, r.norm, r.exec);
   });
-  r.finish(a, py::none(), py::none(), py::none());
+  r.finish(a, scratch.object(), py::none(), py::none());
 }
 
 void relax_tridiagonal(py::handle out, py::handle u, py::handle ratio, py::handle scale, py::handle coupling,
-                       py::handle m, py::handle f, py::handle g, py::handle every, py::handle stream,
-                       py::handle threads) {
-  const Array down = borrow(ratio, "ratio"), pivot = borrow(scale, "scale"),
-              above = borrow(coupling, "coupling");
-  Relaxation r(out, u, m, f, g, every, stream, threads);
-  const Workspace scratch(relax_tridiagonal_workspace_bytes(r.u.input(), r.exec.threads), r.u, u, r.exec);
+                       py::handle m, py::handle f, py::handle g, py::handle every, py::handle target, py::handle norms,
+                       int norm, py::handle stream, py::handle threads) {
+  const Array down = borrow(ratio, "ratio"), pivots = borrow(scale, "scale"), beside = borrow(coupling, "coupling");
+  Relaxation r(out, u, m, f, g, every, target, norms, norm, stream, threads);
+  const std::size_t bytes = relax_tridiagonal_workspace_bytes(r.u.input(), r.exec.threads);
+  const Workspace scratch(bytes + r.norm_bytes(), r.u, u, r.exec);
   run([&] {
-    return pyparareal::relax_tridiagonal(r.out.view, r.u.input(), down.input(), pivot.input(), above.input(), r.m,
-                                         r.f.input(), r.g.input(), r.every.view, r.exec);
+    return pyparareal::relax_tridiagonal(r.out.view, r.u.input(), down.input(), pivots.input(), beside.input(), r.m,
+                                         r.f.input(), r.g.input(), r.every.view, r.target.input(), r.norms.view,
+                                         r.norm, r.exec);
   });
   r.finish(ratio, scale, coupling, scratch.object());
 }
 
 void relax_stencil(py::handle out, py::handle u, py::handle weights, int boundary, py::handle m, py::handle f,
-                   py::handle g, py::handle every, py::handle stream, py::handle threads) {
+                   py::handle g, py::handle every, py::handle target, py::handle norms, int norm, py::handle stream,
+                   py::handle threads) {
   const Array w = borrow(weights, "weights");
-  Relaxation r(out, u, m, f, g, every, stream, threads);
-  const Workspace scratch(relax_stencil_workspace_bytes(r.u.input(), r.exec.threads), r.u, u, r.exec);
+  Relaxation r(out, u, m, f, g, every, target, norms, norm, stream, threads);
+  const std::size_t bytes = relax_stencil_workspace_bytes(r.u.input(), r.exec.threads);
+  const Workspace scratch(bytes + r.norm_bytes(), r.u, u, r.exec);
   run([&] {
     return pyparareal::relax_stencil(r.out.view, r.u.input(), w.input(), static_cast<Boundary>(boundary), r.m,
-                                     r.f.input(), r.g.input(), r.every.view, r.exec);
+                                     r.f.input(), r.g.input(), r.every.view, r.target.input(), r.norms.view, r.norm,
+                                     r.exec);
   });
   r.finish(weights, scratch.object(), py::none(), py::none());
 }
@@ -239,9 +256,10 @@ int32_t numbers_of(py::handle sequence, double* to, std::size_t most, const char
 
 // `dt` is a number or an array.
 void relax_rk(py::handle out, py::handle u, int rhs, py::handle parameters, py::handle a, py::handle b, py::handle dt,
-              py::handle m, py::handle substeps, py::handle f, py::handle g, py::handle every, py::handle stream,
-              py::handle threads) {
-  const Relaxation r(out, u, m, f, g, every, stream, threads);
+              py::handle m, py::handle substeps, py::handle f, py::handle g, py::handle every, py::handle target,
+              py::handle norms, int norm, py::handle stream, py::handle threads) {
+  Relaxation r(out, u, m, f, g, every, target, norms, norm, stream, threads);
+  const Workspace scratch(r.norm_bytes(), r.u, u, r.exec);
   RungeKutta scheme;
   scheme.rhs = static_cast<RightHandSide>(rhs);
   scheme.substeps = integer(substeps, "substeps");
@@ -255,9 +273,9 @@ void relax_rk(py::handle out, py::handle u, int rhs, py::handle parameters, py::
   if (!own_steps) scheme.dt = number(dt, "dt");
   run([&] {
     return pyparareal::relax_rk(r.out.view, r.u.input(), scheme, steps.input(), r.m, r.f.input(), r.g.input(),
-                                r.every.view, r.exec);
+                                r.every.view, r.target.input(), r.norms.view, r.norm, r.exec);
   });
-  r.finish(own_steps ? dt : py::none(), py::none(), py::none(), py::none());
+  r.finish(own_steps ? dt : py::none(), scratch.object(), py::none(), py::none());
 }
 
 py::dict build_info() {
@@ -322,16 +340,20 @@ PYBIND11_MODULE(_core, module) {
              py::arg("stream").none(true), py::arg("threads"));
   module.def("relax_diagonal", relax_diagonal, py::arg("out").none(true), py::arg("u"), py::arg("a"), py::arg("m"),
              py::arg("f").none(true), py::arg("g").none(true), py::arg("every").none(true),
-             py::arg("stream").none(true), py::arg("threads"));
+             py::arg("target").none(true), py::arg("norms").none(true), py::arg("norm"), py::arg("stream").none(true),
+             py::arg("threads"));
   module.def("relax_tridiagonal", relax_tridiagonal, py::arg("out").none(true), py::arg("u"), py::arg("ratio"),
              py::arg("scale"), py::arg("coupling"), py::arg("m"), py::arg("f").none(true), py::arg("g").none(true),
-             py::arg("every").none(true), py::arg("stream").none(true), py::arg("threads"));
+             py::arg("every").none(true), py::arg("target").none(true), py::arg("norms").none(true), py::arg("norm"),
+             py::arg("stream").none(true), py::arg("threads"));
   module.def("relax_stencil", relax_stencil, py::arg("out").none(true), py::arg("u"), py::arg("weights"),
              py::arg("boundary"), py::arg("m"), py::arg("f").none(true), py::arg("g").none(true),
-             py::arg("every").none(true), py::arg("stream").none(true), py::arg("threads"));
+             py::arg("every").none(true), py::arg("target").none(true), py::arg("norms").none(true), py::arg("norm"),
+             py::arg("stream").none(true), py::arg("threads"));
   module.def("relax_rk", relax_rk, py::arg("out").none(true), py::arg("u"), py::arg("rhs"), py::arg("parameters"),
              py::arg("a"), py::arg("b"), py::arg("dt"), py::arg("m"), py::arg("substeps"), py::arg("f").none(true),
-             py::arg("g").none(true), py::arg("every").none(true), py::arg("stream").none(true), py::arg("threads"));
+             py::arg("g").none(true), py::arg("every").none(true), py::arg("target").none(true),
+             py::arg("norms").none(true), py::arg("norm"), py::arg("stream").none(true), py::arg("threads"));
   module.def("build_info", build_info, "What this extension was built with.");
   module.def("select_simd", select_simd, py::arg("name"), "Choose the instruction set of the CPU kernels.");
   module.def("held_calls", held_calls, "Calls on foreign streams whose arrays are still held.");

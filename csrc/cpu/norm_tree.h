@@ -10,17 +10,16 @@ namespace pyparareal::cpu {
 class NormPartials {
  public:
   NormPartials(const Space& space, double* norms, const Exec& exec)
-      : slices_(space.slices),
-        chunks_(space.chunks()),
+      : chunks_(space.chunks()),
         norms_(norms),
         partials_(chunks_ > 1 ? static_cast<double*>(exec.workspace) : norms) {}
 
   double& at(int64_t slice, int64_t index) { return partials_[slice * chunks_ + index]; }
 
   // Serial: one addition per thousand elements of the pass before it, less than a second fork-join costs.
-  void reduce(Norm norm) {
+  void reduce(Norm norm, int64_t first, int64_t last) {
     if (chunks_ == 1) return;
-    for (int64_t slice = 0; slice < slices_; ++slice) {
+    for (int64_t slice = first; slice < last; ++slice) {
       double* values = partials_ + slice * chunks_;
       norms_[slice] = chunks_ == 0            ? 0.0
                       : norm == Norm::max_abs ? tree<Norm::max_abs>(values, chunks_)
@@ -40,7 +39,7 @@ class NormPartials {
     return values[0];
   }
 
-  int64_t slices_, chunks_;
+  int64_t chunks_;
   double* norms_;
   double* partials_;
 };

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The relaxations: tiles of columns, or of elements where features do not meet, shared among threads.
+#include <numeric>
+#include <optional>
+
 #include "../backend.h"
 #include "parallel.h"
+#include "slice_norms.h"
 #include "tiles.h"
 
 namespace pyparareal::cpu {
@@ -36,19 +40,32 @@ int64_t tridiagonal_rows(const ColumnSpace& space) { return space.length; }
 // Now and next, with what lies beyond the ends.
 int64_t stencil_rows(const ColumnSpace& space) { return 2 * (space.length + max_stencil - 1); }
 
-// run(first, last, tile, scratch) on shares of the columns, in tiles of `wide` at most; `rows` of scratch each, from the
-// workspace if not from the stack.
+// End states that wait in L2 for their norms.
+inline constexpr int64_t norm_block_bytes = 256 << 10;
+
+// run(first, last, tile, scratch) on shares of the columns, in tiles of `wide` at most; `rows` of scratch each, from
+// the workspace if not from the stack. Then the norms of the end states, block by block where slices are enough for it.
 template <class T, class Run>
-void for_columns(const ColumnTask<T>& task, int64_t rows, int wide, const Exec& exec, const Run& run) {
+void for_columns(const ColumnTask<T>& task, int64_t rows, int wide, const EndNorms& n, const Exec& exec,
+                 const Run& run) {
   const RelaxTiles<T>& kernels = relax_tiles_of<T>(tiles());
-  const int64_t columns = task.space.columns(), size = static_cast<int64_t>(sizeof(T)), lanes = kernels.lanes;
-  int team = team_size(exec.threads, share_of(columns, lanes), columns * task.space.length * size * (task.m + 1));
+  const ColumnSpace& space = task.space;
+  const int64_t columns = space.columns(), size = static_cast<int64_t>(sizeof(T)), lanes = kernels.lanes;
+  int team = team_size(exec.threads, share_of(columns, lanes), columns * space.length * size * (task.m + 1));
   const auto available = static_cast<int64_t>(exec.workspace_bytes);
   while (exec.workspace && team > 1 && team * member_bytes(columns, team, rows, size) > available) --team;
   const int64_t share_columns = share_of(columns, team), own_bytes = member_bytes(columns, team, rows, size);
   const int64_t vectors = std::min(share_of(share_columns, lanes), row_bytes(share_columns, rows, size) / size / lanes);
   const int tile = static_cast<int>(std::min<int64_t>(vectors * lanes, wide));
-  share(team, share_of(columns, tile), [&](int64_t first, int64_t last) {
+  const bool by_block = n.present() && space.slices >= team;
+  // Whole slices, which fill whole tiles where there are enough of them.
+  const int64_t slices = std::min(tile / std::gcd(int64_t{tile}, space.batches), share_of(space.slices, team));
+  const int64_t unit = by_block ? slices * space.batches : tile;
+  const int64_t units = std::max<int64_t>(1, norm_block_bytes / (unit * space.length * size));
+  const int64_t part = by_block ? units * unit : columns;
+  std::optional<SliceNorms<T>> norms;
+  if (by_block) norms.emplace(n.norms, n.ends, n.target, n.norm, n.exec);
+  share(team, share_of(columns, unit), [&](int64_t first, int64_t last) {
     alignas(relax_alignment) char own[max_components * relax_row_bytes];
     char* scratch = own;
     if (exec.workspace) {
@@ -60,16 +77,23 @@ void for_columns(const ColumnTask<T>& task, int64_t rows, int wide, const Exec& 
       const auto at = reinterpret_cast<uintptr_t>(exec.workspace) + static_cast<uintptr_t>(rank * own_bytes);
       scratch = reinterpret_cast<char*>((at + relax_alignment - 1) / relax_alignment * relax_alignment);
     }
-    if (first < last) run(kernels, first * tile, std::min(last * tile, columns), tile, reinterpret_cast<T*>(scratch));
+    const int64_t stop = std::min(last * unit, columns);
+    for (int64_t from = first * unit; from < stop; from += part) {
+      const int64_t to = std::min(from + part, stop);
+      run(kernels, from, to, tile, reinterpret_cast<T*>(scratch));
+      if (by_block) norms->slices(from / space.batches, to / space.batches);
+    }
   });
+  if (n.present() && !by_block) cpu::slice_norms(n.norms, n.ends, n.target, n.norm, n.exec);
 }
 
 template <class T>
-Status tridiagonal(const TridiagonalTask<T>& task, const Exec& exec) {
+Status tridiagonal(const TridiagonalTask<T>& task, const EndNorms& norms, const Exec& exec) {
   const RelaxTiles<T>& kernels = relax_tiles_of<T>(tiles());
   // Narrow tiles stay in the caches. Right-hand sides pass through anyway: then longer rows, fewer turns of direction.
   const bool passes = task.columns.f.data || task.columns.every.data;
-  for_columns(task.columns, tridiagonal_rows(task.columns.space), passes ? kernels.wide : kernels.side_by_side, exec,
+  for_columns(task.columns, tridiagonal_rows(task.columns.space), passes ? kernels.wide : kernels.side_by_side, norms,
+              exec,
               [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
                 kernels.tridiagonal(task, first, last, tile, scratch);
               });
@@ -77,8 +101,8 @@ Status tridiagonal(const TridiagonalTask<T>& task, const Exec& exec) {
 }
 
 template <class T>
-Status stencil(const StencilTask<T>& task, const Exec& exec) {
-  for_columns(task.columns, stencil_rows(task.columns.space), relax_tiles_of<T>(tiles()).wide, exec,
+Status stencil(const StencilTask<T>& task, const EndNorms& norms, const Exec& exec) {
+  for_columns(task.columns, stencil_rows(task.columns.space), relax_tiles_of<T>(tiles()).wide, norms, exec,
               [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
                 kernels.stencil(task, first, last, tile, scratch);
               });
@@ -86,9 +110,9 @@ Status stencil(const StencilTask<T>& task, const Exec& exec) {
 }
 
 template <class T>
-Status runge_kutta(const RungeKuttaTask<T>& task, Exec exec) {
+Status runge_kutta(const RungeKuttaTask<T>& task, const EndNorms& norms, Exec exec) {
   exec.workspace = nullptr;
-  for_columns(task.columns, max_components, relax_tiles_of<T>(tiles()).wide, exec,
+  for_columns(task.columns, max_components, relax_tiles_of<T>(tiles()).wide, norms, exec,
               [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
                 kernels.runge_kutta(task, first, last, tile, scratch);
               });
@@ -175,12 +199,14 @@ struct DiagonalTask {
 };
 
 template <class T>
-Status diagonal(const DiagonalTask<T>& task, const Exec& exec) {
+Status diagonal(const DiagonalTask<T>& task, const EndNorms& n, const Exec& exec) {
   const RelaxTiles<T>& kernels = relax_tiles_of<T>(tiles());
   const Space& space = task.space;
   const int64_t rows = std::max<int64_t>(1, chunk / space.features), parts = space.chunks();
   const int64_t items = (space.slices + rows - 1) / rows * parts;
   const int64_t bytes = space.slices * space.features * static_cast<int64_t>(sizeof(T)) * (task.m + 1);
+  std::optional<SliceNorms<T>> norms;  // their chunks are the parts of a slice
+  if (n.present()) norms.emplace(n.norms, n.ends, n.target, n.norm, n.exec);
   share(team_size(exec.threads, items, bytes), items, [&](int64_t first, int64_t last) {
     alignas(64) T repeated[chunk];
     const T* factors = nullptr;
@@ -189,8 +215,10 @@ Status diagonal(const DiagonalTask<T>& task, const Exec& exec) {
       const Tile tile{slice, std::min(rows, space.slices - slice), feature, std::min(chunk, space.features - feature)};
       if (!factors || parts > 1) factors = gathered(task.a, Tile{0, rows, feature, tile.count}, 0, repeated);
       task.relax(kernels, tile, factors);
+      if (norms) norms->chunks(slice * parts + item % parts, (slice + tile.rows - 1) * parts + item % parts + 1);
     }
   });
+  if (norms) norms->combine(0, space.slices);
   return {};
 }
 
@@ -210,38 +238,40 @@ std::size_t relax_stencil_workspace_bytes(const ColumnSpace& space, DType dtype,
 }
 
 Status relax_diagonal(const MutableView& out, const ConstView& u, const ConstView& a, int64_t m, const ConstView& f,
-                      const ConstView& g, const MutableView& every, const Exec& exec) {
+                      const ConstView& g, const MutableView& every, const EndNorms& norms, const Exec& exec) {
   return with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
     return diagonal(
         DiagonalTask<T>{space_of(u), m, {u, false}, {a, false}, {f, true}, {g, true}, {every, true}, {out, false}},
-        exec);
+        norms, exec);
   });
 }
 
 Status relax_tridiagonal(const MutableView& out, const ConstView& u, const ConstView& ratio,
                          const ConstView& scale, const ConstView& coupling, int64_t m, const ConstView& f,
-                         const ConstView& g, const MutableView& every, const Exec& exec) {
+                         const ConstView& g, const MutableView& every, const EndNorms& norms, const Exec& exec) {
   return with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
     return tridiagonal(
         TridiagonalTask<T>{{out, u, m, f, g, every}, numbers<T>(ratio), numbers<T>(scale), numbers<T>(coupling)},
-        exec);
+        norms, exec);
   });
 }
 
 Status relax_stencil(const MutableView& out, const ConstView& u, const ConstView& weights, Boundary boundary, int64_t m,
-                     const ConstView& f, const ConstView& g, const MutableView& every, const Exec& exec) {
+                     const ConstView& f, const ConstView& g, const MutableView& every, const EndNorms& norms,
+                const Exec& exec) {
   return with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
     return stencil(
         StencilTask<T>{{out, u, m, f, g, every}, numbers<T>(weights), static_cast<int>(weights.shape[0]), boundary},
-        exec);
+        norms, exec);
   });
 }
 
 Status relax_rk(const MutableView& out, const ConstView& u, const RungeKutta& scheme, const ConstView& steps, int64_t m,
-                const ConstView& f, const ConstView& g, const MutableView& every, const Exec& exec) {
+                const ConstView& f, const ConstView& g, const MutableView& every, const EndNorms& norms,
+                const Exec& exec) {
   const bool own_steps = steps.present();
   return with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -251,7 +281,7 @@ Status relax_rk(const MutableView& out, const ConstView& u, const RungeKutta& sc
                                          own_steps ? numbers<double>(steps) : nullptr,
                                          own_steps ? steps.stride[0] : 0,
                                          own_steps ? steps.stride[1] : 0},
-                       exec);
+                       norms, exec);
   });
 }
 

@@ -72,7 +72,7 @@ Status update(const MutableView& u, const ConstView& f_old, const ConstView& g_n
     });
     if (out.streaming) stream_fence();
   });
-  if (with_jump) partials.reduce(norm);
+  if (with_jump) partials.reduce(norm, 0, space.slices);
   return {};
 }
 

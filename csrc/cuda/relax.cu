@@ -129,11 +129,11 @@ __global__ void __launch_bounds__(relax_threads)
 }  // namespace
 
 Status relax_diagonal(const MutableView& out, const ConstView& u, const ConstView& a, int64_t m, const ConstView& f,
-                      const ConstView& g, const MutableView& every, const Exec& exec) {
+                      const ConstView& g, const MutableView& every, const EndNorms& norms, const Exec& exec) {
   const DeviceGuard guard(u.device_id);
   if (!guard.status().ok()) return guard.status();
 
-  return with_wide_type(u.dtype, [&](auto zero) {
+  const Status launched = with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
     const DiagonalTask<T> task{space_of(u), m,         {u, false},    {a, false},
                                {f, true},   {g, true}, {every, true}, {out, false}};
@@ -141,17 +141,19 @@ Status relax_diagonal(const MutableView& out, const ConstView& u, const ConstVie
                   blocks_for(task.space.slices * task.space.features, relax_threads), relax_threads, 0, exec.stream,
                   task);
   });
+  return then_norms(launched, norms);
 }
 
 Status relax_rk(const MutableView& out, const ConstView& u, const RungeKutta& scheme, const ConstView& steps, int64_t m,
-                const ConstView& f, const ConstView& g, const MutableView& every, const Exec& exec) {
+                const ConstView& f, const ConstView& g, const MutableView& every, const EndNorms& norms,
+                const Exec& exec) {
   const DeviceGuard guard(u.device_id);
   if (!guard.status().ok()) return guard.status();
 
   const bool own_steps = steps.present();
   const StepSizes sizes{static_cast<const double*>(steps.data), own_steps ? steps.stride[0] : 0,
                         own_steps ? steps.stride[1] : 0};
-  return with_wide_type(u.dtype, [&](auto zero) {
+  const Status launched = with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
     const ColumnTask<T> task(out, u, m, f, g, every);
     const Coefficients<T> by(scheme, own_steps);
@@ -167,6 +169,7 @@ Status relax_rk(const MutableView& out, const ConstView& u, const RungeKutta& sc
                        : launch_this(rk_kernel<max_stages, false, Rhs, T>, rhs);
     });
   });
+  return then_norms(launched, norms);
 }
 
 }  // namespace pyparareal::cuda

@@ -273,11 +273,11 @@ std::size_t relax_stencil_workspace_bytes(const ColumnSpace& space, DType dtype,
 
 Status relax_tridiagonal(const MutableView& out, const ConstView& u, const ConstView& ratio,
                          const ConstView& scale, const ConstView& coupling, int64_t m, const ConstView& f,
-                         const ConstView& g, const MutableView& every, const Exec& exec) {
+                         const ConstView& g, const MutableView& every, const EndNorms& norms, const Exec& exec) {
   const DeviceGuard guard(u.device_id);
   if (!guard.status().ok()) return guard.status();
 
-  return with_wide_type(u.dtype, [&](auto zero) {
+  const Status launched = with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
     const ColumnTask<T> task(out, u, m, f, g, every);
     const bool in_shared = tridiagonal_in_shared(task.space.length, sizeof(T));
@@ -290,14 +290,16 @@ Status relax_tridiagonal(const MutableView& out, const ConstView& u, const Const
     };
     return in_shared ? launch_this(tridiagonal_kernel<T, true>) : launch_this(tridiagonal_kernel<T, false>);
   });
+  return then_norms(launched, norms);
 }
 
 Status relax_stencil(const MutableView& out, const ConstView& u, const ConstView& weights, Boundary boundary, int64_t m,
-                     const ConstView& f, const ConstView& g, const MutableView& every, const Exec& exec) {
+                     const ConstView& f, const ConstView& g, const MutableView& every, const EndNorms& norms,
+                const Exec& exec) {
   const DeviceGuard guard(u.device_id);
   if (!guard.status().ok()) return guard.status();
 
-  return with_wide_type(u.dtype, [&](auto zero) {
+  const Status launched = with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
     const ColumnTask<T> task(out, u, m, f, g, every);
     const bool in_shared = stencil_in_shared(task.space.length, sizeof(T));
@@ -309,6 +311,7 @@ Status relax_stencil(const MutableView& out, const ConstView& u, const ConstView
     };
     return in_shared ? launch_this(stencil_kernel<T, true>) : launch_this(stencil_kernel<T, false>);
   });
+  return then_norms(launched, norms);
 }
 
 }  // namespace pyparareal::cuda

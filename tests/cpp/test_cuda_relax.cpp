@@ -7,6 +7,7 @@
 #include "cuda/launch.cuh"
 #include "emulated_report.h"
 #include "guarded_array.h"
+#include "pyparareal/layout.h"
 #include "pyparareal/ops.h"
 #include "pyparareal/rhs.h"
 
@@ -38,7 +39,8 @@ struct Case {
   Op op;
   DType dtype;
   int64_t slices, batch, length, m;
-  bool f, g, every, out, in_place, own_steps;
+  bool f, g, every, out, in_place, own_steps, norms;
+  Norm norm;
   Lay lay;
   Boundary boundary;
   int64_t width;
@@ -46,7 +48,7 @@ struct Case {
   uint64_t seed;
 };
 
-enum Slot { U, F, G, EVERY, OUT, A, B, C, STEPS, WORKSPACE, slots };
+enum Slot { U, F, G, EVERY, OUT, A, B, C, STEPS, TARGET, NORMS, WORKSPACE, slots };
 
 struct Side {
   GuardedMemory memory[slots];
@@ -80,9 +82,12 @@ struct Side {
     make(B, a.op == Op::tridiagonal, numbers, device, &random);
     make(C, a.op == Op::tridiagonal, numbers, device, &random);
     make(STEPS, a.op == Op::rk && a.own_steps, lay_out(a.lay, DType::float64, {a.slices, a.m}), device, &random);
-    const std::size_t bytes = a.op == Op::tridiagonal ? relax_tridiagonal_workspace_bytes(input(U), 1)
-                              : a.op == Op::stencil   ? relax_stencil_workspace_bytes(input(U), 1)
-                                                      : 0;
+    make(TARGET, a.norms, state, device, &random);
+    make(NORMS, a.norms, lay_out(Lay::dense, DType::float64, {a.slices}), device, nullptr);
+    const std::size_t bytes = (a.op == Op::tridiagonal ? relax_tridiagonal_workspace_bytes(input(U), 1)
+                               : a.op == Op::stencil   ? relax_stencil_workspace_bytes(input(U), 1)
+                                                       : 0) +
+                              (a.norms ? slice_norms_workspace_bytes(input(U)) : 0);
     make(WORKSPACE, bytes > 0, lay_out(Lay::dense, DType::float64, {static_cast<int64_t>(bytes / 8)}), device, nullptr);
     Exec exec;
     exec.threads = 1;
@@ -91,24 +96,27 @@ struct Side {
     const MutableView out = a.in_place ? MutableView(arrays[U]) : output(OUT);
     switch (a.op) {
       case Op::diagonal:
-        status = relax_diagonal(out, input(U), input(A), a.m, input(F), input(G), output(EVERY), exec);
+        status = relax_diagonal(out, input(U), input(A), a.m, input(F), input(G), output(EVERY), input(TARGET),
+                                output(NORMS), a.norm, exec);
         break;
       case Op::tridiagonal:
         status = relax_tridiagonal(out, input(U), input(A), input(B), input(C), a.m, input(F), input(G), output(EVERY),
-                                   exec);
+                                   input(TARGET), output(NORMS), a.norm, exec);
         break;
       case Op::stencil:
-        status = relax_stencil(out, input(U), input(A), a.boundary, a.m, input(F), input(G), output(EVERY), exec);
+        status = relax_stencil(out, input(U), input(A), a.boundary, a.m, input(F), input(G), output(EVERY),
+                               input(TARGET), output(NORMS), a.norm, exec);
         break;
       default:
-        status = relax_rk(out, input(U), a.scheme, input(STEPS), a.m, input(F), input(G), output(EVERY), exec);
+        status = relax_rk(out, input(U), a.scheme, input(STEPS), a.m, input(F), input(G), output(EVERY), input(TARGET),
+                          output(NORMS), a.norm, exec);
     }
   }
 
   bool clean(const Case& a) {
     bool fine = a.in_place ? arrays[U].unchanged_outside() : arrays[U].unchanged();
-    for (const Slot slot : {F, G, A, B, C, STEPS}) fine = fine && (!present[slot] || arrays[slot].unchanged());
-    for (const Slot slot : {EVERY, OUT, WORKSPACE}) fine = fine && (!present[slot] || arrays[slot].unchanged_outside());
+    for (const Slot slot : {F, G, A, B, C, STEPS, TARGET}) fine = fine && (!present[slot] || arrays[slot].unchanged());
+    for (const Slot slot : {EVERY, OUT, NORMS, WORKSPACE}) fine = fine && (!present[slot] || arrays[slot].unchanged_outside());
     return fine;
   }
 };
@@ -127,11 +135,11 @@ void check(const Case& a) {
   settings.launches.clear();
   std::snprintf(
       current, sizeof current,
-      "%s dtype %d [%lld, %lld, %lld] m %lld f %d g %d every %d out %d in place %d steps %d lay %d width %lld "
+      "%s dtype %d [%lld, %lld, %lld] m %lld f %d g %d every %d out %d in place %d steps %d lay %d norms %d width %lld "
       "rhs %d stages %d seed %llu",
       op_names[static_cast<int>(a.op)], static_cast<int>(a.dtype), static_cast<long long>(a.slices),
       static_cast<long long>(a.batch), static_cast<long long>(a.length), static_cast<long long>(a.m), a.f, a.g, a.every,
-      a.out, a.in_place, a.own_steps, static_cast<int>(a.lay), static_cast<long long>(a.width),
+      a.out, a.in_place, a.own_steps, static_cast<int>(a.lay), a.norms, static_cast<long long>(a.width),
       static_cast<int>(a.scheme.rhs), a.scheme.stages, static_cast<unsigned long long>(a.seed));
   cpu.run(a, Device::cpu);
   cuda.run(a, Device::cuda);
@@ -140,10 +148,13 @@ void check(const Case& a) {
   const Slot end = a.in_place ? U : OUT;
   if (a.out) expect(same_values(cuda.arrays[end], cpu.arrays[end], true), "the end states differ");
   if (a.every) expect(same_values(cuda.arrays[EVERY], cpu.arrays[EVERY], true), "the states between differ");
+  if (a.norms) expect(same_values(cuda.arrays[NORMS], cpu.arrays[NORMS], true), "the norms differ");
   expect(cpu.clean(a), "the CPU wrote something else");
   expect(cuda.clean(a), "something else was written");
   expect(settings.device == 0, "the caller's device was not restored");
-  expect(settings.launches.size() == (a.slices * a.batch * a.length ? 1u : 0u), "not one launch");
+  const bool elements = a.slices * a.batch * a.length > 0;
+  const std::size_t of_norms = a.norms ? 1 + (a.batch * a.length > chunk) : 0;  // chunks, and the tree of a slice
+  if (elements || !a.norms) expect(settings.launches.size() == (elements ? 1 + of_norms : 0), "launches");
   in_workspace[static_cast<int>(a.op)] += cuda.present[WORKSPACE];
 }
 
@@ -179,6 +190,7 @@ void check_ops() {
             a.every = random.below(2), a.out = !a.every || random.below(4);
             a.in_place = a.out && random.below(3) == 0;
             a.own_steps = random.below(2);
+            a.norms = random.below(3) == 0, a.norm = static_cast<Norm>(random.below(3));
             a.lay = static_cast<Lay>(random.below(4));
             a.boundary = static_cast<Boundary>(random.below(2));
             a.width = 1 + 2 * random.below(5);
@@ -197,7 +209,7 @@ void check_long_columns() {
     for (const int64_t length : {3000, 6001}) {
       Case a = {};
       a.op = op, a.dtype = DType::float64, a.slices = 3, a.batch = 1, a.length = length, a.m = 2;
-      a.f = a.g = a.every = a.out = true;
+      a.f = a.g = a.every = a.out = a.norms = true;
       a.width = 9, a.boundary = Boundary::periodic;
       a.seed = random.next();
       check(a);

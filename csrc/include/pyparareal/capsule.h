@@ -9,7 +9,7 @@ namespace pyparareal {
 
 inline constexpr const char* ops_capsule_name = "pyparareal._core.ops_table";
 // Raised when an entry changes or goes; appended entries only grow `bytes`.
-inline constexpr uint32_t ops_table_version = 1;
+inline constexpr uint32_t ops_table_version = 2;
 
 struct OpsTable {
   uint32_t version;
@@ -21,15 +21,16 @@ struct OpsTable {
   Status (*extract)(MutableView, ConstView, int64_t, int64_t, Exec);
   Status (*inject)(MutableView, ConstView, int64_t, int64_t, Exec);
   Status (*c_relax)(MutableView, ConstView, ConstView, double, Exec);
-  Status (*relax_diagonal)(MutableView, ConstView, ConstView, int64_t, ConstView, ConstView, MutableView, Exec);
+  Status (*relax_diagonal)(MutableView, ConstView, ConstView, int64_t, ConstView, ConstView, MutableView, ConstView,
+                           MutableView, Norm, Exec);
   Status (*relax_tridiagonal)(MutableView, ConstView, ConstView, ConstView, ConstView, int64_t, ConstView, ConstView,
-                              MutableView, Exec);
+                              MutableView, ConstView, MutableView, Norm, Exec);
   std::size_t (*relax_tridiagonal_workspace_bytes)(const ConstView&, int32_t);
   Status (*relax_stencil)(MutableView, ConstView, ConstView, Boundary, int64_t, ConstView, ConstView, MutableView,
-                          Exec);
+                          ConstView, MutableView, Norm, Exec);
   std::size_t (*relax_stencil_workspace_bytes)(const ConstView&, int32_t);
   Status (*relax_rk)(MutableView, ConstView, const RungeKutta&, ConstView, int64_t, ConstView, ConstView, MutableView,
-                     Exec);
+                     ConstView, MutableView, Norm, Exec);
 };
 
 }  // namespace pyparareal

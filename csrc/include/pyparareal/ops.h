@@ -56,6 +56,9 @@ Status c_relax(MutableView u_new,  // [slices, batch, features...]
 // j], with f and g the FAS pair step u <- f[n, j] + (Phi(u) - g[n, j]), after which every[n, j] = u. All three may be
 // absent; `out` may be where `every` is not. u has 2 to 7 axes. The scratch twins take the threads of Exec; of less
 // than a whole team's scratch fewer threads make use.
+// With `target`, norms[n] = norm(out[n] - target[n]), of every[n, m - 1] where `out` is absent: the bits of
+// slice_norms, while the end states are in cache. That takes the scratch of slice_norms on top, and alone where an op
+// has no twin.
 
 // Phi(u) = a * u
 Status relax_diagonal(MutableView out,  // [slices, batch, features...]: end states; may be the same view as u
@@ -65,7 +68,9 @@ Status relax_diagonal(MutableView out,  // [slices, batch, features...]: end sta
                       ConstView f,        // [slices, m, batch, features...], or absent
                       ConstView g,        // like f, or absent
                       MutableView every,  // like f, or absent; may be the same view as f or g
-                      Exec exec);
+                      ConstView target,   // like u, or absent; shares no element with out and every
+                      MutableView norms,  // float64 [slices], present if and only if target is
+                      Norm norm, Exec exec);
 
 // T Phi(u) = u along the last axis, T tridiagonal, eliminated from both ends towards row n / 2 (reference.py,
 // factorise_tridiagonal): x[i] -= ratio[i] x[outer neighbour], then x[i] = scale[i] x[i] - coupling[i] x[inner
@@ -74,18 +79,21 @@ Status relax_tridiagonal(MutableView out, ConstView u,
                          ConstView ratio,     // [n], of the elimination; those of both ends are unused
                          ConstView scale,     // [n], inverse pivots
                          ConstView coupling,  // [n], to the neighbour, over the pivot
-                         int64_t m, ConstView f, ConstView g, MutableView every, Exec exec);
+                         int64_t m, ConstView f, ConstView g, MutableView every, ConstView target,
+                         MutableView norms, Norm norm, Exec exec);
 std::size_t relax_tridiagonal_workspace_bytes(const ConstView& u, int32_t threads);
 
 // Phi(u)[i] = sum_k weights[k] u[i + k - r] along the last axis
 Status relax_stencil(MutableView out, ConstView u,
                      ConstView weights,  // [2 r + 1], r <= 4
-                     Boundary boundary, int64_t m, ConstView f, ConstView g, MutableView every, Exec exec);
+                     Boundary boundary, int64_t m, ConstView f, ConstView g, MutableView every, ConstView target,
+                     MutableView norms, Norm norm, Exec exec);
 std::size_t relax_stencil_workspace_bytes(const ConstView& u, int32_t threads);
 
 // Phi is one step of an explicit Runge-Kutta scheme, whose right-hand side takes the last axis of u
 Status relax_rk(MutableView out, ConstView u, const RungeKutta& scheme,
                 ConstView steps,  // float64 [slices, m], step sizes, or absent: scheme.dt
-                int64_t m, ConstView f, ConstView g, MutableView every, Exec exec);
+                int64_t m, ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms,
+                Norm norm, Exec exec);
 
 }  // namespace pyparareal
