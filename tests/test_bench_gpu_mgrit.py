@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -245,3 +246,55 @@ def test_no_longer_pays_from_the_first_ensemble_that_loses(monkeypatch, speedups
     result = case.ensembles_on("cpu", dataclasses.replace(ENSEMBLES, ensembles=tuple(speedups)))
     assert isinstance(result, Result)
     assert result.metrics["lorenz_no_longer_pays_from"] == start
+
+
+class FakeCupy:
+    """As much of CuPy as the roof asks for; the kernel writes its answer over as many elements as it has threads."""
+
+    class cuda:
+        class Device:
+            attributes = MappingProxyType({"MultiProcessorCount": 3})
+
+    empty = staticmethod(lambda size: np.full(size, np.nan))
+
+    class RawKernel:
+        def __init__(self, source, name):
+            assert f"void {name}(" in source
+
+        def __call__(self, grid, block, arguments):
+            out, a, b = arguments
+            out[: grid[0] * block[0]] = roofs.CHAINS * b / (1 - a)  # x a + b ends in b / (1 - a)
+
+
+def test_the_kernel_of_the_roof_has_a_thread_for_every_number(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", FakeCupy)
+    run, out = roofs._multiply_and_add()
+    run()
+    assert (out == 2.0 * roofs.CHAINS).all()
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert roofs._multiply_and_add() is None
+
+
+def test_first_solves_on_a_device_are_timed_to_their_end(monkeypatch):
+    waited = []
+    monkeypatch.setattr(gpu_solves, "synchronize", lambda: waited.append(True))
+    monkeypatch.setattr(pyparareal.runtime, "GraphRuntime", Stub, raising=False)
+    solves = gpu_solves.Solves("cuda")
+    solves.add("m16", {**heat_problem(), "m": 16}, tol=1e-6)
+    assert len(waited) == len(solves.first) == len(solves.ways) == 2
+    assert solves.graphs_agree()
+
+
+def heat_problem():
+    from bench.yardstick import problems
+
+    given = problems.heat(64, 7)
+    return {**given, "u0": torch.from_numpy(given["u0"])}
+
+
+def test_a_dense_chain_is_the_serial_one_but_for_rounding():
+    matrix = torch.eye(3, dtype=torch.float64) / 2
+    c = torch.full((5, 3), torch.nan, dtype=torch.float64)
+    c[0] = 1
+    mgrit_gpu_cases._dense(matrix, c, 2)()
+    assert c[:, 0].tolist() == [1, 1 / 4, 1 / 16, 1 / 64, 1 / 256]
