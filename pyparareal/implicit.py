@@ -79,12 +79,14 @@ class DiagonallyImplicit(_OnGrid):
         """The same scheme with steps ``m`` times as long."""
         return DiagonallyImplicit(self.operator, self.grid.coarsen(m), self.tableau, source=self.source)
 
+    compares = True
+
     @property
     def capturable(self) -> bool:
         """See :class:`.GraphRuntime`."""
         return self.fused
 
-    def relax(self, u: Array, points: slice, m: int, out: Array | None, **more: Array | None) -> None:
+    def relax(self, u: Array, points: slice, m: int, out: Array | None, **more: Any) -> None:
         """``m`` steps (:class:`pyparareal.propagators.FusedPropagator`)."""
         if self.fused and arrays.kernel_takes(u):
             self.operator.relax(u, self.grid.dt(), m, out, **more)  # type: ignore[attr-defined]

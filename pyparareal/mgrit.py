@@ -27,8 +27,9 @@ from typing import Any
 from . import arrays, ops
 from .equations import Stored, WithResidual, has_residual, pair
 from .hierarchy import Level, Transfer, obstacle
+from .norms import NORMS
 from .parareal import Callback
-from .propagators import Propagator, advance, is_fused
+from .propagators import Propagator, advance, compares, is_fused
 from .relaxation import Ends, c_relax, every_point
 from .runtime import Runtime
 from .solution import Status
@@ -185,12 +186,12 @@ class Cycles:
         if up:
             self._from_coarser(0, c, visit=options.cycle == "F")
         else:
-            ends = self._relax(0, top, c, ends)
+            ends = self._relax(0, top, c, ends, compare=measure == "descent")
             norms = self._residual(top, ends) if measure == "descent" else None
             c = self._correct(0, top, ends, options.cycle)
         ends = None
         if measure == "end":
-            ends = self._ends(0, top, c)
+            ends = self._ends(0, top, c, compare=True)
             norms = self._residual(top, ends)
         if before is not None:
             norms = self._norms("norms", c[1:], before[1:])
@@ -200,11 +201,14 @@ class Cycles:
     def _cycle(self, at: int, equation: Propagator, c: Array, kind: str) -> Array:
         return self._correct(at, equation, self._relax(at, equation, c), kind)
 
-    def _relax(self, at: int, equation: Propagator, c: Array, ends: Ends | None = None) -> Ends:
+    def _relax(
+        self, at: int, equation: Propagator, c: Array, ends: Ends | None = None, *, compare: bool = False
+    ) -> Ends:
         """``nu`` times F- and C-relaxation of ``c``, and what its slices then end in."""
-        ends = ends or self._ends(at, equation, c)
-        for _ in range(self.levels[at].nu):
-            ends = self._ends(at, equation, c_relax(ends, self.levels[at].omega))
+        nu, omega = self.levels[at].nu, self.levels[at].omega
+        ends = ends or self._ends(at, equation, c, compare=compare and nu == 0)
+        for i in range(1, nu + 1):
+            ends = self._ends(at, equation, c_relax(ends, omega), compare=compare and i == nu)
         return ends
 
     def _correct(self, at: int, equation: Propagator, ends: Ends, kind: str) -> Array:
@@ -263,10 +267,15 @@ class Cycles:
 
     # What a cycle is made of
 
-    def _ends(self, at: int, equation: Propagator, c: Array) -> Ends:
+    def _ends(self, at: int, equation: Propagator, c: Array, *, compare: bool = False) -> Ends:
+        """An F-relaxation; ``compare`` its ends with the C-points in the same pass, if the propagator can."""
         level, f = self.levels[at], self._other(at, c)
         with self.runtime.mark(f"mgrit.relax.{at}"):
             self._count(at, level.slices * level.m, level.m)
+            if compare and isinstance(self.norm, str) and compares(equation):
+                found = {"target": c[1:], "norms": self._room_of_norms("norms"), "norm": NORMS[self.norm].op}
+                self.runtime.map(equation, self.runtime.shift(c), level.starts, level.m, out=f[1:], **found)
+                return Ends(c, f, norms=found["norms"])
             if not isinstance(equation, WithResidual):
                 self.runtime.map(equation, self.runtime.shift(c), level.starts, level.m, out=f[1:])
                 return Ends(c, f)
@@ -321,15 +330,20 @@ class Cycles:
 
     def _residual(self, equation: Propagator, ends: Ends) -> Array:
         """Per C-point what makes the norm of ``A(u[i]) - u[i+1]``, or of what the propagator calls its residual."""
+        if ends.norms is not None:
+            return ends.norms
         with self.runtime.mark("mgrit.residual"):
             if isinstance(equation, WithResidual):
                 return self._norms("norms", equation.defect(ends.c[1:], ends.last, self.levels[0].last_steps))
             return self._norms("norms", ends.f[1:], ends.c[1:])
 
     def _norms(self, name: str, u: Array, v: Array | None = None) -> Array:
+        return raw_norms(self.norm, u, v, out=self._room_of_norms(name))
+
+    def _room_of_norms(self, name: str) -> Array:
         if (name, 0) not in self._rooms:
-            self._rooms[name, 0] = arrays.empty(u, (len(u),), "float64")
-        return raw_norms(self.norm, u, v, out=self._rooms[name, 0])
+            self._rooms[name, 0] = arrays.empty(self._rooms["c", 0], (self.levels[0].slices,), "float64")
+        return self._rooms[name, 0]
 
     def _judge(self, done: Done) -> Status | None:
         known = len(self.monitor.history)

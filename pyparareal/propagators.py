@@ -62,11 +62,15 @@ class FusedPropagator(Protocol):
         f: Array | None = None,
         g: Array | None = None,
         every: Array | None = None,
+        **compared: Any,
     ) -> None:
         """``m`` steps from ``u [slices, batch, features...]``, the last state of each slice to ``out`` if there is one.
 
         ``f`` and ``g`` are ``[slices, m, batch, features...]``: ``f[n, j]`` is added to step ``j`` of slice ``n``, or
         the pair makes it ``f[n, j] + (Phi - g[n, j])``. ``every``, of the same shape, gets the state after each step.
+
+        If it says ``compares = True``, it takes ``target`` (like ``u``), ``norms`` (float64 ``[slices]``) and ``norm``
+        too: ``norms`` gets ``ops.slice_norms(end states, target, norm=norm)``.
         """
         ...
 
@@ -74,6 +78,11 @@ class FusedPropagator(Protocol):
 def is_fused(phi: Any) -> bool:
     """Whether ``phi`` is a :class:`FusedPropagator`."""
     return getattr(phi, "fused", False) is True
+
+
+def compares(phi: Any) -> bool:
+    """Whether ``phi`` is a :class:`FusedPropagator` that finds the norms of a difference to its end states."""
+    return is_fused(phi) and getattr(phi, "compares", False) is True
 
 
 def advance(phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array) -> None:
@@ -105,6 +114,9 @@ def relax_by_steps(
     f: Array | None = None,
     g: Array | None = None,
     every: Array | None = None,
+    target: Array | None = None,
+    norms: Array | None = None,
+    norm: str = "sum_squares",
 ) -> None:
     """What :meth:`FusedPropagator.relax` does, step by step."""
     v = u
@@ -116,6 +128,8 @@ def relax_by_steps(
             every[:, j] = v
     if out is not None:
         out[...] = v
+    if target is not None:
+        ops.slice_norms(v, target, norm=norm, out=norms)
 
 
 def require_like(u_next: Array, u: Array, phi: Propagator) -> Array:
@@ -192,7 +206,7 @@ class RungeKutta:
             return self._relax_compiled(self.rhs, u, points, 1, None)
         return self._step(column(self.grid.times(points), u), u, points)
 
-    def relax(self, u: Array, points: slice, m: int, out: Array | None, **more: Array | None) -> None:
+    def relax(self, u: Array, points: slice, m: int, out: Array | None, **more: Any) -> None:
         """``m`` steps: one kernel if ``rhs`` is a :class:`.CompiledRhs` (:class:`FusedPropagator`), else one by one."""
         if self.fused and isinstance(self.rhs, CompiledRhs) and arrays.kernel_takes(u):
             self._relax_compiled(self.rhs, u, points, m, out, **more)
@@ -227,6 +241,8 @@ class RungeKutta:
         return RungeKutta(
             self.rhs, self.grid.coarsen(m), self.tableau, substeps=self.substeps, batch_invariant=self.batch_invariant
         )
+
+    compares = True
 
     @property
     def capturable(self) -> bool:

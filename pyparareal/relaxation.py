@@ -18,12 +18,14 @@ Array = Any
 class Ends:
     """C-points ``c`` and, in the other array of their level, what their slices end in: ``f[n+1] = A^m(c[n])``.
 
-    ``last [S, ...]`` holds the states one step before, where a residual needs them.
+    ``last [S, ...]`` holds the states one step before, where a residual needs them; ``norms [S]`` what makes those of
+    ``f - c`` (:func:`.stopping.raw_norms`), if they were found on the way.
     """
 
     c: Array
     f: Array
     last: Array | None = None
+    norms: Array | None = None
 
 
 def c_relax(ends: Ends, omega: float) -> Array:

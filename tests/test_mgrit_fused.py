@@ -10,7 +10,7 @@ from pyparareal import MGRIT, LocalRuntime, TimeGrid, arrays, ops, problems, ser
 from pyparareal.equations import FusedPair, Pair, pair
 from pyparareal.implicit import DiagonallyImplicit, ImplicitEuler
 from pyparareal.operators import Tridiagonal
-from pyparareal.propagators import RungeKutta, is_fused, relax_by_steps
+from pyparareal.propagators import RungeKutta, compares, is_fused, relax_by_steps
 from pyparareal.tableaux import BACKWARD_EULER, CRANK_NICOLSON
 
 
@@ -122,7 +122,7 @@ def test_a_cycle_calls_a_kernel_per_sweep_whatever_the_number_of_points(levels, 
     expected = {
         "relax_tridiagonal": sweeps + pairs + chain + f_points,
         "c_relax": 0 if omega == 1 else relaxed * nu,
-        "slice_norms": 1,
+        "slice_norms": 0,  # found by the last relaxation
         "extract": levels - 2,
         "inject": levels - 2,
     }
@@ -157,6 +157,39 @@ def test_relax_is_m_steps_with_what_is_added_and_kept(rhs, dtype):
     assert np.array_equal(results[0][0], results[1][0])
     assert np.array_equal(results[0][1], results[1][1])
     assert np.array_equal(results[0][1][:, -1], results[0][0])
+
+
+@pytest.mark.parametrize("norm", ["sum_squares", "sum_abs", "max_abs"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+@pytest.mark.parametrize("kind", ["implicit", "explicit"])
+def test_a_relaxation_compares_its_ends_with_a_target(kind, dtype, norm):
+    grid = TimeGrid(0, 0.01, 12)
+    phi = heat(12, points=3) if kind == "implicit" else RungeKutta(problems.lorenz().rhs, grid)
+    assert compares(phi)
+    assert not compares(Steps(phi))
+    u, target = np.random.default_rng(2).standard_normal((2, 3, 2, 3)).astype(dtype)
+    for relax in (phi.relax, lambda *a, **k: relax_by_steps(phi, *a, **k)):
+        out, norms = np.empty_like(u), np.full(3, np.nan)
+        relax(u, slice(0, 9, 4), 4, out, target=target, norms=norms, norm=norm)
+        assert np.array_equal(norms, ops.slice_norms(out, target, norm=norm))
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "inf", "rms"])
+@pytest.mark.parametrize("options", [{"nu": 0}, {}, {"nu": 2, "omega": 1.2}, {"measure": "end"}], ids=str)
+def test_residuals_found_by_relaxations_are_those_found_afterwards(norm, options):
+    problem = case(89, levels=3, stagnation=None, final_residual=True, **options)
+    problem |= {"norm": norm, "tol": 0.0, "max_iterations": 4, "on_failure": "return"}
+    a = problem["fine"].operator
+
+    class Mute(ImplicitEuler):
+        compares = False
+
+    found = solve(**problem)
+    after = solve(**problem | {"fine": Mute(a.lower, a.diagonal, a.upper, problem["grid"])})
+    np.testing.assert_array_equal(found.residuals, after.residuals)
+    assert found.stats.final_residual == after.stats.final_residual
+    split = solve(**problem, runtime=LocalRuntime(slices_per_call=7))
+    np.testing.assert_array_equal(split.residuals, after.residuals)
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])

@@ -34,18 +34,17 @@ class LocalRuntime:
         self.slices_per_call = slices_per_call
         self.seconds: dict[str, float] = {}
 
-    def map(
-        self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, every: Array | None = None
-    ) -> None:
+    def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, **fused: Any) -> None:
         if self.slices_per_call is None:
             if len(u):
-                _advance(phi, u, points, m, out, every)
+                _advance(phi, u, points, m, out, fused)
             return
         size = self.slices_per_call
         for n in range(0, len(u), size):
             end = min(n + size, len(u))
             part = part_of_points(points, n, end)
-            _advance(phi, u[n:end], part, m, *(None if v is None else v[n:end] for v in (out, every)))
+            more = {name: value if isinstance(value, str) else value[n:end] for name, value in fused.items()}
+            _advance(phi, u[n:end], part, m, None if out is None else out[n:end], more)
 
     def shift(self, u: Array) -> Array:
         return u[:-1]  # one range holds all slices: the left neighbour's end is the row before
@@ -67,11 +66,11 @@ class LocalRuntime:
         return Anew()
 
 
-def _advance(phi: Any, u: Array, points: slice, m: int, out: Array | None, every: Array | None) -> None:
-    if every is None:
-        advance(phi, u, points, m, out=out)
+def _advance(phi: Any, u: Array, points: slice, m: int, out: Array | None, fused: dict[str, Any]) -> None:
+    if fused:
+        phi.relax(u, points, m, out, **fused)
     else:
-        phi.relax(u, points, m, out, every=every)
+        advance(phi, u, points, m, out=out)
 
 
 class Anew:

@@ -68,12 +68,10 @@ class ModelRuntime(LocalRuntime):
         """Seconds of everything so far."""
         return sum(self.seconds.values())
 
-    def map(
-        self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, every: Array | None = None
-    ) -> None:
+    def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, **fused: Any) -> None:
         share = -(-len(u) // self.processors)
-        out, every = (None if v is None else v[:share] for v in (out, every))
-        super().map(phi, u[:share], part_of_points(points, 0, share), m, out=out, every=every)
+        out = None if out is None else out[:share]
+        super().map(phi, u[:share], part_of_points(points, 0, share), m, out=out, **fused)
 
     def shift(self, u: Array) -> Array:
         self.spend(self.message)

@@ -40,13 +40,10 @@ class Runtime(Protocol):
 
     seconds: dict[str, float]
 
-    def map(
-        self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, every: Array | None = None
-    ) -> None:
+    def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, **fused: Any) -> None:
         """``out[n] = Phi^m(u[n])`` for all slices at once, slice ``n`` starting from ``points[n]``.
 
-        If ``phi`` is fused, ``every [slices, m, batch, features...]`` gets the state after each step, with or without
-        ``out``.
+        ``fused`` is what :meth:`.FusedPropagator.relax` takes besides, for a ``phi`` that is one.
         """
         ...
 
