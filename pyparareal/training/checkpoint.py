@@ -76,7 +76,7 @@ def load(path: Path, identity: dict[str, Any], like: Tensor) -> Progress:
         Not a whole checkpoint, or of a run that differs from ``identity``.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         rest = json.loads(arrays["json"].tobytes())
         if rest["format"] != FORMAT:

@@ -61,8 +61,6 @@ class OptimiserStep:
         self.level, self.stride, self.offset = level, stride, offset
         self.slices_per_call = slices_per_call
         self.alpha = rules.alpha(base, level, stride)
-        self._frozen = {name: p.detach() for name, p in module.named_parameters() if name not in weights.shapes}
-        self._frozen |= dict(module.named_buffers())
 
     def start(self) -> Tensor:
         """The module's weights with moments of zero, ``[1, s (1 + moments)]``."""
@@ -88,7 +86,10 @@ class OptimiserStep:
         return found
 
     def _loss(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return self.loss(functional_call(self.module, {**self._frozen, **self.weights.named(w)}, (x,)), y)
+        named = self.weights.named(w)
+        shared = {name: named[original] for name, original in self.weights.shared.items()}
+        # torch's own way with shared weights leaves a module that has two names broken behind.
+        return self.loss(functional_call(self.module, {**named, **shared}, (x,), tie_weights=False), y)
 
     def rediscretise(self, m: int) -> OptimiserStep:
         """The next level's step, by the rules."""

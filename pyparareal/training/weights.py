@@ -18,11 +18,14 @@ class Weights:
     ----------
     size : int
         Their numbers ``s`` in all.
+    shared : dict
+        Names under which other modules hold the same parameters, and the names these have here.
     """
 
     shapes: dict[str, torch.Size]
     dtype: torch.dtype
     device: torch.device
+    shared: dict[str, str]
 
     @property
     def size(self) -> int:
@@ -69,4 +72,15 @@ def weights_of(module: nn.Module) -> Weights:
     dtype, device = next(iter(kinds))
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"module: got {str(dtype).removeprefix('torch.')} parameters, expected float32 or float64")
-    return Weights({name: p.shape for name, p in trained.items()}, dtype, device)
+    return Weights({name: p.shape for name, p in trained.items()}, dtype, device, _shared(module, trained))
+
+
+def _shared(module: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, str]:
+    names = {id(p): name for name, p in trained.items()}
+    found = {}
+    for prefix, inner in module.named_modules():  # every module once, under its first name
+        for own, p in inner._parameters.items():
+            name = f"{prefix}.{own}" if prefix else own
+            if p is not None and id(p) in names and names[id(p)] != name:
+                found[name] = names[id(p)]
+    return found

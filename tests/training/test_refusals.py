@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What cannot be solved in parallel is refused by name before any step; what does not fit is estimated first."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from networks import examples, mlp  # noqa: E402
+from torch import nn  # noqa: E402
+
+from pyparareal.training import TrainingRuns  # noqa: E402
+
+
+def make(net, **options):
+    options = {"steps": 8, "lr": 0.1, **options}
+    return TrainingRuns(net.double(), nn.MSELoss(), options.pop("data", examples()), **options)
+
+
+class Forward(nn.Module):
+    """A layer, then a function of what it gives."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.function = nn.Linear(3, 2), function
+        self.register_buffer("seen", torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.function(self, self.layer(x))
+
+
+def counted(self, z):
+    self.seen += 1
+    return z
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        (nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)), r"1 \(Dropout\) draws a new mask .* set p=0"),
+        (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), r"1 \(BatchNorm1d\) keeps running statistics"),
+        (nn.Sequential(nn.Linear(3, 2), nn.RReLU()), r"1 \(RReLU\) draws random numbers"),
+        (nn.TransformerEncoderLayer(4, 2), r"self_attn \(MultiheadAttention\) has dropout=0.1|Dropout"),
+        (Forward(lambda self, z: z * torch.rand_like(z)), "Forward draws random numbers in its forward pass"),
+        (Forward(counted), "seen|cannot be taken for several slices"),
+        (Forward(lambda self, z: z * float("nan")), "its gradient at the initial weights is not finite"),
+        (Forward(lambda self, z: z if z.sum() > 0 else -z), "cannot be taken for several slices at once"),
+        (nn.Linear(4, 2), r"inputs \[16, 3\] and targets \[16, 2\] cannot"),
+        (nn.Linear(3, 2).requires_grad_(False), "without a parameter that requires grad"),
+    ],
+)
+def test_steps_that_do_not_repeat_are_refused(net, said):
+    with pytest.raises(ValueError, match=said):
+        make(net)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.0)),
+        nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5).eval()),
+        nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2).eval()),
+        nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False)),
+        nn.Sequential(nn.Linear(3, 2), nn.GroupNorm(1, 2)),
+    ],
+)
+def test_their_harmless_forms_are_not(net):
+    runs = make(net)
+    assert runs.run().status.ok
+
+
+def test_kinds_of_parameters():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2).double())
+    with pytest.raises(ValueError, match="module: got parameters of float32 on cpu, float64 on cpu"):
+        TrainingRuns(net, nn.MSELoss(), examples(), steps=4, lr=0.1)
+    with pytest.raises(ValueError, match="module: got bfloat16 parameters"):
+        TrainingRuns(net.bfloat16(), nn.MSELoss(), examples(), steps=4, lr=0.1)
+    with pytest.raises(TypeError, match="module: got function"):
+        TrainingRuns(examples, nn.MSELoss(), examples(), steps=4, lr=0.1)
+    with pytest.raises(TypeError, match="loss: got str"):
+        TrainingRuns(mlp(), "mse", examples(), steps=4, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "said"),
+    [
+        ({"steps": 0}, ValueError, "steps: got 0, expected at least 1"),
+        ({"m": 1}, ValueError, "m: got 1"),
+        ({"m": 2.0}, TypeError, "m: got 2.0, expected an integer"),
+        ({"cycle": "X"}, ValueError, "cycle: got 'X'"),
+        ({"guess": "ones"}, ValueError, "guess: got 'ones', expected one of zeros, constant, coarse"),
+        ({"on_failure": "ignore"}, ValueError, "on_failure"),
+        ({"tol": -1.0}, ValueError, "tol"),
+        ({"divergence": 1.0}, ValueError, "divergence"),
+        ({"levels": 0}, ValueError, "levels"),
+        ({"stagnation": 0}, ValueError, "stagnation"),
+        ({"window": 5}, ValueError, "window: got 5, expected a multiple of m = 2"),
+        ({"window": 0}, ValueError, "window: got 0"),
+        ({"memory": 0}, ValueError, "memory: got 0"),
+        ({"fused": 1.5}, TypeError, "fused: got 1.5"),
+    ],
+)
+def test_wrong_options_are_refused(wrong, error, said):
+    with pytest.raises(error, match=said):
+        make(mlp(), **wrong)
+
+
+# Memory
+
+
+def test_what_memory_holds_decides_on_windows():
+    """State of 32 doubles; a window of n steps is estimated at 10 states per slice of two steps."""
+    runs = make(mlp(), steps=1000, memory=100_000)
+    assert runs.window < 1000
+    assert runs.window % 2 == 0
+    state = 32 * 8
+    assert 0.9 * 75_000 < 10 * state * (runs.window // 2 + 1) <= 75_000
+    result = runs.run()
+    assert result.status.ok
+    assert len(result.windows) == -(-1000 // runs.window)
+    assert make(mlp(), steps=1000, memory=10_000_000).window == 1000
+
+
+def test_gradients_are_taken_in_parts_where_memory_is_short():
+    """16 examples of 5 activations and a few more are kept per slice: thousands of bytes, so not 400 slices at once."""
+    runs, free = make(mlp(), steps=800, memory=1_500_000), make(mlp(), steps=800, memory=1_000_000_000)
+    assert runs.window == 800
+    assert 1 <= runs.slices_per_call < 400
+    assert free.slices_per_call is None
+    a, b = runs.run(), free.run()
+    assert a.steps_per_call == runs.slices_per_call
+    assert max(float((a.weights[name] - b.weights[name]).abs().max()) for name in a.weights) < 1e-7
+
+
+def test_too_little_memory_for_anything_is_said_beforehand():
+    with pytest.raises(MemoryError, match=r"memory: got 0.001 MB, expected at least .* for two slices of 2 steps"):
+        make(mlp(), memory=1000)
+    with pytest.raises(MemoryError, match=r"window: got 900 steps, but 0.1 MB hold windows of"):
+        make(mlp(), steps=1000, memory=100_000, window=900)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The paper's count of steps, the prediction for P processors, and what is measured."""
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from pyparareal.training import problems, sigma  # noqa: E402
+from pyparareal.training.speed import speed  # noqa: E402
+
+
+def test_sigma_is_the_papers():
+    assert sigma(1, 2, "V") == 17
+    assert sigma(3, 4, "V") == 3 * (17 + 16)
+    assert sigma(2, 5, "F") == 2 * (17 + 17 + 25)  # sigma_V(1) + sigma_V(2) + sigma_V(3)
+    assert sigma(2, 2, "F") == sigma(2, 2, "V")
+    # Table 15 of the paper, V-cycles, levels until one has at most 10 steps: its iterations give these speed-ups.
+    for steps, iterations, speedup in [
+        (100, 4, 0.61),
+        (400, 6, 1.17),
+        (1600, 8, 2.74),
+        (6400, 11, 6.54),
+        (12800, 20, 6.60),
+    ]:
+        levels = problems.xor().runs(steps, levels=None).settings.levels_for(steps)
+        assert steps / sigma(iterations, levels, "V") == pytest.approx(speedup, abs=0.005)
+
+
+@pytest.mark.parametrize(("levels", "cycle"), [(1, "V"), (3, "W")])
+def test_sigma_refuses(levels, cycle):
+    with pytest.raises(ValueError, match=r"levels|cycle"):
+        sigma(1, levels, cycle)
+
+
+def test_speed_measures_serial_programs_and_predicts_more_from_more_processors():
+    runs = problems.xor().runs(100, levels=None, cycle="V", alpha_max=8.0)
+    result = runs.run()
+    found = speed(runs, result, budget=0.2)
+    assert set(found.serial) == {"the same step, one slice", "torch.optim"}
+    assert found.serial[found.best_serial] == min(found.serial.values()) > 0
+    assert found.measured == found.serial[found.best_serial] / result.seconds
+    assert found.sigma == 100 / sigma(result.iterations[0], 5, "V")
+    assert [p.processors for p in found.predictions] == [1, 4, 16, 50]
+    speedups = [p.speedup for p in found.predictions]
+    assert speedups == sorted(speedups)
+    assert 0 < speedups[0] < 1  # all the cycles' steps on one processor
+
+
+def test_nothing_is_predicted_from_a_run_that_failed():
+    runs = problems.xor().runs(100, rules="naive", max_iterations=2)
+    found = speed(runs, runs.run(), budget=0.05)
+    assert found.predictions == ()
+    assert math.isnan(found.sigma)
