@@ -72,7 +72,8 @@ class Tridiagonal:
 
     def relax(self, u: Array, h: float, m: int, out: Array | None, **more: Any) -> Array:
         """``m`` times ``solve``, in one kernel: :func:`pyparareal.ops.relax_tridiagonal`, with its other arguments."""
-        return ops.relax_tridiagonal(u, *self._factors_like(u, h), m, out=out, **more)
+        ratio, scale, coupling = self._factors_like(u, h)
+        return ops.relax_tridiagonal(u, ratio, scale, coupling, m, out=out, **more)
 
     def _solve_plainly(self, b: Array, h: float) -> Array:
         """The same operations one by one, for what the kernel does not take: gradients and 16-bit dtypes."""
