@@ -43,17 +43,19 @@ Status wide(const Operand& operand) {
   return {};
 }
 
-// [slices, m, batch, features...]
-Status like_steps(const Operand& operand, const Operands& all) {
+// [slices, m, batch, features...], or where only some states are kept, as many as divide m in place of m.
+Status like_steps(const Operand& operand, const Operands& all, bool some = false) {
   if (operand.ndim == 0) return {};
   if (Status status = validate::same_kind(operand, all.u); !status.ok()) return status;
-  bool same = operand.ndim == all.u.ndim + 1 && operand.shape[0] == all.u.shape[0] && operand.shape[1] == all.m;
+  const int64_t steps = operand.ndim > 1 ? operand.shape[1] : 0;
+  const bool fits = steps == all.m || (some && steps >= 1 && all.m % steps == 0);
+  bool same = operand.ndim == all.u.ndim + 1 && operand.shape[0] == all.u.shape[0] && fits;
   for (int axis = 1; same && axis < all.u.ndim; ++axis) same = operand.shape[axis + 1] == all.u.shape[axis];
   if (!same)
     return validate::fail(StatusCode::invalid_value,
-                          "%s: got shape %s, expected [slices, m, ...] of m = %lld steps of u %s", operand.name,
+                          "%s: got shape %s, expected [slices, m, ...] of m = %lld steps of u %s%s", operand.name,
                           validate::describe_shape(operand).c_str(), static_cast<long long>(all.m),
-                          validate::describe_shape(all.u).c_str());
+                          validate::describe_shape(all.u).c_str(), some ? ", or a divisor of m in place of m" : "");
   return {};
 }
 
@@ -73,14 +75,12 @@ Status valid_norms(const Operands& all, std::initializer_list<Operand> coefficie
     return validate::fail(StatusCode::invalid_value, "norms: got %s, expected %s", all.norms.ndim ? "an array" : "none",
                           all.norms.ndim ? "target as well" : "a float64 array, because target is given");
   if (all.target.ndim == 0) return {};
-  return first_failure([&] { return valid_norm(all.norm); }, [&] { return validate::same_state(all.target, all.u); },
-                       [&] { return validate::apart(all.out, all.target); },
-                       [&] { return validate::apart(all.every, all.target); },
-                       [&] { return validate::norms(all.norms, all.u); },
-                       [&] {
-                         return validate::writable(all.norms, {all.u, all.f, all.g, all.target, all.out, all.every});
-                       },
-                       [&] { return validate::writable(all.norms, coefficients); });
+  return first_failure(
+      [&] { return valid_norm(all.norm); }, [&] { return validate::same_state(all.target, all.u); },
+      [&] { return validate::apart(all.out, all.target); }, [&] { return validate::apart(all.every, all.target); },
+      [&] { return validate::norms(all.norms, all.u); },
+      [&] { return validate::writable(all.norms, {all.u, all.f, all.g, all.target, all.out, all.every}); },
+      [&] { return validate::writable(all.norms, coefficients); });
 }
 
 Status valid_relaxation(const Operands& all, std::initializer_list<Operand> coefficients, const Exec& exec) {
@@ -93,14 +93,14 @@ Status valid_relaxation(const Operands& all, std::initializer_list<Operand> coef
                        },
                        [&] { return all.out.ndim ? validate::same_state(all.out, all.u) : Status{}; },
                        [&] { return like_steps(all.f, all); }, [&] { return like_steps(all.g, all); },
-                       [&] { return like_steps(all.every, all); },
+                       [&] { return like_steps(all.every, all, true); },
                        [&] {
                          return all.g.ndim == 0 || all.f.ndim > 0
                                     ? Status{}
                                     : validate::fail(StatusCode::invalid_value, "g: got an array, expected f as well");
                        },
-                       [&] { return valid_outputs(all, coefficients); },
-                       [&] { return valid_norms(all, coefficients); }, [&] { return valid_exec(exec); });
+                       [&] { return valid_outputs(all, coefficients); }, [&] { return valid_norms(all, coefficients); },
+                       [&] { return valid_exec(exec); });
 }
 
 // A contiguous vector of numbers for the last axis of u, or of any odd length up to that of the widest stencil.
@@ -301,10 +301,9 @@ Status relax_rk(MutableView out, ConstView u, const RungeKutta& scheme, ConstVie
                 ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) {
   const Operands all(out, u, m, f, g, every, target, norms, norm);
   const Operand dt("dt", steps);
-  const Status status =
-      first_failure([&] { return wide(all.u); }, [&] { return valid_scheme(scheme, all.u); },
-                    [&] { return valid_steps(dt, all); }, [&] { return valid_relaxation(all, {dt}, exec); },
-                    [&] { return valid_scratch("relax_rk", 0, u, all, exec); });
+  const Status status = first_failure(
+      [&] { return wide(all.u); }, [&] { return valid_scheme(scheme, all.u); }, [&] { return valid_steps(dt, all); },
+      [&] { return valid_relaxation(all, {dt}, exec); }, [&] { return valid_scratch("relax_rk", 0, u, all, exec); });
   if (!status.ok()) return status;
   if (no_elements(u)) return norms_of_nothing(target, norms, norm, exec);
   const EndNorms ends = end_norms(out, every, target, norms, norm, exec);

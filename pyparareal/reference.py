@@ -104,7 +104,8 @@ def relax_diagonal(
 
     All ``relax_*`` take ``m`` steps from the states ``u`` and return the end states. With ``f [slices, m, batch,
     features...]`` step ``j`` is ``u <- Phi(u) + f[:, j]``, with ``f`` and ``g`` it is the pair step of FAS,
-    ``u <- f[:, j] + (Phi(u) - g[:, j])``; ``every[:, j]`` receives the state after step ``j``. With
+    ``u <- f[:, j] + (Phi(u) - g[:, j])``; ``every[:, j]`` receives the state after step ``j``, or of ``every[:, :k]``
+    with ``k`` dividing ``m`` each that after ``m / k`` steps more. With
     ``target`` (like ``u``), ``norms`` receives ``slice_norms(end states, target, norm=norm)``.
     """
     return _steps(lambda v, j: a * v, u, m, f, g, every, target, norms, norm)
@@ -278,8 +279,8 @@ def _steps(
         u = phi(u, j)
         if f is not None:
             u = f[:, j] + (u - g[:, j]) if g is not None else u + f[:, j]
-        if every is not None:
-            every[:, j] = u
+        if every is not None and (j + 1) * every.shape[1] % m == 0:
+            every[:, (j + 1) * every.shape[1] // m - 1] = u
     if target is not None and norms is not None:
         norms[:] = slice_norms(u, target, norm=norm)
     return u.copy()

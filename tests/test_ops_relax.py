@@ -44,6 +44,24 @@ def test_the_bits_of_the_reference(backend, op, dtype, mode):
 
 @every_op
 @every_dtype
+@pytest.mark.parametrize("mode", ["every", "f every", "f g every"])
+def test_some_of_the_states_are_kept_where_their_number_divides_that_of_the_steps(op, dtype, mode):
+    rng = np.random.default_rng(11)
+    for shape in ((1, 9), (5, 2, 21), (70, 1, 33)):
+        u, positional, keywords = arguments(op, shape, dtype, 6, rng)
+        keywords |= right_hand_sides(u, 6, mode.replace("every", ""), rng)
+        (_, all_of_them), _ = both(op, u, positional, keywords, "e")
+        for rows in (1, 2, 3, 6):
+            kept = np.full((len(u), rows, *u.shape[1:]), 7, dtype)
+            expected = np.full_like(kept, 7)
+            assert getattr(ops, op)(u, *positional, every=kept, **keywords) is kept
+            getattr(reference, op)(u, *positional, every=expected, **keywords)
+            assert_same_bits(kept, expected)
+            assert_same_bits(kept, all_of_them[:, 6 // rows - 1 :: 6 // rows])
+
+
+@every_op
+@every_dtype
 @pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
 def test_no_thread_count_and_no_instruction_set_changes_a_bit(op, dtype, instructions):
     # More than 7 * 128 KiB of states and right-hand sides: a team of seven. 1501 columns leave a tail everywhere.

@@ -74,9 +74,10 @@ def test_steps_are_an_integer(op):
 def test_right_hand_sides(op, name):
     good = np.zeros((4, 2, 3))
     others = {"f": good} if name == "g" else {}
-    for shape in ((4, 3), (4, 3, 3), (4, 2, 1, 3), (3, 2, 3), (4, 2, 4)):
+    rows = ", or a divisor of m in place of m" if name == "every" else ""
+    for shape in ((4, 3), (4, 3, 3), (4, 0, 3), (4, 2, 1, 3), (3, 2, 3), (4, 2, 4)):
         got = re.escape(str(list(shape)))
-        message = rf"^{name}: got shape {got}, expected \[slices, m, ...\] of m = 2 steps of u \[4, 3\]$"
+        message = rf"^{name}: got shape {got}, expected \[slices, m, ...\] of m = 2 steps of u \[4, 3\]{rows}$"
         refuses(ValueError, message, op, **others, **{name: np.zeros(shape)})
     refuses(TypeError, f"^{name}: got dtype float32, expected float64 like u$", op, **others,
             **{name: np.zeros((4, 2, 3), np.float32)})  # fmt: skip

@@ -93,8 +93,7 @@ Status tridiagonal(const TridiagonalTask<T>& task, const EndNorms& norms, const 
   // Narrow tiles stay in the caches. Right-hand sides pass through anyway: then longer rows, fewer turns of direction.
   const bool passes = task.columns.f.data || task.columns.every.data;
   for_columns(task.columns, tridiagonal_rows(task.columns.space), passes ? kernels.wide : kernels.side_by_side, norms,
-              exec,
-              [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
+              exec, [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
                 kernels.tridiagonal(task, first, last, tile, scratch);
               });
   return {};
@@ -176,7 +175,7 @@ void scatter(const ElementOperand<T>& operand, const Tile& tile, int64_t step, c
 template <class T>
 struct DiagonalTask {
   Space space;
-  int64_t m;
+  int64_t m, period;  // of `every`
   ElementOperand<const T> u, a, f, g;
   ElementOperand<T> every, out;
 
@@ -187,11 +186,12 @@ struct DiagonalTask {
     if (!f.data && !every.data) {
       kernels.scale(x, factors, tile.size(), m);
     } else {
-      for (int64_t j = 0; j < m; ++j) {
+      Kept kept(period);
+      for (int64_t j = 0, row = 0; j < m; ++j) {
         kernels.scale(x, factors, tile.size(), 1);
         if (f.data)
           kernels.add(x, gathered(f, tile, j, left), g.data ? gathered(g, tile, j, right) : nullptr, tile.size());
-        if (every.data) scatter(every, tile, j, x);
+        if (every.data && kept.next()) scatter(every, tile, row++, x);
       }
     }
     if (out.data) scatter(out, tile, 0, x);
@@ -241,26 +241,33 @@ Status relax_diagonal(const MutableView& out, const ConstView& u, const ConstVie
                       const ConstView& g, const MutableView& every, const EndNorms& norms, const Exec& exec) {
   return with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
-    return diagonal(
-        DiagonalTask<T>{space_of(u), m, {u, false}, {a, false}, {f, true}, {g, true}, {every, true}, {out, false}},
-        norms, exec);
+    return diagonal(DiagonalTask<T>{space_of(u),
+                                    m,
+                                    period_of(every, m),
+                                    {u, false},
+                                    {a, false},
+                                    {f, true},
+                                    {g, true},
+                                    {every, true},
+                                    {out, false}},
+                    norms, exec);
   });
 }
 
-Status relax_tridiagonal(const MutableView& out, const ConstView& u, const ConstView& ratio,
-                         const ConstView& scale, const ConstView& coupling, int64_t m, const ConstView& f,
-                         const ConstView& g, const MutableView& every, const EndNorms& norms, const Exec& exec) {
+Status relax_tridiagonal(const MutableView& out, const ConstView& u, const ConstView& ratio, const ConstView& scale,
+                         const ConstView& coupling, int64_t m, const ConstView& f, const ConstView& g,
+                         const MutableView& every, const EndNorms& norms, const Exec& exec) {
   return with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
     return tridiagonal(
-        TridiagonalTask<T>{{out, u, m, f, g, every}, numbers<T>(ratio), numbers<T>(scale), numbers<T>(coupling)},
-        norms, exec);
+        TridiagonalTask<T>{{out, u, m, f, g, every}, numbers<T>(ratio), numbers<T>(scale), numbers<T>(coupling)}, norms,
+        exec);
   });
 }
 
 Status relax_stencil(const MutableView& out, const ConstView& u, const ConstView& weights, Boundary boundary, int64_t m,
                      const ConstView& f, const ConstView& g, const MutableView& every, const EndNorms& norms,
-                const Exec& exec) {
+                     const Exec& exec) {
   return with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
     return stencil(

@@ -156,9 +156,10 @@ struct ColumnTile {
   bool dense;
   Columns<const T> u, f, g;
   Columns<T> every, out;
+  Kept kept;
 
   ColumnTile(const ColumnTask<T>& of, T* scratch, int64_t first, int64_t last, int tile)
-      : task(of), x(scratch), length(of.space.length) {
+      : task(of), x(scratch), length(of.space.length), kept(of.period) {
     constexpr int n = lanes_of<T>;
     live = static_cast<int>(least(tile, last - first));
     vectors = (live + n - 1) / n;
@@ -196,19 +197,20 @@ struct ColumnTile {
 
   // What follows a step: right-hand sides, and the state for `every`.
   void end_step() {
+    const bool keeps = every.present && kept.next();
     if (f.present && g.present)
-      end_step_with<true, true>();
+      end_step_with<true, true>(keeps);
     else if (f.present)
-      end_step_with<true, false>();
-    else if (every.present)
-      end_step_with<false, false>();
+      end_step_with<true, false>(keeps);
+    else if (keeps)
+      end_step_with<false, false>(keeps);
     if (f.present) f.next_step();
     if (g.present) g.next_step();
-    if (every.present) every.next_step();
+    if (keeps) every.next_step();
   }
 
   template <bool with_f, bool with_g>
-  void end_step_with() const {
+  void end_step_with(bool keeps) const {
     for_blocks([&](T* at_x, int lane, int64_t at, auto count, int lanes_live) {
       Vec<T> rows[lanes_of<T>], left[lanes_of<T>], right[lanes_of<T>];
       if (with_f) read_rows(left, f.base + lane, f.stride, at, count);
@@ -222,7 +224,7 @@ struct ColumnTile {
           rows[r] = rows[r] + left[r];
         if (with_f) write(at_x + r * pitch, rows[r]);
       }
-      if (every.present) write_rows(rows, every.base + lane, every.stride, at, count, lanes_live);
+      if (keeps) write_rows(rows, every.base + lane, every.stride, at, count, lanes_live);
     });
   }
 

@@ -111,15 +111,17 @@ void relax_one_column(const TridiagonalTask<T>& task, int64_t column, T* x) {
   };
   const T *u = at(c.u), *f = at(c.f), *g = at(c.g);
   T *every = at(c.every), *out = at(c.out);
+  Kept kept(c.period);
   for (int64_t i = 0; i < length; ++i) x[i] = u[i * c.u.stride];
   for (int64_t j = 0; j < c.m; ++j) {
     TwoEnded<T, 1, T>{x, 1, task.ratio, task.scale, task.coupling}.solve(length);
     for (int64_t i = 0; f && i < length; ++i)
       x[i] = g ? f[i * c.f.stride] + (x[i] - g[i * c.g.stride]) : x[i] + f[i * c.f.stride];
-    for (int64_t i = 0; every && i < length; ++i) every[i * c.every.stride] = x[i];
     if (f) f += c.f.step_stride;
     if (g) g += c.g.step_stride;
-    if (every) every += c.every.step_stride;
+    if (!every || !kept.next()) continue;
+    for (int64_t i = 0; i < length; ++i) every[i * c.every.stride] = x[i];
+    every += c.every.step_stride;
   }
   for (int64_t i = 0; out && i < length; ++i) out[i * c.out.stride] = x[i];
 }
@@ -298,14 +300,8 @@ void relax_rk_columns(const RungeKuttaTask<T>& task, int64_t first, int64_t last
 
 template <class T>
 constexpr RelaxTiles<T> make_relax_tiles() {
-  return {lanes_of<T>,
-          wide_vectors * lanes_of<T>,
-          side_by_side * lanes_of<T>,
-          scale_tile<T>,
-          add_tile<T>,
-          relax_tridiagonal_columns<T>,
-          relax_stencil_columns<T>,
-          relax_rk_columns<T>};
+  return {lanes_of<T>, wide_vectors * lanes_of<T>,   side_by_side * lanes_of<T>, scale_tile<T>,
+          add_tile<T>, relax_tridiagonal_columns<T>, relax_stencil_columns<T>,   relax_rk_columns<T>};
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ inline constexpr int relax_threads = 128;
 template <class T>
 struct DiagonalTask {
   Space space;
-  int64_t m;
+  int64_t m, period;  // of `every`
   ElementOperand<const T> u, a, f, g;
   ElementOperand<T> every, out;
 };
@@ -38,13 +38,14 @@ __global__ void __launch_bounds__(relax_threads, 8) diagonal_kernel(DiagonalTask
     const T* f = task.f.data ? element(task.f, slice, feature) : nullptr;
     const T* g = task.g.data ? element(task.g, slice, feature) : nullptr;
     T* every = task.every.data ? element(task.every, slice, feature) : nullptr;
+    Kept kept(task.period);
     for (int64_t j = 0; j < task.m; ++j) {
       x = a * x;
       if (g)
         x = f[j * task.f.step_stride] + (x - g[j * task.g.step_stride]);
       else if (f)
         x = x + f[j * task.f.step_stride];
-      if (every) every[j * task.every.step_stride] = x;
+      if (every && kept.next()) *every = x, every += task.every.step_stride;
     }
     if (task.out.data) *element(task.out, slice, feature) = x;
   }
@@ -103,6 +104,7 @@ __global__ void __launch_bounds__(relax_threads)
     T u[components];
 #pragma unroll
     for (int d = 0; d < components; ++d) u[d] = start[d * task.u.stride];
+    Kept kept(task.period);
     for (int64_t j = 0; j < task.m; ++j) {
       T h = T(0);
       if (own_steps)
@@ -115,8 +117,11 @@ __global__ void __launch_bounds__(relax_threads)
           u[d] = f[j * task.f.step_stride + d * task.f.stride] + (u[d] - g[j * task.g.step_stride + d * task.g.stride]);
         else if (f)
           u[d] = u[d] + f[j * task.f.step_stride + d * task.f.stride];
-        if (every) every[j * task.every.step_stride + d * task.every.stride] = u[d];
       }
+      if (!every || !kept.next()) continue;
+#pragma unroll
+      for (int d = 0; d < components; ++d) every[d * task.every.stride] = u[d];
+      every += task.every.step_stride;
     }
     if (task.out.data) {
       T* end = task.out.column(slice, batch);
@@ -135,8 +140,8 @@ Status relax_diagonal(const MutableView& out, const ConstView& u, const ConstVie
 
   const Status launched = with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const DiagonalTask<T> task{space_of(u), m,         {u, false},    {a, false},
-                               {f, true},   {g, true}, {every, true}, {out, false}};
+    const DiagonalTask<T> task{space_of(u), m,         period_of(every, m), {u, false},  {a, false},
+                               {f, true},   {g, true}, {every, true},       {out, false}};
     return launch("relax_diagonal", diagonal_kernel<T>,
                   blocks_for(task.space.slices * task.space.features, relax_threads), relax_threads, 0, exec.stream,
                   task);

@@ -111,10 +111,11 @@ __device__ __forceinline__ void solve_tridiagonal(T* x, int64_t length, const T*
   if (!odd) x[0] = x[0] * scale[0] - coupling[0] * low;
 }
 
-// The right-hand sides and `every` of step j, 32 elements of every column at a time.
+// The right-hand sides of step j and, unless it is negative, a row of `every`, 32 elements of every column at a time.
 template <class T>
 __device__ __forceinline__ void end_step(const ColumnTask<T>& task, T* x, T* tile, const WarpColumns<const T>& f,
-                                         const WarpColumns<const T>& g, const WarpColumns<T>& every, int64_t j) {
+                                         const WarpColumns<const T>& g, const WarpColumns<T>& every, int64_t j,
+                                         int64_t row) {
   const int64_t length = task.space.length;
   const int lane = static_cast<int>(threadIdx.x);
   T* own = tile + lane * tile_pitch;
@@ -130,7 +131,7 @@ __device__ __forceinline__ void end_step(const ColumnTask<T>& task, T* x, T* til
         value = value + own[e];
       x[(at + e) * warp] = own[e] = value;
     }
-    if (task.every.data) tile_out(tile, every, j * task.every.step_stride, at, length);
+    if (row >= 0) tile_out(tile, every, row * task.every.step_stride, at, length);
   }
 }
 
@@ -165,9 +166,11 @@ __global__ void __launch_bounds__(warp)
       tile_in(tile, u, 0, at, length);
       for (int e = 0; e < warp && at + e < length; ++e) x[(at + e) * warp] = lane < live ? own[e] : T(0);
     }
-    for (int64_t j = 0; j < task.m; ++j) {
+    Kept kept(task.period);
+    for (int64_t j = 0, rows = 0; j < task.m; ++j) {
       solve_tridiagonal(x, length, ratio, scale, coupling);
-      if (task.f.data || task.every.data) end_step(task, x, tile, f, g, every, j);
+      const bool keeps = task.every.data && kept.next();
+      if (task.f.data || keeps) end_step(task, x, tile, f, g, every, j, keeps ? rows++ : -1);
     }
     __syncthreads();
     for (int64_t at = 0; task.out.data && at < length; at += warp) {
@@ -192,7 +195,9 @@ __global__ void __launch_bounds__(stencil_threads)
     const T* g = task.g.data ? task.g.column(slice, batch) : nullptr;
     T* every = task.every.data ? task.every.column(slice, batch) : nullptr;
     for (int64_t i = thread; i < length; i += threads) now[i] = u[i * task.u.stride];
+    Kept kept(task.period);
     for (int64_t j = 0; j < task.m; ++j) {
+      const bool keeps = every && kept.next();
       __syncthreads();
       for (int64_t r = thread + 1; r <= radius; r += threads) {
         now[-r] = periodic ? now[((-r) % length + length) % length] : T(0);
@@ -206,9 +211,10 @@ __global__ void __launch_bounds__(stencil_threads)
           sum = f[j * task.f.step_stride + i * task.f.stride] + (sum - g[j * task.g.step_stride + i * task.g.stride]);
         else if (f)
           sum = sum + f[j * task.f.step_stride + i * task.f.stride];
-        if (every) every[j * task.every.step_stride + i * task.every.stride] = sum;
+        if (keeps) every[i * task.every.stride] = sum;
         next[i] = sum;
       }
+      if (keeps) every += task.every.step_stride;
       T* const old = now;
       now = next, next = old;
     }
@@ -271,9 +277,9 @@ std::size_t relax_stencil_workspace_bytes(const ColumnSpace& space, DType dtype,
              : slots(space.columns()) * stencil_scratch(space.length, max_stencil, item);
 }
 
-Status relax_tridiagonal(const MutableView& out, const ConstView& u, const ConstView& ratio,
-                         const ConstView& scale, const ConstView& coupling, int64_t m, const ConstView& f,
-                         const ConstView& g, const MutableView& every, const EndNorms& norms, const Exec& exec) {
+Status relax_tridiagonal(const MutableView& out, const ConstView& u, const ConstView& ratio, const ConstView& scale,
+                         const ConstView& coupling, int64_t m, const ConstView& f, const ConstView& g,
+                         const MutableView& every, const EndNorms& norms, const Exec& exec) {
   const DeviceGuard guard(u.device_id);
   if (!guard.status().ok()) return guard.status();
 
@@ -295,7 +301,7 @@ Status relax_tridiagonal(const MutableView& out, const ConstView& u, const Const
 
 Status relax_stencil(const MutableView& out, const ConstView& u, const ConstView& weights, Boundary boundary, int64_t m,
                      const ConstView& f, const ConstView& g, const MutableView& every, const EndNorms& norms,
-                const Exec& exec) {
+                     const Exec& exec) {
   const DeviceGuard guard(u.device_id);
   if (!guard.status().ok()) return guard.status();
 

@@ -39,7 +39,8 @@ struct Case {
   Op op;
   DType dtype;
   int64_t slices, batch, length, m;
-  bool f, g, every, out, in_place, own_steps, norms;
+  int64_t rows;  // of `every`, 0: absent
+  bool f, g, out, in_place, own_steps, norms;
   Norm norm;
   Lay lay;
   Boundary boundary;
@@ -76,7 +77,7 @@ struct Side {
     make(U, true, state, device, &random);
     make(F, a.f, steps, device, &random);
     make(G, a.g, steps, device, &random);
-    make(EVERY, a.every, steps, device, nullptr);
+    make(EVERY, a.rows > 0, lay_out(a.lay, a.dtype, {a.slices, a.rows, a.batch, a.length}), device, nullptr);
     make(OUT, a.out && !a.in_place, state, device, nullptr);
     make(A, a.op != Op::rk, numbers, device, &random);
     make(B, a.op == Op::tridiagonal, numbers, device, &random);
@@ -116,7 +117,8 @@ struct Side {
   bool clean(const Case& a) {
     bool fine = a.in_place ? arrays[U].unchanged_outside() : arrays[U].unchanged();
     for (const Slot slot : {F, G, A, B, C, STEPS, TARGET}) fine = fine && (!present[slot] || arrays[slot].unchanged());
-    for (const Slot slot : {EVERY, OUT, NORMS, WORKSPACE}) fine = fine && (!present[slot] || arrays[slot].unchanged_outside());
+    for (const Slot slot : {EVERY, OUT, NORMS, WORKSPACE})
+      fine = fine && (!present[slot] || arrays[slot].unchanged_outside());
     return fine;
   }
 };
@@ -138,16 +140,17 @@ void check(const Case& a) {
       "%s dtype %d [%lld, %lld, %lld] m %lld f %d g %d every %d out %d in place %d steps %d lay %d norms %d width %lld "
       "rhs %d stages %d seed %llu",
       op_names[static_cast<int>(a.op)], static_cast<int>(a.dtype), static_cast<long long>(a.slices),
-      static_cast<long long>(a.batch), static_cast<long long>(a.length), static_cast<long long>(a.m), a.f, a.g, a.every,
-      a.out, a.in_place, a.own_steps, static_cast<int>(a.lay), a.norms, static_cast<long long>(a.width),
-      static_cast<int>(a.scheme.rhs), a.scheme.stages, static_cast<unsigned long long>(a.seed));
+      static_cast<long long>(a.batch), static_cast<long long>(a.length), static_cast<long long>(a.m), a.f, a.g,
+      static_cast<int>(a.rows), a.out, a.in_place, a.own_steps, static_cast<int>(a.lay), a.norms,
+      static_cast<long long>(a.width), static_cast<int>(a.scheme.rhs), a.scheme.stages,
+      static_cast<unsigned long long>(a.seed));
   cpu.run(a, Device::cpu);
   cuda.run(a, Device::cuda);
   expect(cpu.status.ok(), cpu.status.message);
   expect(cuda.status.ok(), cuda.status.message);
   const Slot end = a.in_place ? U : OUT;
   if (a.out) expect(same_values(cuda.arrays[end], cpu.arrays[end], true), "the end states differ");
-  if (a.every) expect(same_values(cuda.arrays[EVERY], cpu.arrays[EVERY], true), "the states between differ");
+  if (a.rows) expect(same_values(cuda.arrays[EVERY], cpu.arrays[EVERY], true), "the states between differ");
   if (a.norms) expect(same_values(cuda.arrays[NORMS], cpu.arrays[NORMS], true), "the norms differ");
   expect(cpu.clean(a), "the CPU wrote something else");
   expect(cuda.clean(a), "something else was written");
@@ -185,9 +188,9 @@ void check_ops() {
             Case a = {};
             a.op = static_cast<Op>(op), a.dtype = dtype, a.slices = slices, a.length = length;
             a.batch = 1 + random.below(3);
-            a.m = 1 + random.below(3);
+            a.m = 1 + random.below(4);
             a.f = repeat > 0, a.g = a.f && random.below(2);
-            a.every = random.below(2), a.out = !a.every || random.below(4);
+            a.rows = random.below(2) * (random.below(2) ? a.m : a.m == 4 ? 2 : 1), a.out = !a.rows || random.below(4);
             a.in_place = a.out && random.below(3) == 0;
             a.own_steps = random.below(2);
             a.norms = random.below(3) == 0, a.norm = static_cast<Norm>(random.below(3));
@@ -209,7 +212,7 @@ void check_long_columns() {
     for (const int64_t length : {3000, 6001}) {
       Case a = {};
       a.op = op, a.dtype = DType::float64, a.slices = 3, a.batch = 1, a.length = length, a.m = 2;
-      a.f = a.g = a.every = a.out = a.norms = true;
+      a.f = a.g = a.out = a.norms = true, a.rows = op == Op::stencil ? 1 : 2;
       a.width = 9, a.boundary = Boundary::periodic;
       a.seed = random.next();
       check(a);

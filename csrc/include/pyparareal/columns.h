@@ -61,6 +61,20 @@ ColumnOperand<T> column_operand(View<Pointer> view, bool has_steps) {
   return operand;
 }
 
+// Steps between the states that `every` receives, and after which of m steps it does.
+struct Kept {
+  int64_t period, left;
+
+  PYPARAREAL_HD explicit Kept(int64_t steps_between) : period(steps_between), left(steps_between) {}
+  PYPARAREAL_HD bool next() {
+    if (--left > 0) return false;
+    left = period;
+    return true;
+  }
+};
+
+inline int64_t period_of(const MutableView& every, int64_t m) { return every.present() ? m / every.shape[1] : 1; }
+
 // An operand of relax_diagonal, where features do not meet.
 template <class T>
 struct ElementOperand {
@@ -79,7 +93,7 @@ struct ElementOperand {
 template <class T>
 struct ColumnTask {
   ColumnSpace space;
-  int64_t m = 0;
+  int64_t m = 0, period = 1;  // of `every`
   ColumnOperand<const T> u, f, g;
   ColumnOperand<T> every, out;
 
@@ -87,6 +101,7 @@ struct ColumnTask {
              const ConstView& g_view, const MutableView& every_view)
       : space(column_space_of(u_view)),
         m(steps),
+        period(period_of(every_view, steps)),
         u(column_operand<const T>(u_view, false)),
         f(column_operand<const T>(f_view, true)),
         g(column_operand<const T>(g_view, true)),

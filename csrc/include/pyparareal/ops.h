@@ -54,8 +54,9 @@ Status c_relax(MutableView u_new,  // [slices, batch, features...]
 
 // Relaxation: all m >= 1 steps u <- Phi(u) of every slice in one call, float64 and float32. With f: u <- Phi(u) + f[n,
 // j], with f and g the FAS pair step u <- f[n, j] + (Phi(u) - g[n, j]), after which every[n, j] = u. All three may be
-// absent; `out` may be where `every` is not. u has 2 to 7 axes. The scratch twins take the threads of Exec; of less
-// than a whole team's scratch fewer threads make use.
+// absent; `out` may be where `every` is not. `every` may have k rows per slice where k divides m: the states after
+// m / k steps, after 2 m / k, and so on. u has 2 to 7 axes. The scratch twins take the threads of Exec; of less than a
+// whole team's scratch fewer threads make use.
 // With `target`, norms[n] = norm(out[n] - target[n]), of every[n, m - 1] where `out` is absent: the bits of
 // slice_norms, while the end states are in cache. That takes the scratch of slice_norms on top, and alone where an op
 // has no twin.
@@ -67,7 +68,7 @@ Status relax_diagonal(MutableView out,  // [slices, batch, features...]: end sta
                       int64_t m,
                       ConstView f,        // [slices, m, batch, features...], or absent
                       ConstView g,        // like f, or absent
-                      MutableView every,  // like f, or absent; may be the same view as f or g
+                      MutableView every,  // [slices, k, batch, features...], or absent; may be the same view as f or g
                       ConstView target,   // like u, or absent; shares no element with out and every
                       MutableView norms,  // float64 [slices], present if and only if target is
                       Norm norm, Exec exec);
@@ -79,8 +80,8 @@ Status relax_tridiagonal(MutableView out, ConstView u,
                          ConstView ratio,     // [n], of the elimination; those of both ends are unused
                          ConstView scale,     // [n], inverse pivots
                          ConstView coupling,  // [n], to the neighbour, over the pivot
-                         int64_t m, ConstView f, ConstView g, MutableView every, ConstView target,
-                         MutableView norms, Norm norm, Exec exec);
+                         int64_t m, ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms,
+                         Norm norm, Exec exec);
 std::size_t relax_tridiagonal_workspace_bytes(const ConstView& u, int32_t threads);
 
 // Phi(u)[i] = sum_k weights[k] u[i + k - r] along the last axis
@@ -93,7 +94,7 @@ std::size_t relax_stencil_workspace_bytes(const ConstView& u, int32_t threads);
 // Phi is one step of an explicit Runge-Kutta scheme, whose right-hand side takes the last axis of u
 Status relax_rk(MutableView out, ConstView u, const RungeKutta& scheme,
                 ConstView steps,  // float64 [slices, m], step sizes, or absent: scheme.dt
-                int64_t m, ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms,
-                Norm norm, Exec exec);
+                int64_t m, ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
+                Exec exec);
 
 }  // namespace pyparareal
