@@ -2,6 +2,7 @@
 """Fused relaxation: the bits of single steps, in as many calls as there are sweeps."""
 
 import collections
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -281,3 +282,21 @@ def test_deterministic_blocks_have_steps_only():
         ValueError, match=r"deterministic: got True for a WithResidual with residual\(\), expected only"
     ):
         solve(**case(81) | {"fine": WithResidual(heat(81))}, deterministic=True)
+
+
+@pytest.mark.parametrize("omega", [1.0, 1.3])
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_memory_is_three_arrays_per_level(levels, omega):
+    steps, m, points = 4096, 4, 64
+    problem = case(steps, points, levels=levels, omega=omega, stagnation=None) | {"m": m, "tol": None}
+    solve(**problem, max_iterations=1)  # factors and all that stays
+    tracemalloc.start()
+    try:
+        solve(**problem, max_iterations=3)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # C-points, where relaxation writes to, and g of the pair on the level below; each one row more at most.
+    rows = sum(3 * (steps // m**at + 1) for at in range(1, levels))
+    # Besides: the norms of three cycles, and what a summation or the rest of the program needs.
+    assert peak < rows * 2 * points * 8 + 5 * (steps // m) * 8 + 200_000
