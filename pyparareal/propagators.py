@@ -34,8 +34,8 @@ class Propagator(Protocol):
     end states to ``out`` (which may be ``u``); its bits are those of ``m`` calls of ``step``.
     ``rediscretise(m)`` returns the same scheme on ``grid.coarsen(m)``.
 
-    A propagator with ``fused = True`` has more to its ``relax`` (:class:`FusedPropagator`). One with ``capturable = True``
-    starts the same kernels on the same memory at every call, and no more (:class:`pyparareal.GraphRuntime`).
+    A propagator with ``fused = True`` has more to its ``relax`` (:class:`FusedPropagator`). One with ``capturable =
+    True`` starts the same kernels on the same memory at every call, and no more (:class:`pyparareal.GraphRuntime`).
     """
 
     batch_invariant: bool
