@@ -38,6 +38,8 @@ INCLUDES = ("-Icsrc/include", "-Icsrc/third_party")
 # One multiprocessor of sm_80, sm_90 and sm_100 alike: 65536 registers, handed out to warps in units of 256, 64 warps.
 REGISTERS, UNIT, MOST_WARPS = 65536, 256, 64
 
+MOST_LINES = 12  # of a compiler that complains: what follows from the first error
+
 ENTRY = re.compile(r"Compiling entry function '([^']+)'")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers(?:.*?used (\d+) barriers)?(?:.*?(\d+) bytes smem)?")
@@ -105,11 +107,12 @@ def version_of(nvcc: str) -> str:
 
 
 def compile_one(nvcc: str, source: str, arch: str) -> list[dict[str, Any]] | None:
-    """The kernels of one source, sorted by name; None, and the compiler's words on stderr, if it does not compile."""
+    """The kernels of one source, sorted by name; None, and the compiler's first words, if it does not compile."""
     command = [nvcc, *FLAGS, f"-arch=sm_{arch}", *INCLUDES, "-cubin", "-o", os.devnull, "-Xptxas", "-v", source]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
-        print(f"{source}: does not compile\n{done.stderr}", file=sys.stderr)
+        said = "\n".join(done.stderr.splitlines()[:MOST_LINES])
+        print(f"{source}: does not compile\n{said}", file=sys.stderr)
         return None
     return [asdict(kernel) for kernel in parse(done.stderr)]
 
