@@ -88,14 +88,9 @@ class Ensemble:
         self.c[0] = self.u0
         relax = ops.relax_rk
         relax(self.c[:1], *self.kernel, 1, out=self.end)  # the kernel is loaded before the clock starts
-
-        def c_points() -> None:
-            for n in range(len(self.c) - 1):
-                relax(self.c[n : n + 1], *self.kernel, self.m, out=self.c[n + 1 : n + 2])
-
         self.ways: dict[str, Callable[[], Any]] = {
             "serial_end": lambda: relax(self.c[:1], *self.kernel, sizes.steps, out=self.end),
-            "serial_c_points": c_points,
+            "serial_c_points": lambda: relax(self.c[:1], *self.kernel, sizes.steps, every=self.c[None, 1:]),
         }
 
     @property
