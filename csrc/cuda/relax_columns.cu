@@ -77,7 +77,8 @@ __device__ __forceinline__ void solve_tridiagonal(T* x, int64_t length, const T*
   const int64_t middle = length / 2, end = length - 1;
   const bool odd = length % 2 == 1;
   T low = x[0], high = x[end * warp];
-  in_blocks(1, middle, [&](int64_t d, auto count) {
+  in_blocks(1, middle, [&](int64_t d, auto block) {
+    constexpr int count = decltype(block)::value;  // its conversion to int is a host function
     T v[count], w[count];
 #pragma unroll
     for (int k = 0; k < count; ++k) v[k] = x[(d + k) * warp], w[k] = x[(end - d - k) * warp];
@@ -95,7 +96,8 @@ __device__ __forceinline__ void solve_tridiagonal(T* x, int64_t length, const T*
   if (middle > 0) high = high - coupling[middle] * low;
   x[middle * warp] = low = high;
 
-  in_blocks(1, end - middle + 1, [&](int64_t d, auto count) {
+  in_blocks(1, end - middle + 1, [&](int64_t d, auto block) {
+    constexpr int count = decltype(block)::value;  // its conversion to int is a host function
     T v[count], w[count];
 #pragma unroll
     for (int k = 0; k < count; ++k) v[k] = x[(middle - d - k) * warp], w[k] = x[(middle + d + k) * warp];
