@@ -40,9 +40,14 @@ struct EndNorms {
   Status relax_rk(const MutableView& out, const ConstView& u, const RungeKutta& scheme, const ConstView& steps,        \
                   int64_t m, const ConstView& f, const ConstView& g, const MutableView& every, const EndNorms& norms,  \
                   const Exec& exec);                                                                                   \
+  Status relax_mlp_sgd(const MutableView& out, const ConstView& u, const Mlp& net, const ConstView& x,                 \
+                       const ConstView& y, const ConstView& alpha, const ConstView& first, int64_t m,                  \
+                       const ConstView& f, const ConstView& g, const MutableView& every, const EndNorms& norms,        \
+                       const Exec& exec);                                                                              \
   /* Scratch of the relaxations for at most `threads` threads (0: the default); for one thread it suffices. */         \
   std::size_t relax_tridiagonal_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads);               \
-  std::size_t relax_stencil_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads);
+  std::size_t relax_stencil_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads);                   \
+  std::size_t relax_mlp_sgd_workspace_bytes(const ConstView& u, const Mlp& net, int32_t threads);
 
 namespace cpu {
 PYPARAREAL_DECLARE_BACKEND

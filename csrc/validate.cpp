@@ -82,7 +82,9 @@ bool same_view(const Operand& a, const Operand& b) {
 
 }  // namespace
 
-std::size_t item_bytes(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+std::size_t item_bytes(DType dtype) {
+  return dtype == DType::float64 || dtype == DType::int64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
 
 const char* name_of(DType dtype) {
   switch (dtype) {
@@ -92,6 +94,8 @@ const char* name_of(DType dtype) {
       return "float32";
     case DType::float16:
       return "float16";
+    case DType::int64:
+      return "int64";
     default:
       return "bfloat16";
   }
@@ -121,6 +125,8 @@ Status state(const Operand& operand) {
   if (operand.ndim < 1 || operand.ndim > max_ndim)
     return fail(StatusCode::invalid_value, "%s: got %d axes, expected 1 to %d: [slices, batch, features...]",
                 operand.name, operand.ndim, max_ndim);
+  if (operand.dtype == DType::int64)
+    return fail(StatusCode::invalid_type, "%s: got dtype int64, expected a floating point dtype", operand.name);
   return {};
 }
 

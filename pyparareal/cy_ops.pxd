@@ -10,7 +10,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t
 
 cdef extern from "pyparareal/types.h" namespace "pyparareal" nogil:
     enum class DType(int32_t):
-        float64, float32, float16, bfloat16
+        float64, float32, float16, bfloat16, int64
 
     enum class Device(int32_t):
         cpu, cuda
@@ -35,6 +35,18 @@ cdef extern from "pyparareal/types.h" namespace "pyparareal" nogil:
         double parameters[3]
         double a[11][11]
         double b[11]
+
+    enum class Activation(int32_t):
+        identity, relu, sigmoid, tanh
+
+    cppclass Mlp:
+        int32_t layers
+        bint bias
+        Activation hidden
+        Activation last
+        int64_t sizes[9]
+        double alpha
+        int64_t count
 
     const int max_ndim
 
@@ -100,6 +112,10 @@ cdef extern from "pyparareal/capsule.h" namespace "pyparareal" nogil:
         Status (*relax_rk)(
             MutableView, ConstView, const RungeKutta&, ConstView, int64_t, ConstView, ConstView, MutableView,
             ConstView, MutableView, Norm, Exec) noexcept
+        Status (*relax_mlp_sgd)(
+            MutableView, ConstView, const Mlp&, ConstView, ConstView, ConstView, ConstView, int64_t, ConstView,
+            ConstView, MutableView, ConstView, MutableView, Norm, Exec) noexcept
+        size_t (*relax_mlp_sgd_workspace_bytes)(const ConstView&, const Mlp&, int32_t) noexcept
 
 
 # ops.h, name by name: shapes, meaning and rules are there.
@@ -126,6 +142,11 @@ cdef size_t relax_stencil_workspace_bytes(const ConstView& u, int32_t threads) n
 cdef Status relax_rk(
     MutableView out, ConstView u, const RungeKutta& scheme, ConstView steps, int64_t m, ConstView f, ConstView g,
     MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil
+cdef Status relax_mlp_sgd(
+    MutableView out, ConstView u, const Mlp& net, ConstView x, ConstView y, ConstView alpha, ConstView first, int64_t m,
+    ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
+    Exec exec) noexcept nogil
+cdef size_t relax_mlp_sgd_workspace_bytes(const ConstView& u, const Mlp& net, int32_t threads) noexcept nogil
 
 # A view of CPU memory from what a typed memoryview says of itself:
 #     view_of(&u[0, 0], DType.float64, 2, u.shape, u.strides)

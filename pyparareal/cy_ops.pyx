@@ -89,8 +89,19 @@ cdef Status relax_rk(
     return table.relax_rk(out, u, scheme, steps, m, f, g, every, target, norms, norm, exec)
 
 
+cdef Status relax_mlp_sgd(
+        MutableView out, ConstView u, const Mlp& net, ConstView x, ConstView y, ConstView alpha, ConstView first,
+        int64_t m, ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
+        Exec exec) noexcept nogil:
+    return table.relax_mlp_sgd(out, u, net, x, y, alpha, first, m, f, g, every, target, norms, norm, exec)
+
+
+cdef size_t relax_mlp_sgd_workspace_bytes(const ConstView& u, const Mlp& net, int32_t threads) noexcept nogil:
+    return table.relax_mlp_sgd_workspace_bytes(u, net, threads)
+
+
 cdef Py_ssize_t item_bytes(DType dtype) noexcept nogil:
-    return 8 if dtype == DType.float64 else 4 if dtype == DType.float32 else 2
+    return 8 if dtype == DType.float64 or dtype == DType.int64 else 4 if dtype == DType.float32 else 2
 
 
 cdef MutableView view_of(

@@ -9,6 +9,7 @@ because the order of every sum is part of the specification:
 * a lane is summed from left to right, the lanes of a chunk by folding halves (:func:`fold`);
 * the chunks of a slice, and later the slices of a grid, by the fixed binary tree of :func:`tree_sum`.
 
+The sums of ``relax_mlp_sgd`` have the order of their index, see :mod:`pyparareal.reference_mlp`.
 No thread count, stream count or rank count appears in that list.
 
 Letters (fixed in ``ops.h``): ``u`` state, ``f`` fine-propagated, ``g`` coarse-propagated,
@@ -23,6 +24,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from pyparareal.reference_mlp import sgd_step
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -253,6 +256,41 @@ def relax_rk(
         return v
 
     return _steps(step, u, m, f, g, every, target, norms, norm)
+
+
+def relax_mlp_sgd(
+    u: Array,
+    sizes: Sequence[int],
+    x: Array,
+    y: Array,
+    alpha: Any,
+    m: int,
+    *,
+    first: Array | None = None,
+    count: int | None = None,
+    hidden: str = "sigmoid",
+    last: str = "sigmoid",
+    bias: bool = False,
+    f: Array | None = None,
+    g: Array | None = None,
+    every: Array | None = None,
+    target: Array | None = None,
+    norms: Array | None = None,
+    norm: str = "sum_squares",
+) -> Array:
+    """``m`` steps ``w <- w - alpha dE/dw`` of the weights ``w = u[n]``, ``E`` half the squared error over a batch.
+
+    Slice ``n`` takes the examples ``first[n, j], first[n, j] + 1, ...`` (modulo all), ``count`` of them, in step ``j``;
+    without ``first`` all, from 0 on. Schroder 2017, section 2.5: ``syn += alpha l.T @ delta``.
+    """
+    start = np.zeros((len(u), m), np.int64) if first is None else first
+    rates = np.full((len(u), m), alpha) if np.ndim(alpha) == 0 else alpha
+    batch = len(x) if first is None else count or 1
+    net = (hidden, last, bias)
+    return _steps(
+        lambda v, j: sgd_step(v, sizes, x, y, rates[:, j], start[:, j], batch, *net),
+        u, m, f, g, every, target, norms, norm,
+    )  # fmt: skip
 
 
 def _plus(u: Array, h: Any, coefficients: Sequence[float], k: list[Array]) -> Array:

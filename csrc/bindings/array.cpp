@@ -133,6 +133,7 @@ DType dtype_of(const DLDataType& type, const char* argument) {
     if (type.bits == 16) return DType::float16;
   }
   if (type.lanes == 1 && type.code == kDLBfloat && type.bits == 16) return DType::bfloat16;
+  if (type.lanes == 1 && type.code == kDLInt && type.bits == 64) return DType::int64;
   static const char* kinds[] = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};
   wrong_dtype(argument,
               (type.code < 7 ? kinds[type.code] : "of DLPack code " + std::to_string(type.code) + " and bits ") +
@@ -211,6 +212,7 @@ DType numpy_dtype(const py::array& source, const char* argument) {
     if (number == py::detail::npy_api::NPY_FLOAT_) return DType::float32;
     if (number == 23) return DType::float16;  // NPY_HALF
     if (number == bfloat16_number) return DType::bfloat16;
+    if (dtype.kind() == 'i' && dtype.itemsize() == 8) return DType::int64;
     if (std::string(py::str(dtype)) == "bfloat16") {
       bfloat16_number = number;
       return DType::bfloat16;
@@ -286,6 +288,8 @@ Array from_cuda_interface(py::handle object, const char* argument) {
     array.view.dtype = DType::float32;
   else if (typestr == "<f2")
     array.view.dtype = DType::float16;
+  else if (typestr == "<i8")
+    array.view.dtype = DType::int64;
   else
     wrong_dtype(argument, typestr);
   const auto data = py::tuple(fields["data"]);
@@ -309,23 +313,8 @@ Array from_cuda_interface(py::handle object, const char* argument) {
   return array;
 }
 
-}  // namespace
-
-ConstView Array::input() const {
-  ConstView result;
-  result.data = view.data;
-  result.dtype = view.dtype;
-  result.device = view.device;
-  result.device_id = view.device_id;
-  result.ndim = view.ndim;
-  for (int axis = 0; axis < view.ndim; ++axis) {
-    result.shape[axis] = view.shape[axis];
-    result.stride[axis] = view.stride[axis];
-  }
-  return result;
-}
-
-Array borrow(py::handle object, const char* argument) {
+// Of any dtype, indices included.
+Array borrow_any(py::handle object, const char* argument) {
   const Reader& reader = cached_reader(object);
   if (reader.hides)
     throw py::type_error(std::string(argument) + ": got " + Py_TYPE(object.ptr())->tp_name + ", " + reader.hides);
@@ -343,6 +332,36 @@ Array borrow(py::handle object, const char* argument) {
     default:
       wrong_type(argument, object);
   }
+}
+
+}  // namespace
+
+ConstView Array::input() const {
+  ConstView result;
+  result.data = view.data;
+  result.dtype = view.dtype;
+  result.device = view.device;
+  result.device_id = view.device_id;
+  result.ndim = view.ndim;
+  for (int axis = 0; axis < view.ndim; ++axis) {
+    result.shape[axis] = view.shape[axis];
+    result.stride[axis] = view.stride[axis];
+  }
+  return result;
+}
+
+Array borrow(py::handle object, const char* argument) {
+  Array array = borrow_any(object, argument);
+  if (array.view.dtype == DType::int64) wrong_dtype(argument, "int64");
+  return array;
+}
+
+Array borrow_indices(py::handle object, const char* argument) {
+  Array array = borrow_any(object, argument);
+  if (array.view.dtype != DType::int64)
+    throw py::type_error(std::string(argument) + ": got dtype " + validate::name_of(array.view.dtype) +
+                         ", expected int64");
+  return array;
 }
 
 Array borrow_output(py::handle object, const char* argument) {

@@ -35,6 +35,9 @@ Array borrow_output(py::handle object, const char* argument);
 // As borrow; None gives an absent operand.
 Array borrow_optional(py::handle object, const char* argument);
 
+// As borrow, for int64 indices alone.
+Array borrow_indices(py::handle object, const char* argument);
+
 // Counts an in-place write of torch tensors, so that autograd refuses a backward pass that saved them before.
 void mark_written(py::handle first, py::handle second = {});
 

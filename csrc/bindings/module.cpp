@@ -186,9 +186,10 @@ class Relaxation {
     return norms.view.present() && u.view.present() ? slice_norms_workspace_bytes(u.input()) : 0;
   }
 
-  void finish(py::handle a, py::handle b, py::handle c, py::handle d) const {
-    keep_alive(on, u, {objects_[0], objects_[1], objects_[2], objects_[3], objects_[4], objects_[5], objects_[6], a, b,
-                       c, d});
+  void finish(py::handle a, py::handle b, py::handle c, py::handle d, py::handle e = py::none()) const {
+    keep_alive(
+        on, u,
+        {objects_[0], objects_[1], objects_[2], objects_[3], objects_[4], objects_[5], objects_[6], a, b, c, d, e});
     mark_written(objects_[0], objects_[4]);
     mark_written(objects_[6]);
   }
@@ -220,8 +221,8 @@ void relax_tridiagonal(py::handle out, py::handle u, py::handle ratio, py::handl
   const Workspace scratch(bytes + r.norm_bytes(), r.u, u, r.exec);
   run([&] {
     return pyparareal::relax_tridiagonal(r.out.view, r.u.input(), down.input(), pivots.input(), beside.input(), r.m,
-                                         r.f.input(), r.g.input(), r.every.view, r.target.input(), r.norms.view,
-                                         r.norm, r.exec);
+                                         r.f.input(), r.g.input(), r.every.view, r.target.input(), r.norms.view, r.norm,
+                                         r.exec);
   });
   r.finish(ratio, scale, coupling, scratch.object());
 }
@@ -278,6 +279,34 @@ void relax_rk(py::handle out, py::handle u, int rhs, py::handle parameters, py::
   r.finish(own_steps ? dt : py::none(), scratch.object(), py::none(), py::none());
 }
 
+// `alpha` is a number or an array, `first` an array or None.
+void relax_mlp_sgd(py::handle out, py::handle u, py::handle sizes, py::handle x, py::handle y, py::handle alpha,
+                   py::handle first, py::handle count, int hidden, int last, bool bias, py::handle m, py::handle f,
+                   py::handle g, py::handle every, py::handle target, py::handle norms, int norm, py::handle stream,
+                   py::handle threads) {
+  const Array inputs = borrow(x, "x"), outputs = borrow(y, "y");
+  const Array batches = first.is_none() ? Array{} : borrow_indices(first, "first");
+  Mlp net;
+  double neurons[max_layers + 1];
+  net.layers = numbers_of(sizes, neurons, max_layers + 1, "sizes") - 1;
+  for (int i = 0; i <= net.layers; ++i)
+    net.sizes[i] = integer(py::reinterpret_borrow<py::sequence>(sizes)[static_cast<std::size_t>(i)], "sizes");
+  net.count = integer(count, "count");
+  net.hidden = static_cast<Activation>(hidden), net.last = static_cast<Activation>(last), net.bias = bias;
+  const bool own_rates = !py::isinstance<py::float_>(alpha);
+  const Array rates = own_rates ? borrow(alpha, "alpha") : Array{};
+  if (!own_rates) net.alpha = number(alpha, "alpha");
+  Relaxation r(out, u, m, f, g, every, target, norms, norm, stream, threads);
+  const std::size_t bytes = relax_mlp_sgd_workspace_bytes(r.u.input(), net, r.exec.threads);
+  const Workspace scratch(bytes + r.norm_bytes(), r.u, u, r.exec);
+  run([&] {
+    return pyparareal::relax_mlp_sgd(r.out.view, r.u.input(), net, inputs.input(), outputs.input(), rates.input(),
+                                     batches.input(), r.m, r.f.input(), r.g.input(), r.every.view, r.target.input(),
+                                     r.norms.view, r.norm, r.exec);
+  });
+  r.finish(x, y, own_rates ? alpha : py::none(), first, scratch.object());
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = PYPARAREAL_VERSION;
@@ -321,7 +350,9 @@ OpsTable ops_table = {ops_table_version,
                       pyparareal::relax_tridiagonal_workspace_bytes,
                       pyparareal::relax_stencil,
                       pyparareal::relax_stencil_workspace_bytes,
-                      pyparareal::relax_rk};
+                      pyparareal::relax_rk,
+                      pyparareal::relax_mlp_sgd,
+                      pyparareal::relax_mlp_sgd_workspace_bytes};
 
 }  // namespace
 
@@ -354,6 +385,11 @@ PYBIND11_MODULE(_core, module) {
              py::arg("a"), py::arg("b"), py::arg("dt"), py::arg("m"), py::arg("substeps"), py::arg("f").none(true),
              py::arg("g").none(true), py::arg("every").none(true), py::arg("target").none(true),
              py::arg("norms").none(true), py::arg("norm"), py::arg("stream").none(true), py::arg("threads"));
+  module.def("relax_mlp_sgd", relax_mlp_sgd, py::arg("out").none(true), py::arg("u"), py::arg("sizes"), py::arg("x"),
+             py::arg("y"), py::arg("alpha"), py::arg("first").none(true), py::arg("count"), py::arg("hidden"),
+             py::arg("last"), py::arg("bias"), py::arg("m"), py::arg("f").none(true), py::arg("g").none(true),
+             py::arg("every").none(true), py::arg("target").none(true), py::arg("norms").none(true), py::arg("norm"),
+             py::arg("stream").none(true), py::arg("threads"));
   module.def("build_info", build_info, "What this extension was built with.");
   module.def("select_simd", select_simd, py::arg("name"), "Choose the instruction set of the CPU kernels.");
   module.def("held_calls", held_calls, "Calls on foreign streams whose arrays are still held.");

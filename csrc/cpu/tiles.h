@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "mlp_tiles.h"
 #include "pyparareal/layout.h"
 #include "relax_tiles.h"
 
@@ -34,6 +35,8 @@ struct TileSet {
   Tiles<BFloat16> bfloat16;
   RelaxTiles<double> relax_float64;
   RelaxTiles<float> relax_float32;
+  MlpTiles<double> mlp_float64;
+  MlpTiles<float> mlp_float32;
 };
 
 const TileSet& tiles_baseline();
@@ -75,6 +78,17 @@ inline const RelaxTiles<double>& relax_tiles_of(const TileSet& set) {
 template <>
 inline const RelaxTiles<float>& relax_tiles_of(const TileSet& set) {
   return set.relax_float32;
+}
+
+template <class T>
+const MlpTiles<T>& mlp_tiles_of(const TileSet& set);
+template <>
+inline const MlpTiles<double>& mlp_tiles_of(const TileSet& set) {
+  return set.mlp_float64;
+}
+template <>
+inline const MlpTiles<float>& mlp_tiles_of(const TileSet& set) {
+  return set.mlp_float32;
 }
 
 }  // namespace pyparareal::cpu

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Included by each tiles_*.cpp after its target pragma; everything here has internal linkage, so that
 // no copy compiled for a wide instruction set can be linked into code for a narrow one.
-#include "relax_tiles_body.h"
+#include "mlp_body.h"
 
 namespace pyparareal::cpu {
 namespace {
@@ -162,7 +162,9 @@ constexpr TileSet make_tile_set(const char* name) {
           make_tiles<Half>(),
           make_tiles<BFloat16>(),
           make_relax_tiles<double>(),
-          make_relax_tiles<float>()};
+          make_relax_tiles<float>(),
+          make_mlp_tiles<double>(),
+          make_mlp_tiles<float>()};
 }
 
 }  // namespace

@@ -28,6 +28,7 @@ from mutants_of import Mutant, mutants_of
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL_TESTS = ["tests/test_ops*.py"]
 RELAX_TESTS = ["tests/test_ops_relax*.py"]
+MLP_TESTS = ["tests/test_ops_mlp*.py"]
 SOLVER_TESTS = ["tests/test_solve*.py", "tests/test_theorems.py", "tests/test_parareal*.py", "tests/test_runtime*.py"]
 MGRIT_TESTS = ["tests/test_mgrit*.py", "tests/test_golden_mgrit.py", "tests/test_solver.py"]
 TARGETS = {
@@ -44,9 +45,17 @@ TARGETS = {
     "csrc/include/pyparareal/columns.h": RELAX_TESTS,
     "csrc/include/pyparareal/rhs.h": RELAX_TESTS,
     "csrc/relax_ops.cpp": RELAX_TESTS,
+    "csrc/relax_checks.h": RELAX_TESTS,
     "csrc/cpu/relax.cpp": RELAX_TESTS,
     "csrc/cpu/relax_columns_body.h": RELAX_TESTS,
     "csrc/cpu/relax_tiles_body.h": RELAX_TESTS,
+    "csrc/include/pyparareal/mlp.h": MLP_TESTS,
+    "csrc/include/pyparareal/mlp_formulas.h": MLP_TESTS,
+    "csrc/mlp_ops.cpp": MLP_TESTS,
+    "csrc/cpu/mlp.cpp": MLP_TESTS,
+    "csrc/cpu/mlp_body.h": MLP_TESTS,
+    "csrc/cpu/mlp_tiles.h": MLP_TESTS,
+    "csrc/cpu/mlp_wide_body.h": MLP_TESTS,
     "pyparareal/time_grid.py": ["tests/test_time_grid.py", "tests/test_propagators.py", *SOLVER_TESTS],
     "pyparareal/runtime/local.py": SOLVER_TESTS,
     "pyparareal/parareal.py": SOLVER_TESTS,

@@ -97,4 +97,18 @@ Status relax_rk(MutableView out, ConstView u, const RungeKutta& scheme,
                 int64_t m, ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
                 Exec exec);
 
+// Phi is one step of gradient descent on half the summed squared error of a network over a batch of examples. The last
+// axis of u has its weights, layer by layer: the matrix [out, in], then the biases. A batch is the examples first,
+// first
+// + 1, ... modulo K, net.count of them; without `first` from 0 on, all K. Sums have the order of their index
+// (reference_mlp.py).
+Status relax_mlp_sgd(MutableView out, ConstView u, const Mlp& net,
+                     ConstView x,      // [K, sizes[0]]
+                     ConstView y,      // [K, sizes[layers]]
+                     ConstView alpha,  // float64 [slices, m], learning rates, or absent: net.alpha
+                     ConstView first,  // int64 [slices, m], from 0 to K - 1 (on the device taken modulo K), or absent
+                     int64_t m, ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms,
+                     Norm norm, Exec exec);
+std::size_t relax_mlp_sgd_workspace_bytes(const ConstView& u, const Mlp& net, int32_t threads);
+
 }  // namespace pyparareal

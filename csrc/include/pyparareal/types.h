@@ -7,7 +7,8 @@
 
 namespace pyparareal {
 
-enum class DType : int32_t { float64 = 0, float32 = 1, float16 = 2, bfloat16 = 3 };
+// int64 is of indices alone: no state has it.
+enum class DType : int32_t { float64 = 0, float32 = 1, float16 = 2, bfloat16 = 3, int64 = 4 };
 enum class Device : int32_t { cpu = 0, cuda = 1 };
 
 inline constexpr int max_ndim = 8;
@@ -58,6 +59,20 @@ struct RungeKutta {
   double parameters[max_parameters] = {0};
   double a[max_stages][max_stages] = {{0}};
   double b[max_stages] = {0};
+};
+
+enum class Activation : int32_t { identity = 0, relu = 1, sigmoid = 2, tanh = 3 };
+
+inline constexpr int max_layers = 8;
+
+// A fully connected network sizes[0] -> ... -> sizes[layers] and what a step of gradient descent takes.
+struct Mlp {
+  int32_t layers = 0;
+  bool bias = false;
+  Activation hidden = Activation::sigmoid, last = Activation::sigmoid;
+  int64_t sizes[max_layers + 1] = {0};
+  double alpha = 0;   // learning rate, unless the call has rates of its own
+  int64_t count = 1;  // examples of a step: all, unless the call says which is the first
 };
 
 // Where and with what a call runs. `stream` is a cudaStream_t (ignored on the CPU); `threads` 0 means
