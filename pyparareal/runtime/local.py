@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import _trace, arrays, reference
-from ..propagators import Propagator, advance
+from ..propagators import Propagator, advance, is_fused
 from ..time_grid import part_of_points
 from .protocol import Link, Repeat
 
@@ -67,7 +67,7 @@ class LocalRuntime:
 
 
 def _advance(phi: Any, u: Array, points: slice, m: int, out: Array | None, fused: dict[str, Any]) -> None:
-    if fused:
+    if is_fused(phi):
         phi.relax(u, points, m, out, **fused)
     else:
         advance(phi, u, points, m, out=out)
