@@ -16,6 +16,7 @@ from pyparareal._version import __version__
 COMMANDS = {
     "train": ("pyparareal.nn.train_command", "train a parareal network and compare it with the serial network"),
     "solve": ("pyparareal.solve_command", "solve a model problem in parallel in time, watched and checked"),
+    "runs": ("pyparareal.runs_command", "solve training steps in parallel and compare with serial training"),
     "doctor": ("pyparareal._doctor", "show what is installed, what works, and how to mend what does not"),
 }
 

@@ -37,7 +37,7 @@ FLOORS = {
     "forcing": 3, "vjp": 3, "adjoint": 3, "differentiable": 3,
     "convergence": 3, "error_propagation": 3, "spectra": 3, "prediction": 3,
     "nn": 4, "training": 4,
-    "cli": 6, "__main__": 6, "_doctor": 6, "solve_command": 6, "solve_report": 6,
+    "cli": 6, "__main__": 6, "_doctor": 6, "solve_command": 6, "solve_report": 6, "runs_command": 6, "runs_report": 6,
 }  # fmt: skip
 
 

@@ -46,11 +46,11 @@ class MlpStep(OptimiserStep):
         self.relax(u, points, 1, out)
         return out
 
-    def relax(self, u: Tensor, points: slice, m: int, out: Tensor | None, **more: Tensor | None) -> None:
+    def relax(self, u: Tensor, points: slice, m: int, out: Tensor | None, **more: Any) -> None:
         """See :class:`pyparareal.propagators.FusedPropagator`."""
         shape, examples = self.shape, self.examples
         first, count = self._ranges(points, m)
-        ops.relax_mlp_sgd(  # type: ignore[attr-defined]
+        ops.relax_mlp_sgd(
             u, shape.sizes, examples.x, examples.y, self.alpha, m, first=first, count=count, hidden=shape.hidden,
             last=shape.last, bias=shape.bias, out=out, **more,
         )  # fmt: skip
@@ -63,7 +63,7 @@ class MlpStep(OptimiserStep):
         own = torch.arange(points.start, points.stop, points.step)[:, None] + torch.arange(m)
         serial, batch = self.rules.data == "serial", order.shape[1]
         index = own + self.offset // self.stride if serial else self.offset + self.stride * own
-        return (index % len(order)) * batch, batch
+        return ((index % len(order)) * batch).to(self.examples.x.device), batch
 
     def moved(self, **changes: Any) -> MlpStep:
         moved = super().moved(**changes)
@@ -91,8 +91,6 @@ def make_step(
 def _shape(module: nn.Module, loss: Loss, examples: Examples, **more: Any) -> Shape | str:
     """The network's shape, or why the kernel cannot train it."""
     weights: Weights = more["weights"]
-    if not hasattr(ops, "relax_mlp_sgd"):
-        return "this build has no relax_mlp_sgd"
     if type(loss) is not HalfSquaredError:
         return f"the loss is {type(loss).__name__}, not HalfSquaredError"
     if more["optimiser"] != SGD():

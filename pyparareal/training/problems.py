@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,6 +47,12 @@ class RunsProblem:
     def runs(self, steps: int, **options: Any) -> TrainingRuns:
         """``steps`` updates with the problem's learning rate, and ``options`` of :class:`.TrainingRuns`."""
         return TrainingRuns(self.module, self.loss, self.data, steps=steps, **{"lr": self.lr, **options})
+
+    def to(self, device: torch.device | str) -> RunsProblem:
+        """The same on ``device``."""
+        move = functools.partial(_moved, device=device)
+        test = self.test and move(self.test)
+        return dataclasses.replace(self, module=self.module.to(device), data=move(self.data), test=test)
 
     def accuracy(self) -> float:
         """Of the module on the held-out examples."""
@@ -129,8 +137,12 @@ def _bits(numbers: Array, count: int) -> Array:
     return (numbers[:, None] >> np.arange(count)[::-1] & 1).astype(np.float64)
 
 
+def _moved(pair: tuple[Tensor, Tensor], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    return pair[0].to(device), pair[1].to(device)
+
+
 def _tensors(x: Array, y: Array) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(x), torch.from_numpy(y)
 
 
-CATALOGUE = {"xor": xor, "adder": adder, "digits": digits}
+CATALOGUE: dict[str, Callable[..., RunsProblem]] = {"xor": xor, "adder": adder, "digits": digits}

@@ -19,9 +19,7 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize(
-    "steps", [100, 200, pytest.param(400, marks=pytest.mark.slow), pytest.param(800, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("table", TABLES)
 def test_iterations_are_those_of_the_paper(table, steps):
     """To 2 cycles or 30 %: where the residual is measured within a cycle alone makes a difference of 1."""
