@@ -16,7 +16,7 @@ sets = pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
 @every_dtype
 @sets
 def test_no_thread_count_and_no_instruction_set_changes_a_bit(dtype, instructions):
-    # Seven threads get work from 7 * 128 KiB of operands on; an odd size splits chunks unevenly.
+    # Seven threads get work from 7 * 256 KiB of operands on; an odd size splits chunks unevenly.
     rng = np.random.default_rng(1)
     f, g, h, old = (random_state(rng, (5, 60_001), dtype, 0.01) for _ in range(4))
     with np.errstate(all="ignore"):

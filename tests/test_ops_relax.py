@@ -64,10 +64,10 @@ def test_some_of_the_states_are_kept_where_their_number_divides_that_of_the_step
 @every_dtype
 @pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
 def test_no_thread_count_and_no_instruction_set_changes_a_bit(op, dtype, instructions):
-    # More than 7 * 128 KiB of states and right-hand sides: a team of seven. 1501 columns leave a tail everywhere.
+    # More than 7 * 256 KiB of states and right-hand sides: a team of seven. 3001 columns leave a tail everywhere.
     rng = np.random.default_rng(2)
     for mode in ("", "fge"):
-        u, positional, keywords = arguments(op, (1501, 21), dtype, 5, rng)
+        u, positional, keywords = arguments(op, (3001, 21), dtype, 5, rng)
         keywords |= right_hand_sides(u, 5, mode, rng)
         with simd(instructions):
             for threads in (1, 2, 7):

@@ -45,9 +45,9 @@ def test_the_bits_of_slice_norms(backend, op, dtype, norm):
 
 @every_op
 @every_dtype
-@pytest.mark.parametrize("shape", [(1501, 21), (301, 5, 21), (3, 7000), (4, 400, 20)])
+@pytest.mark.parametrize("shape", [(3001, 21), (601, 5, 21), (3, 7000), (4, 400, 20)])
 def test_no_thread_count_no_block_and_no_instruction_set_changes_a_bit(op, dtype, shape):
-    # More than 7 * 128 KiB: a team of seven; more than 256 KiB a thread, in blocks with and without a tail.
+    # More than 7 * 256 KiB: a team of seven; more than 256 KiB of states a thread, in blocks with and without a tail.
     rng = np.random.default_rng(2)
     u, positional, keywords, target = case(op, shape, dtype, 5, rng)
     expected = np.empty(len(u))

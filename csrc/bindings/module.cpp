@@ -64,13 +64,14 @@ double number(py::handle value, const char* argument) {
   return result;
 }
 
-// 0 follows torch.get_num_threads() where torch is loaded. Asked for only where a team could form.
-int32_t thread_count(py::handle threads, const Array& like, int64_t passes = 1) {
+// 0 follows torch.get_num_threads() where torch is loaded. Asked for only where a team could form: the op takes
+// `passes` operands of the size of `like`.
+int32_t thread_count(py::handle threads, const Array& like, int64_t passes) {
   const int64_t wanted = integer(threads, "threads");
   if (wanted < 0 || wanted > INT32_MAX)
     throw py::value_error("threads: got " + std::to_string(wanted) + ", expected 0 (the default) or more");
   const Space space = space_of(like.view);
-  const int64_t enough = std::max<int64_t>(1, cpu::bytes_per_thread / 8 / std::max<int64_t>(1, passes));
+  const int64_t enough = std::max<int64_t>(1, 2 * cpu::bytes_per_thread / 8 / std::max<int64_t>(1, passes));
   if (wanted > 0 || like.view.device != Device::cpu || space.slices * space.features < enough)
     return static_cast<int32_t>(wanted);
   PyObject* torch = PyDict_GetItemString(PyImport_GetModuleDict(), "torch");
@@ -107,7 +108,7 @@ void parareal_update(py::handle out, py::handle f_old, py::handle g_new, py::han
   const Array old = borrow_optional(u_old, "u_old"), u = borrow_output(out, "out");
   const Array norms = jump.is_none() ? Array{} : borrow_output(jump, "jump");
   const Stream on = resolve_stream(stream, f, f_old);
-  Exec exec{on.handle, thread_count(threads, f), nullptr, 0};
+  Exec exec{on.handle, thread_count(threads, f, 4), nullptr, 0};
   const Workspace scratch(parareal_update_workspace_bytes(old.input()), u, out, exec);
   run([&] {
     return pyparareal::parareal_update(u.view, f.input(), g.input(), h.input(), old.input(), norms.view, norm_of(norm),
@@ -120,7 +121,7 @@ void parareal_update(py::handle out, py::handle f_old, py::handle g_new, py::han
 void slice_norms(py::handle out, py::handle u, py::handle u_old, int norm, py::handle stream, py::handle threads) {
   const Array state = borrow(u, "u"), old = borrow_optional(u_old, "u_old"), norms = borrow_output(out, "out");
   const Stream on = resolve_stream(stream, state, u);
-  Exec exec{on.handle, thread_count(threads, state), nullptr, 0};
+  Exec exec{on.handle, thread_count(threads, state, 1), nullptr, 0};
   const Workspace scratch(slice_norms_workspace_bytes(state.input()), norms, out, exec);
   run([&] { return pyparareal::slice_norms(norms.view, state.input(), old.input(), norm_of(norm), exec); });
   keep_alive(on, state, {out, u, u_old, scratch.object()});
@@ -130,7 +131,7 @@ void slice_norms(py::handle out, py::handle u, py::handle u_old, int norm, py::h
 void extract(py::handle out, py::handle u, py::handle start, py::handle step, py::handle stream, py::handle threads) {
   const Array fine = borrow(u, "u"), coarse = borrow_output(out, "out");
   const Stream on = resolve_stream(stream, fine, u);
-  const Exec exec{on.handle, thread_count(threads, coarse), nullptr, 0};
+  const Exec exec{on.handle, thread_count(threads, coarse, 2), nullptr, 0};
   const int64_t first = integer(start, "start"), pitch = integer(step, "step");
   run([&] { return pyparareal::extract(coarse.view, fine.input(), first, pitch, exec); });
   keep_alive(on, fine, {out, u});
@@ -140,7 +141,7 @@ void extract(py::handle out, py::handle u, py::handle start, py::handle step, py
 void inject(py::handle u, py::handle v, py::handle start, py::handle step, py::handle stream, py::handle threads) {
   const Array coarse = borrow(v, "v"), fine = borrow_output(u, "u");
   const Stream on = resolve_stream(stream, fine, u);
-  const Exec exec{on.handle, thread_count(threads, coarse), nullptr, 0};
+  const Exec exec{on.handle, thread_count(threads, coarse, 2), nullptr, 0};
   const int64_t first = integer(start, "start"), pitch = integer(step, "step");
   run([&] { return pyparareal::inject(fine.view, coarse.input(), first, pitch, exec); });
   keep_alive(on, fine, {u, v});
@@ -150,7 +151,7 @@ void inject(py::handle u, py::handle v, py::handle start, py::handle step, py::h
 void c_relax(py::handle out, py::handle phi, py::handle u, py::handle omega, py::handle stream, py::handle threads) {
   const Array left = borrow(phi, "phi"), right = borrow(u, "u"), result = borrow_output(out, "out");
   const Stream on = resolve_stream(stream, left, phi);
-  const Exec exec{on.handle, thread_count(threads, left), nullptr, 0};
+  const Exec exec{on.handle, thread_count(threads, left, 3), nullptr, 0};
   const double weight = number(omega, "omega");
   run([&] { return pyparareal::c_relax(result.view, left.input(), right.input(), weight, exec); });
   keep_alive(on, left, {out, phi, u});
@@ -179,7 +180,7 @@ class Relaxation {
         m(integer(steps, "m")),
         norm(norm_of(kind)),
         on(resolve_stream(stream, u, u_object)),
-        exec{on.handle, thread_count(threads, u, m), nullptr, 0},
+        exec{on.handle, thread_count(threads, u, m + 1), nullptr, 0},
         objects_{out_object, u_object, f_object, g_object, every_object, target_object, norms_object} {}
 
   std::size_t norm_bytes() const {
