@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyparareal import _timing
+from pyparareal import _bandwidth, _timing
 
 CHAINS = 8  # independent ones per thread
 ROUNDS = 4096
@@ -77,7 +77,7 @@ def measure(device: str, *, elements: int = 1 << 22, steps: int = 2048, copied: 
         right &= bool((sums == 2.0 * CHAINS).all())
     roof = Roof(
         flops[best] / taken[best].median,
-        _timing.copy_bandwidth(copied, device=device, min_time=0.05),
+        _bandwidth.copy_bandwidth(copied, device=device, min_time=0.05),
         f"roof of {best} and of a copy of {copied >> 20} MiB, read and written",
     )
     return roof, right

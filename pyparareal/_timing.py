@@ -13,7 +13,6 @@ between neighbours in time and a slow drift of the machine cancels (:func:`ratio
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import math
@@ -154,38 +153,6 @@ def rotate(fn: Call, inputs: Sequence[tuple[Any, ...]]) -> Call:
     return lambda: fn(*next(turns))
 
 
-def copies(nbytes: int, *, threads: int = 0, device: str = "cpu") -> dict[str, Call]:
-    """Ways to copy ``nbytes`` bytes, to be interleaved with a kernel; each moves ``2 * nbytes`` (read + written).
-
-    CPU: memmove and NumPy cut over ``threads`` threads (0: all cores), and torch where it is loaded.
-    CUDA: the framework's device-to-device copy.
-    """
-    if device == "cuda":
-        found: dict[str, Call] = _cuda_backend().copies(nbytes)
-        return found
-    team = _Team(threads or cores())
-    source = np.random.default_rng(0).integers(0, 256, nbytes, dtype=np.uint8)
-    target = np.zeros_like(source)
-    parts = [slice(i * nbytes // team.size, (i + 1) * nbytes // team.size) for i in range(team.size)]
-    # glibc's memmove stores past the cache above a threshold: no read for ownership, the fastest plain copy.
-    moves = [(target[p].ctypes.data, source[p].ctypes.data, p.stop - p.start) for p in parts]
-    found = {
-        "copy_memmove": lambda: team.run(lambda i: _memmove(*moves[i])),
-        "copy_numpy": lambda: team.run(lambda i: np.copyto(target[parts[i]], source[parts[i]])),
-    }
-    if "torch" in sys.modules:
-        torch = sys.modules["torch"]
-        t_target, t_source = torch.from_numpy(target), torch.from_numpy(source)
-        found["copy_torch"] = lambda: t_target.copy_(t_source)
-    return found
-
-
-def copy_bandwidth(nbytes: int, threads: int = 0, *, device: str = "cpu", min_time: float = 0.3) -> float:
-    """Bytes per second, read + written, of the fastest copy of ``nbytes`` bytes: the ceiling of every kernel."""
-    taken = interleave(copies(nbytes, threads=threads, device=device), device=device, min_time=min_time)
-    return 2 * nbytes / min(samples.median for samples in taken.values())
-
-
 def cores() -> int:
     """Number of CPUs this process may run on."""
     return len(os.sched_getaffinity(0))
@@ -214,7 +181,7 @@ class _HostWatch:
 
     def __init__(self, clock: Callable[[], int], cold: bool) -> None:
         self.clock, self.taken = clock, dict[str, list[float]]()
-        self.team = _Team(cores()) if cold else None
+        self.team = Team(cores()) if cold else None
         # Twice the last level, written by every core: also empties the private levels.
         self.parts = np.array_split(np.zeros(2 * cache_bytes() // 8), self.team.size) if self.team else []
 
@@ -342,7 +309,7 @@ def _cuda_backend() -> Any:
     raise RuntimeError("device='cuda' needs torch or CuPy and a GPU; " + "; ".join(reasons))
 
 
-class _Team:
+class Team:
     """Runs ``task(i)`` for ``i < size`` on as many threads, this one included, and waits."""
 
     def __init__(self, size: int) -> None:
@@ -354,11 +321,6 @@ class _Team:
         task(0)
         for future in waiting:
             future.result()
-
-
-_memmove = ctypes.CDLL(None).memmove
-_memmove.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_memmove.restype = ctypes.c_void_p
 
 
 def _round(loops: Mapping[str, Call], calls: Mapping[str, int], watch: _Stopwatch, setup: Any, turn: int) -> None:

@@ -13,8 +13,8 @@ f, g : array [slices, m, batch, features...], optional
     ``u <- f[:, j] + (Phi(u) - g[:, j])``.
 every : array [slices, k, batch, features...], optional
     Receives the state after every step where ``k = m``; where ``k`` divides ``m``, after ``m / k`` steps, after
-    ``2 m / k``, and so on to the last. A strided view will do. May be the same view as ``f`` or ``g``. Where it is given
-    and ``out`` is not, it is returned, and the end states are ``every[:, -1]``.
+    ``2 m / k``, and so on to the last. A strided view will do. May be the same view as ``f`` or ``g``. Where it is
+    given and ``out`` is not, it is returned, and the end states are ``every[:, -1]``.
 target : array, like ``u``, optional
     What the end states are compared with; shares no element with ``out`` and ``every``. As ``c[1:]`` where ``u`` is
     ``c[:-1]``: the residuals at the C-points.

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from pyparareal import _timing
+from pyparareal import _bandwidth, _timing
 from pyparareal._timing import Interval, Samples, interleave, measure, ratio
 
 
@@ -185,7 +185,7 @@ def test_copies_copy_every_byte(threads, monkeypatch):
     made = []
     zeros_like = np.zeros_like
     monkeypatch.setattr(np, "zeros_like", lambda x: made.append((x, zeros_like(x))) or made[-1][1])
-    for copy in _timing.copies(1_000_003, threads=threads).values():
+    for copy in _bandwidth.copies(1_000_003, threads=threads).values():
         source, target = made[0]
         target.fill(0)
         copy()
@@ -197,7 +197,7 @@ def test_copy_bandwidth_counts_reads_and_writes(monkeypatch):
         return {name: Samples([seconds]) for name, seconds in zip(ways, (0.5, 0.25, 1.0), strict=False)}
 
     monkeypatch.setattr(_timing, "interleave", fake)
-    assert _timing.copy_bandwidth(1000, 1) == 2 * 1000 / 0.25
+    assert _bandwidth.copy_bandwidth(1000, 1) == 2 * 1000 / 0.25
 
 
 class FakeCuda:
@@ -255,5 +255,5 @@ def test_events_see_device_time_not_host_time():
         _timing._cuda_backend()
     except RuntimeError as error:
         pytest.skip(str(error))
-    bandwidth = _timing.copy_bandwidth(1 << 30, device="cuda", min_time=0.01)
+    bandwidth = _bandwidth.copy_bandwidth(1 << 30, device="cuda", min_time=0.01)
     assert 1e9 < bandwidth < 1e14

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.cases import Result, case
-from pyparareal import _timing, reference
+from pyparareal import _bandwidth, _timing, reference
 
 MB = 1 << 20
 SLICES = 32
@@ -88,7 +88,7 @@ def update_speed(ops: Any, nbytes: int, dtype: str, *, device: str = "cpu", min_
     with _all_cores():
         b = _buffers(nbytes, dtype, device)
         ways = {**_kernel_ways(ops, b, device), **_torch_ways(b)}
-        ways |= _timing.copies(b.nbytes * 5 // 2, device=device)
+        ways |= _bandwidth.copies(b.nbytes * 5 // 2, device=device)
         b.u.fill_(float("nan"))
         b.jump.fill_(float("nan"))
         taken = _timing.interleave(ways, device=device, min_time=min_time)
