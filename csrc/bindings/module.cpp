@@ -180,7 +180,7 @@ class Relaxation {
         m(integer(steps, "m")),
         norm(norm_of(kind)),
         on(resolve_stream(stream, u, u_object)),
-        exec{on.handle, thread_count(threads, u, m + 1), nullptr, 0},
+        exec{on.handle, thread_count(threads, u, std::clamp<int64_t>(m, 0, 1 << 20) + 1), nullptr, 0},
         objects_{out_object, u_object, f_object, g_object, every_object, target_object, norms_object} {}
 
   std::size_t norm_bytes() const {
