@@ -40,6 +40,8 @@ class Progress:
         A window failed: the rest is trained serially.
     c : tensor, optional
         C-points after the last cycle of the window, with their ``residuals``.
+    sizes : (int, int or None)
+        Steps of a window and gradients at a time, which memory may have decided on: they decide on bits.
     """
 
     state: Tensor
@@ -48,6 +50,7 @@ class Progress:
     serial: bool = False
     c: Tensor | None = None
     residuals: list[float] = field(default_factory=list)
+    sizes: tuple[int, int | None] | None = None
 
 
 def save(path: Path, progress: Progress, identity: dict[str, Any]) -> None:
@@ -58,7 +61,7 @@ def save(path: Path, progress: Progress, identity: dict[str, Any]) -> None:
     OSError
         The write failed; what was at ``path`` before is still there, whole.
     """
-    rest = {name: getattr(progress, name) for name in ("first", "windows", "serial", "residuals")}
+    rest = {name: getattr(progress, name) for name in ("first", "windows", "serial", "residuals", "sizes")}
     arrays = {"state": progress.state.cpu().numpy(), "json": np.frombuffer(_bytes(rest, identity), np.uint8)}
     if progress.c is not None:
         arrays["c"] = progress.c.cpu().numpy()
@@ -94,7 +97,13 @@ def load(path: Path, identity: dict[str, Any], like: Tensor) -> Progress:
         )
     tensors = {name: torch.from_numpy(arrays[name]).to(like.device) for name in ("state", "c") if name in arrays}
     return Progress(
-        tensors["state"], rest["first"], rest["windows"], rest["serial"], tensors.get("c"), rest["residuals"]
+        tensors["state"],
+        rest["first"],
+        rest["windows"],
+        rest["serial"],
+        tensors.get("c"),
+        rest["residuals"],
+        tuple(rest["sizes"]),
     )
 
 

@@ -112,6 +112,7 @@ class TrainingRuns:
             rules=self.rules,
         )  # fmt: skip
         refusals.require_gradient(self.step, self.examples)
+        self.given_window = window
         self.window, self.slices_per_call = self._window(window, memory)
         self.start = self.step.start()
 
@@ -138,12 +139,13 @@ class TrainingRuns:
         progress = checkpoints.Progress(self.start)
         if path and path.exists():
             progress = checkpoints.load(path, identity, self.start)
+            assert progress.sizes is not None
+            self.window, self.slices_per_call = progress.sizes
         while progress.first < self.settings.steps:
 
             def after(cycle: Cycle) -> bool:
                 progress.c, progress.residuals = cycle.c, cycle.residuals  # noqa: B023 - of this very window
-                if path:
-                    checkpoints.save(path, progress, identity)  # noqa: B023
+                self._save(path, progress, identity)  # noqa: B023
                 if callback:
                     callback(progress.first, len(cycle.residuals), cycle.residuals[-1])  # noqa: B023
                 return bool(stop and stop())
@@ -154,8 +156,7 @@ class TrainingRuns:
                 return self._result(progress, window.status)
             serial = progress.serial or window.failure is not None
             progress = checkpoints.Progress(end, progress.first + window.steps, progress.windows, serial)
-            if path:
-                checkpoints.save(path, progress, identity)
+            self._save(path, progress, identity)
         failed = any(window["failure"] for window in progress.windows)
         return self._result(progress, Status.SERIAL_FALLBACK if failed else Status.CONVERGED)
 
@@ -200,6 +201,11 @@ class TrainingRuns:
             progress.first, "torch" if self.why_not_fused else "fused", self.why_not_fused, self.slices_per_call,
         )  # fmt: skip
 
+    def _save(self, path: Path | None, progress: checkpoints.Progress, identity: dict[str, Any]) -> None:
+        if path:
+            progress.sizes = self.window, self.slices_per_call
+            checkpoints.save(path, progress, identity)
+
     def wait(self) -> None:
         """For the device."""
         if self.weights.device.type == "cuda":
@@ -210,7 +216,7 @@ class TrainingRuns:
         rule = self.rules.data
         return {
             "settings": dataclasses.asdict(self.settings),
-            "window": self.window,
+            "window": self.given_window,
             "weights": checkpoints.digest(self.start),
             "shapes": {name: list(shape) for name, shape in self.weights.shapes.items()},
             "module": str(self.module),
