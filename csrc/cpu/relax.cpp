@@ -90,18 +90,8 @@ void for_columns(const ColumnTask<T>& task, int64_t rows, int wide, const EndNor
 template <class T>
 Status tridiagonal(const TridiagonalTask<T>& task, const EndNorms& norms, const Exec& exec) {
   const RelaxTiles<T>& kernels = relax_tiles_of<T>(tiles());
-  // Narrow tiles stay in the caches. Right-hand sides pass through anyway: then longer rows, fewer turns of direction.
-  const bool passes = task.columns.f.data || task.columns.every.data;
-  for_columns(task.columns, tridiagonal_rows(task.columns.space), passes ? kernels.wide : kernels.side_by_side, norms,
-              exec, [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
-                kernels.tridiagonal(task, first, last, tile, scratch);
-              });
-  return {};
-}
-
-template <class T>
-Status stencil(const StencilTask<T>& task, const EndNorms& norms, const Exec& exec) {
-  for_columns(task.columns, stencil_rows(task.columns.space), relax_tiles_of<T>(tiles()).wide, norms, exec,
+  // Wider tiles leave the nearest cache, and gain nothing where right-hand sides pass through.
+  for_columns(task.columns, tridiagonal_rows(task.columns.space), kernels.side_by_side, norms, exec,
               [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
                 kernels.stencil(task, first, last, tile, scratch);
               });
