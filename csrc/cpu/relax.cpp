@@ -93,6 +93,15 @@ Status tridiagonal(const TridiagonalTask<T>& task, const EndNorms& norms, const 
   // Wider tiles leave the nearest cache, and gain nothing where right-hand sides pass through.
   for_columns(task.columns, tridiagonal_rows(task.columns.space), kernels.side_by_side, norms, exec,
               [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
+                kernels.tridiagonal(task, first, last, tile, scratch);
+              });
+  return {};
+}
+
+template <class T>
+Status stencil(const StencilTask<T>& task, const EndNorms& norms, const Exec& exec) {
+  for_columns(task.columns, stencil_rows(task.columns.space), relax_tiles_of<T>(tiles()).wide, norms, exec,
+              [&](const RelaxTiles<T>& kernels, int64_t first, int64_t last, int tile, T* scratch) {
                 kernels.stencil(task, first, last, tile, scratch);
               });
   return {};
