@@ -61,7 +61,8 @@ class TrainingRuns:
     alpha_max : float, optional
         In place of that of ``rules``.
     m, cycle, nu, levels, divergence, stagnation : see :class:`pyparareal.MGRIT`
-        ``levels=None``: until a level has at most ``max_coarse`` steps.
+        ``levels=None``: until a level has at most ``max_coarse`` steps. F-cycles over thousands of steps may let the
+        residual grow first and then fall fast: the longest of the paper's runs waits 34 cycles for a new least one.
     tol : float, optional
         Of the residual at the C-points, times the root of the window's steps. Default: 1e-9, or what float32 can reach.
     max_iterations : int
@@ -91,7 +92,7 @@ class TrainingRuns:
         self, module: nn.Module, loss: Loss, data: Any, *, steps: int, optimiser: Any = "sgd", lr: float | None = None,
         rules: str | Rules = "solver1", alpha_max: float | None = None, m: int = 2, cycle: str = "V", nu: int = 1,
         levels: int | None = 2, max_coarse: int = 10, tol: float | None = None, max_iterations: int = 50,
-        guess: str = "zeros", divergence: float = 1e6, stagnation: int | None = 10, window: int | None = None,
+        guess: str = "zeros", divergence: float = 1e6, stagnation: int | None = 40, window: int | None = None,
         on_failure: str = "serial", deterministic: bool = False, fused: bool | None = None, memory: int | None = None,
     ) -> None:  # fmt: skip
         self.weights = weights_of(module)

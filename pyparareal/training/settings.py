@@ -32,7 +32,7 @@ class Settings:
     max_iterations: int = 50
     guess: str = "zeros"
     divergence: float = 1e6
-    stagnation: int | None = 10
+    stagnation: int | None = 40
     on_failure: str = "serial"
     deterministic: bool = False
 

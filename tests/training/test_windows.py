@@ -13,7 +13,7 @@ from networks import equal, examples, largest, mlp  # noqa: E402
 from pyparareal.errors import ConvergenceError  # noqa: E402
 from pyparareal.nn.training_job.checkpoint import CheckpointError  # noqa: E402
 from pyparareal.solution import Status  # noqa: E402
-from pyparareal.training import TrainingRuns  # noqa: E402
+from pyparareal.training import TrainingRuns, problems  # noqa: E402
 
 
 def make(steps=60, **options):
@@ -90,6 +90,19 @@ def test_a_failed_window_is_trained_serially_from_its_last_exact_point():
     assert equal(result.weights, serial.weights)
     # 4 cycles of 2 relaxations of 40 steps, one to see what is exact, and the rest.
     assert first.steps_per_level[0] == 4 * 2 * 40 + 40 + 24
+
+
+def test_stagnation_falls_back_too():
+    """The residual of this run grows for some cycles before it falls: with little patience it counts as stagnated."""
+    options = {"rules": "solver2", "levels": None, "cycle": "F", "alpha_max": 8.0}
+    runs = problems.xor().runs(3200, stagnation=5, **options)
+    result, serial = runs.run(), runs.serial()
+    assert result.status is Status.SERIAL_FALLBACK
+    assert result.windows[0].failure is Status.STAGNATED
+    assert equal(result.weights, serial.weights)
+    patient = problems.xor().runs(3200, **options).run()
+    assert patient.status is Status.CONVERGED
+    assert patient.iterations > result.iterations
 
 
 @pytest.mark.parametrize("on_failure", ["return", "raise"])
