@@ -51,7 +51,13 @@ struct EndNorms {
 
 namespace cpu {
 PYPARAREAL_DECLARE_BACKEND
-}
+
+// relax_rk with a function of the caller's.
+Status relax_function(const MutableView& out, const ConstView& u, const RungeKutta& scheme, const ConstView& steps,
+                      const ConstView& times, int64_t m, const ConstView& f, const ConstView& g,
+                      const MutableView& every, const EndNorms& norms, const Exec& exec);
+std::size_t relax_function_workspace_bytes(const ColumnSpace& space, const RungeKutta& scheme, int32_t threads);
+}  // namespace cpu
 namespace cuda {
 PYPARAREAL_DECLARE_BACKEND
 }

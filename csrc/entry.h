@@ -7,6 +7,11 @@
 
 namespace pyparareal {
 
+// What relax_rk checks of its arguments, whatever the right-hand side of `components` is.
+Status valid_rk(const MutableView& out, const ConstView& u, const RungeKutta& scheme, const ConstView& steps,
+                const ConstView& times, int64_t m, const ConstView& f, const ConstView& g, const MutableView& every,
+                const ConstView& target, const MutableView& norms, Norm norm, int64_t components);
+
 // The first failed check, or ok.
 template <class... Checks>
 Status first_failure(const Checks&... checks) {

@@ -58,33 +58,54 @@ Status valid_boundary(Boundary boundary) {
   return {};
 }
 
-Status valid_scheme(const RungeKutta& scheme, const Operand& u) {
+Status has_components(const Operand& u, int64_t components) {
+  if (u.shape[u.ndim - 1] != components)
+    return validate::fail(StatusCode::invalid_value, "u: got shape %s, expected %lld components on the last axis",
+                          validate::describe_shape(u).c_str(), static_cast<long long>(components));
+  return {};
+}
+
+Status valid_function(const SlopeFunction& function, const Operand& u) {
+  if (!function.address) return validate::fail(StatusCode::invalid_value, "rhs: got a null address of a function");
+  if (function.dtype != u.dtype)
+    return validate::fail(StatusCode::invalid_type, "rhs: got a function of %s, expected %s like u",
+                          validate::name_of(function.dtype), validate::name_of(u.dtype));
+  if (u.device != Device::cpu)
+    return validate::fail(StatusCode::invalid_value, "rhs: got a function of the CPU, expected u on cpu, got %s",
+                          validate::describe_device(u).c_str());
+  return has_components(u, function.components);
+}
+
+Status valid_rhs(const RungeKutta& scheme, const Operand& u) {
   const int32_t rhs = static_cast<int32_t>(scheme.rhs);
-  if (rhs < 0 || rhs > static_cast<int32_t>(RightHandSide::arenstorf))
+  if (rhs < 0 || rhs > static_cast<int32_t>(RightHandSide::function))
     return validate::fail(StatusCode::invalid_value, "rhs: got %d, expected one of the right-hand sides", rhs);
+  if (scheme.rhs == RightHandSide::function) return valid_function(scheme.function, u);
+  return has_components(u, components_of(scheme.rhs));
+}
+
+Status valid_scheme(const RungeKutta& scheme) {
   if (scheme.stages < 1 || scheme.stages > max_stages)
     return validate::fail(StatusCode::invalid_value, "tableau: got %d stages, expected 1 to %d", scheme.stages,
                           max_stages);
   if (scheme.substeps < 1)
     return validate::fail(StatusCode::invalid_value, "substeps: got %lld, expected 1 or more",
                           static_cast<long long>(scheme.substeps));
-  if (u.shape[u.ndim - 1] != components_of(scheme.rhs))
-    return validate::fail(StatusCode::invalid_value, "u: got shape %s, expected %d components on the last axis",
-                          validate::describe_shape(u).c_str(), components_of(scheme.rhs));
   return {};
 }
 
+// Numbers of the steps, [slices, m].
 Status valid_steps(const Operand& steps, const Operands& all) {
   if (steps.ndim == 0) return {};
   if (steps.dtype != DType::float64)
-    return validate::fail(StatusCode::invalid_type, "dt: got dtype %s, expected float64",
+    return validate::fail(StatusCode::invalid_type, "%s: got dtype %s, expected float64", steps.name,
                           validate::name_of(steps.dtype));
   if (steps.ndim != 2 || steps.shape[0] != all.u.shape[0] || steps.shape[1] != all.m)
-    return validate::fail(StatusCode::invalid_value, "dt: got shape %s, expected [%lld, %lld], slices and m",
-                          validate::describe_shape(steps).c_str(), static_cast<long long>(all.u.shape[0]),
+    return validate::fail(StatusCode::invalid_value, "%s: got shape %s, expected [%lld, %lld], slices and m",
+                          steps.name, validate::describe_shape(steps).c_str(), static_cast<long long>(all.u.shape[0]),
                           static_cast<long long>(all.m));
   if (steps.device != all.u.device || steps.device_id != all.u.device_id)
-    return validate::fail(StatusCode::invalid_value, "dt: got device %s, expected %s like u",
+    return validate::fail(StatusCode::invalid_value, "%s: got device %s, expected %s like u", steps.name,
                           validate::describe_device(steps).c_str(), validate::describe_device(all.u).c_str());
   return {};
 }
@@ -160,16 +181,36 @@ Status relax_stencil(MutableView out, ConstView u, ConstView weights, Boundary b
       [&] { return cuda::relax_stencil(out, u, weights, boundary, m, f, g, every, ends, exec); });
 }
 
-Status relax_rk(MutableView out, ConstView u, const RungeKutta& scheme, ConstView steps, int64_t m, ConstView f,
-                ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) {
+std::size_t relax_rk_workspace_bytes(const ConstView& u, const RungeKutta& scheme, int32_t threads) {
+  if (scheme.rhs != RightHandSide::function || !has_columns(u) || no_elements(u)) return 0;
+  return cpu::relax_function_workspace_bytes(column_space_of(u), scheme, threads);
+}
+
+Status valid_rk(const MutableView& out, const ConstView& u, const RungeKutta& scheme, const ConstView& steps,
+                const ConstView& times, int64_t m, const ConstView& f, const ConstView& g, const MutableView& every,
+                const ConstView& target, const MutableView& norms, Norm norm, int64_t components) {
   const Operands all(out, u, m, f, g, every, target, norms, norm);
-  const Operand dt("dt", steps);
-  const Status status = first_failure(
-      [&] { return wide(all.u); }, [&] { return valid_scheme(scheme, all.u); }, [&] { return valid_steps(dt, all); },
-      [&] { return valid_relaxation(all, {dt}, exec); }, [&] { return valid_scratch("relax_rk", 0, u, all, exec); });
+  const Operand dt("dt", steps), t("times", times);
+  return first_failure([&] { return wide(all.u); }, [&] { return valid_scheme(scheme); },
+                       [&] { return has_components(all.u, components); }, [&] { return valid_steps(dt, all); },
+                       [&] { return valid_steps(t, all); }, [&] { return valid_relaxation(all, {dt, t}, {}); });
+}
+
+Status relax_rk(MutableView out, ConstView u, const RungeKutta& scheme, ConstView steps, ConstView times, int64_t m,
+                ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
+                Exec exec) {
+  const Operands all(out, u, m, f, g, every, target, norms, norm);
+  const Operand dt("dt", steps), t("times", times);
+  const Status status =
+      first_failure([&] { return wide(all.u); }, [&] { return valid_scheme(scheme); },
+                    [&] { return valid_rhs(scheme, all.u); }, [&] { return valid_steps(dt, all); },
+                    [&] { return valid_steps(t, all); }, [&] { return valid_relaxation(all, {dt, t}, exec); },
+                    [&] { return valid_scratch("relax_rk", relax_rk_workspace_bytes(u, scheme, 1), u, all, exec); });
   if (!status.ok()) return status;
   if (no_elements(u)) return norms_of_nothing(target, norms, norm, exec);
   const EndNorms ends = end_norms(out, every, target, norms, norm, exec);
+  if (scheme.rhs == RightHandSide::function)
+    return cpu::relax_function(out, u, scheme, steps, times, m, f, g, every, ends, exec);
   return on_device(
       u.device, [&] { return cpu::relax_rk(out, u, scheme, steps, m, f, g, every, ends, exec); },
       [&] { return cuda::relax_rk(out, u, scheme, steps, m, f, g, every, ends, exec); });

@@ -48,7 +48,7 @@ Status same_kind(const Operand& operand, const Operand& like);   // dtype and de
 Status same_state(const Operand& operand, const Operand& like);  // dtype, device and shape
 Status norms(const Operand& operand, const Operand& like);       // float64 [slices], unit stride, same device
 Status writable(const Operand& output, std::initializer_list<Operand> inputs);
-Status apart(const Operand& output, const Operand& input);       // no common element, not even as the same view
+Status apart(const Operand& output, const Operand& input);  // no common element, not even as the same view
 Status workspace(const char* op, std::size_t needed, const Exec& exec);
 
 }  // namespace pyparareal::validate

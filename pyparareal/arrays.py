@@ -41,6 +41,11 @@ def is_torch(u: Array) -> bool:
     return torch is not None and isinstance(u, torch.Tensor)
 
 
+def on_cpu(u: Array) -> bool:
+    """Whether ``u`` is in host memory."""
+    return u.device.type == "cpu" if is_torch(u) else namespace(u) is np
+
+
 def empty(like: Array, shape: tuple[int, ...], dtype: str | None = None) -> Array:
     """An uninitialised contiguous array of ``shape``, of the library and on the device of ``like``.
 

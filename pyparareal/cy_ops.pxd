@@ -25,7 +25,22 @@ cdef extern from "pyparareal/types.h" namespace "pyparareal" nogil:
         zero, periodic
 
     enum class RightHandSide(int32_t):
-        dahlquist, lorenz, brusselator, fitzhugh_nagumo, van_der_pol, arenstorf
+        dahlquist, lorenz, brusselator, fitzhugh_nagumo, van_der_pol, arenstorf, function
+
+    # void slope(T t, const T* u, T* du, const T* parameters) noexcept nogil, or of lanes: see types.h
+    cppclass SlopeFunction:
+        const void* address
+        DType dtype
+        bint takes_lanes
+        int64_t components
+        const void* parameters
+
+    cppclass UniformTimes:
+        double t0
+        double span
+        int64_t steps
+        int64_t first
+        int64_t stride
 
     cppclass RungeKutta:
         RightHandSide rhs
@@ -35,6 +50,9 @@ cdef extern from "pyparareal/types.h" namespace "pyparareal" nogil:
         double parameters[3]
         double a[11][11]
         double b[11]
+        double c[11]
+        SlopeFunction function
+        UniformTimes times
 
     enum class Activation(int32_t):
         identity, relu, sigmoid, tanh
@@ -110,8 +128,9 @@ cdef extern from "pyparareal/capsule.h" namespace "pyparareal" nogil:
             ConstView, MutableView, Norm, Exec) noexcept
         size_t (*relax_stencil_workspace_bytes)(const ConstView&, int32_t) noexcept
         Status (*relax_rk)(
-            MutableView, ConstView, const RungeKutta&, ConstView, int64_t, ConstView, ConstView, MutableView,
+            MutableView, ConstView, const RungeKutta&, ConstView, ConstView, int64_t, ConstView, ConstView, MutableView,
             ConstView, MutableView, Norm, Exec) noexcept
+        size_t (*relax_rk_workspace_bytes)(const ConstView&, const RungeKutta&, int32_t) noexcept
         Status (*relax_mlp_sgd)(
             MutableView, ConstView, const Mlp&, ConstView, ConstView, ConstView, ConstView, int64_t, ConstView,
             ConstView, MutableView, ConstView, MutableView, Norm, Exec) noexcept
@@ -140,8 +159,9 @@ cdef Status relax_stencil(
     MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil
 cdef size_t relax_stencil_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil
 cdef Status relax_rk(
-    MutableView out, ConstView u, const RungeKutta& scheme, ConstView steps, int64_t m, ConstView f, ConstView g,
-    MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil
+    MutableView out, ConstView u, const RungeKutta& scheme, ConstView steps, ConstView times, int64_t m, ConstView f,
+    ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil
+cdef size_t relax_rk_workspace_bytes(const ConstView& u, const RungeKutta& scheme, int32_t threads) noexcept nogil
 cdef Status relax_mlp_sgd(
     MutableView out, ConstView u, const Mlp& net, ConstView x, ConstView y, ConstView alpha, ConstView first, int64_t m,
     ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,

@@ -84,9 +84,14 @@ cdef size_t relax_stencil_workspace_bytes(const ConstView& u, int32_t threads) n
 
 
 cdef Status relax_rk(
-        MutableView out, ConstView u, const RungeKutta& scheme, ConstView steps, int64_t m, ConstView f, ConstView g,
-        MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil:
-    return table.relax_rk(out, u, scheme, steps, m, f, g, every, target, norms, norm, exec)
+        MutableView out, ConstView u, const RungeKutta& scheme, ConstView steps, ConstView times, int64_t m,
+        ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
+        Exec exec) noexcept nogil:
+    return table.relax_rk(out, u, scheme, steps, times, m, f, g, every, target, norms, norm, exec)
+
+
+cdef size_t relax_rk_workspace_bytes(const ConstView& u, const RungeKutta& scheme, int32_t threads) noexcept nogil:
+    return table.relax_rk_workspace_bytes(u, scheme, threads)
 
 
 cdef Status relax_mlp_sgd(

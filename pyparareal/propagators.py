@@ -15,7 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from . import arrays, ops
-from .compiled import CompiledRhs
+from .compiled import CompiledRhs, Form, Rhs
+from .reference import UniformTimes
 from .tableaux import RK4, Tableau
 from .time_grid import TimeGrid, count_points, part_of_points, shift_points
 
@@ -172,8 +173,8 @@ class RungeKutta:
     Parameters
     ----------
     rhs : callable
-        ``rhs(t, u)`` with ``u [slices, batch, features...]`` and ``t`` broadcastable to it; a :class:`.CompiledRhs` is
-        stepped by a kernel.
+        ``rhs(t, u)`` with ``u [slices, batch, features...]`` and ``t`` broadcastable to it; a :class:`.CompiledRhs` or
+        :class:`.Rhs` is stepped by a kernel.
     grid : TimeGrid
         The grid whose steps are taken.
     tableau : Tableau
@@ -199,32 +200,48 @@ class RungeKutta:
             raise ValueError(f"substeps: got {substeps!r}, expected an integer of at least 1")
         self.rhs, self.grid, self.tableau, self.substeps = rhs, grid, tableau, substeps
         ours = type(self).step is RungeKutta.step and type(self)._step is RungeKutta._step
-        self.fused = ours and isinstance(rhs, CompiledRhs)
-        self.batch_invariant = batch_invariant or self.fused
+        self.fused = ours and isinstance(rhs, CompiledRhs | Rhs) and rhs.has_kernels
+        # Of an Rhs not every dtype and device may have a kernel.
+        self.batch_invariant = batch_invariant or (self.fused and isinstance(rhs, CompiledRhs))
 
     def step(self, u: Array, points: slice) -> Array:
-        if self.fused and isinstance(self.rhs, CompiledRhs) and arrays.kernel_takes(u):
-            return self._relax_compiled(self.rhs, u, points, 1, None)
+        if form := self._form_for(u, points):
+            return self._relax_compiled(form, u, points, 1, None)
         return self._step(column(self.grid.times(points), u), u, points)
 
     def relax(self, u: Array, points: slice, m: int, out: Array | None, **more: Any) -> None:
-        """``m`` steps: one kernel if ``rhs`` is a :class:`.CompiledRhs` (:class:`FusedPropagator`), else one by one."""
-        if self.fused and isinstance(self.rhs, CompiledRhs) and arrays.kernel_takes(u):
-            self._relax_compiled(self.rhs, u, points, m, out, **more)
+        """``m`` steps: one kernel if ``rhs`` has one for ``u`` (:class:`FusedPropagator`), else one by one."""
+        if form := self._form_for(u, points):
+            self._relax_compiled(form, u, points, m, out, **more)
         elif more or out is None or type(self).step is not RungeKutta.step:
             relax_by_steps(self, u, points, m, out, **more)
         else:
             self._relax(u, points, m, out)
 
-    def _relax_compiled(
-        self, rhs: CompiledRhs, u: Array, points: slice, m: int, out: Array | None, **more: Any
-    ) -> Array:
+    def _form_for(self, u: Array, points: slice) -> Form | None:
+        """What the kernel runs on states like ``u``; None: it is not to be used."""
+        rhs = self.rhs
+        if not self.fused or not isinstance(rhs, CompiledRhs | Rhs) or not arrays.kernel_takes(u):
+            return None
         if tuple(u.shape[-1:]) != (rhs.components,):
             raise ValueError(f"u: got {tuple(u.shape[-1:])} components, expected {rhs.components} for {rhs.name}")
+        return rhs.form_for(u, lambda: float(self.grid.times(part_of_points(points, 0, 1))[0]))
+
+    def _relax_compiled(self, form: Form, u: Array, points: slice, m: int, out: Array | None, **more: Any) -> Array:
+        rhs: Any = self.rhs
         h = self.grid.dt()
         dt = h if isinstance(h, float) else arrays.float64_like(arrays.windows(h, points, m), u)
-        name, parameters = rhs.name, rhs.parameters
-        return ops.relax_rk(u, name, parameters, self.tableau, dt, m, substeps=self.substeps, out=out, **more)
+        if rhs.timed:
+            more["times"] = self._times(u, points, m)
+        return ops.relax_rk(u, form, rhs.parameters, self.tableau, dt, m, substeps=self.substeps, out=out, **more)
+
+    def _times(self, u: Array, points: slice, m: int) -> Any:
+        """Where the steps start, for a kernel."""
+        grid = self.grid
+        if grid.uniform:
+            return UniformTimes(grid.t0, grid.t1 - grid.t0, grid.steps, points.start, points.step)
+        times = arrays.windows(grid.times(), points, m)
+        return times if isinstance(u, np.ndarray) else arrays.float64_like(times.copy(), u)
 
     def _relax(self, u: Array, points: slice, m: int, out: Array) -> None:
         # All times of the relaxation at once: row j of the strided view below is times(points + j).

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -219,15 +219,32 @@ def relax_stencil(
     return _steps(step, u, m, f, g, every, target, norms, norm)
 
 
+class UniformTimes(NamedTuple):
+    """Where steps start on equidistant points ``t0 + span * (i / steps)``: step ``j`` of slice ``n`` at ``i = first +
+    n * stride + j``."""
+
+    t0: float
+    span: float
+    steps: int
+    first: int
+    stride: int
+
+    def of(self, slices: int, m: int) -> Array:
+        """``[slices, m]``, as :meth:`.TimeGrid.times` rounds."""
+        i = self.first + self.stride * np.arange(slices)[:, None] + np.arange(m)
+        return self.t0 + self.span * (i / self.steps)
+
+
 def relax_rk(
     u: Array,
-    rhs: str,
+    rhs: Any,
     parameters: Sequence[float],
     tableau: Any,
     dt: Any,
     m: int,
     *,
     substeps: int = 1,
+    times: Any = None,
     f: Array | None = None,
     g: Array | None = None,
     every: Array | None = None,
@@ -235,23 +252,32 @@ def relax_rk(
     norms: Array | None = None,
     norm: str = "sum_squares",
 ) -> Array:
-    """``m`` explicit Runge-Kutta steps of ``u' = rhs(u)``, each cut into ``substeps``.
+    """``m`` explicit Runge-Kutta steps of ``u' = rhs(t, u)``, each cut into ``substeps``.
 
     The order of operations is that of ``propagators.RungeKutta``.
-    ``rhs`` names one of :data:`RIGHT_HAND_SIDES`. ``tableau`` has Butcher's ``a`` (rows left of the diagonal) and
-    ``b``; its zeros are left out of the sums. ``dt`` is one number, or float64 ``[slices, m]``: then coefficients
-    times step size are products in the dtype of ``u``, else float64 products rounded once.
+    ``rhs`` names one of :data:`RIGHT_HAND_SIDES`, or is called as ``rhs(t, u, parameters)``. ``tableau`` has Butcher's
+    ``a`` (rows left of the diagonal), ``b`` and ``c``; zeros are left out of the sums. ``dt`` is one number, or float64
+    ``[slices, m]``: then coefficients times step size are products in the dtype of ``u``, else float64 products rounded
+    once. ``times``, float64 ``[slices, m]`` or :class:`UniformTimes`, are where the steps start; unknown, they are NaN.
     """
-    slope = RIGHT_HAND_SIDES[rhs][2]
+    named = isinstance(rhs, str)
+    begins = times.of(len(u), m) if isinstance(times, UniformTimes) else times
+
+    def column(values: Array, j: int) -> Array:
+        return values[:, j].reshape(-1, *(1,) * (u.ndim - 1)).astype(u.dtype)
 
     def step(v: Array, j: int) -> Array:
-        h = dt / substeps
-        if isinstance(dt, np.ndarray):
-            h = h[:, j].reshape(-1, *(1,) * (u.ndim - 1)).astype(u.dtype)
-        for _ in range(substeps):
+        h = column(dt / substeps, j) if isinstance(dt, np.ndarray) else dt / substeps
+        begin = column(np.full((len(u), m), np.nan) if begins is None else begins, j)
+        for s in range(substeps):
+            t = begin + s * h if s else begin
             k: list[Array] = []
-            for row in tableau.a:
-                k.append(slope(parameters, _plus(v, h, row, k)))
+            for i, row in enumerate(tableau.a):
+                w = _plus(v, h, row, k)
+                if named:
+                    k.append(RIGHT_HAND_SIDES[rhs][2](parameters, w))
+                else:
+                    k.append(rhs(t + tableau.c[i] * h if tableau.c[i] else t, w, parameters))
             v = _plus(v, h, tableau.b, k)
         return v
 

@@ -33,6 +33,8 @@ from typing import Any
 from pyparareal import _core
 from pyparareal._outputs import new, norm_code
 from pyparareal.arrays import Array
+from pyparareal.cuda_slopes import CudaSlope
+from pyparareal.slopes import SlopeFunction
 
 # Code and number of parameters.
 _RIGHT_HAND_SIDES = {
@@ -150,13 +152,14 @@ def relax_stencil(
 
 def relax_rk(
     u: Array,
-    rhs: str,
+    rhs: str | SlopeFunction | CudaSlope,
     parameters: Sequence[float],
     tableau: Any,
     dt: Any,
     m: int,
     *,
     substeps: int = 1,
+    times: Any = None,
     f: Array | None = None,
     g: Array | None = None,
     every: Array | None = None,
@@ -167,38 +170,67 @@ def relax_rk(
     stream: Any = None,
     threads: int = 0,
 ) -> Array:
-    """All ``m`` explicit Runge-Kutta steps of ``u' = rhs(u)`` of every slice; bits as of ``propagators.RungeKutta``.
+    """All ``m`` explicit Runge-Kutta steps of ``u' = rhs(t, u)`` of every slice, as ``propagators.RungeKutta`` rounds.
 
     Parameters
     ----------
     u : array [slices, batch..., components]
         Start states, of 2 to 7 axes.
-    rhs : {"dahlquist", "lorenz", "brusselator", "fitzhugh_nagumo", "van_der_pol", "arenstorf"}
-        The equations and their parameters are in :data:`pyparareal.reference.RIGHT_HAND_SIDES`.
+    rhs : {"dahlquist", "lorenz", "brusselator", "fitzhugh_nagumo", "van_der_pol", "arenstorf"}, or one's own
+        The equations and their parameters are in :data:`pyparareal.reference.RIGHT_HAND_SIDES`. One's own is a
+        :class:`.SlopeFunction` on the CPU and a :class:`.CudaSlope` on a CUDA device, where ``threads`` is unused.
     parameters : sequence of float
+        In one's own right-hand side as many as it reads, rounded to the dtype of ``u``; 64 at most on a CUDA device.
     tableau : Tableau
-        Anything with Butcher's ``a`` and ``b``, at most 11 stages; from :mod:`pyparareal.tableaux`.
+        Anything with Butcher's ``a``, ``b`` and, for one's own right-hand side, ``c``; at most 11 stages; from
+        :mod:`pyparareal.tableaux`.
     dt : float, or array float64 [slices, m]
         Step size, or that of every step. Any strides.
     substeps : int
         Parts that every step is cut into.
+    times : array float64 [slices, m], or UniformTimes, optional
+        Where every step starts, for one's own right-hand side; without it ``t`` is NaN there.
     m, f, g, every, target, norms, norm, out : see the module.
     """
-    if rhs not in _RIGHT_HAND_SIDES:
-        raise ValueError(f"rhs: got {rhs!r}, expected one of {', '.join(_RIGHT_HAND_SIDES)}")
-    code, count = _RIGHT_HAND_SIDES[rhs]
-    if len(parameters) != count:
-        raise ValueError(f"parameters: got {len(parameters)} numbers, expected {count} for {rhs}")
+    code = _code_of(rhs, parameters, times)
     if len(tableau.a) != len(tableau.b) or any(len(row) != i for i, row in enumerate(tableau.a)):
         raise ValueError(
             "tableau: expected as many rows of a as weights b, row i with the i numbers left of the diagonal"
         )
+    scheme = (tableau.a, tableau.b, None if isinstance(rhs, str) else _nodes(tableau))
     if isinstance(dt, numbers.Real):
         dt = float(dt)
     out = _end_states(u, every, out)
-    given = (f, g, every, target, norms, norm_code(norm), stream, threads)
-    _core.relax_rk(out, u, code, parameters, tableau.a, tableau.b, dt, m, substeps, *given)
+    given = (parameters, scheme, dt, m, substeps, times, f, g, every, target, norms, norm_code(norm), stream)
+    if isinstance(rhs, CudaSlope):
+        rhs.relax(out, u, *given)
+    else:
+        _core.relax_rk(out, u, code, *given, threads)
     return every if out is None else out
+
+
+def _code_of(rhs: Any, parameters: Sequence[float], times: Any) -> Any:
+    """What ``_core`` calls this right-hand side; None for one on a CUDA device."""
+    if isinstance(rhs, CudaSlope):
+        return None
+    if isinstance(rhs, SlopeFunction):
+        return rhs.address, int(rhs.dtype == "float32"), rhs.lanes, rhs.components
+    if not isinstance(rhs, str) or rhs not in _RIGHT_HAND_SIDES:
+        expected = f"{', '.join(_RIGHT_HAND_SIDES)}, a SlopeFunction or a CudaSlope"
+        raise ValueError(f"rhs: got {rhs!r}, expected one of {expected}")
+    code, count = _RIGHT_HAND_SIDES[rhs]
+    if len(parameters) != count:
+        raise ValueError(f"parameters: got {len(parameters)} numbers, expected {count} for {rhs}")
+    if times is not None:
+        raise ValueError(f"times: got {type(times).__name__}, expected None: {rhs} does not depend on the time")
+    return code
+
+
+def _nodes(tableau: Any) -> Sequence[float]:
+    nodes = getattr(tableau, "c", None)
+    if nodes is None or len(nodes) != len(tableau.b):
+        raise ValueError(f"tableau.c: got {nodes!r}, expected {len(tableau.b)} numbers for one's own right-hand side")
+    return nodes
 
 
 def _end_states(u: Array, every: Array | None, out: Array | None) -> Array | None:

@@ -103,7 +103,7 @@ def swing(double[:, ::1] u, double mu, double dt, int m, double[:, ::1] weights)
     scheme.rhs = cy_ops.RightHandSide.van_der_pol
     scheme.parameters[0], scheme.stages, scheme.b[0], scheme.dt = mu, 1, 1.0, dt
     with nogil:
-        cy_ops.raise_unless_ok(cy_ops.relax_rk(state, v, scheme, absent, m, absent, absent, no_states, absent,
+        cy_ops.raise_unless_ok(cy_ops.relax_rk(state, v, scheme, absent, absent, m, absent, absent, no_states, absent,
                                                no_states, cy_ops.Norm.sum_abs, exec))
         exec.workspace_bytes = cy_ops.relax_stencil_workspace_bytes(v, 1)
         exec.workspace = malloc(exec.workspace_bytes)

@@ -46,6 +46,50 @@ def relax() -> Result:
     )
 
 
+@case("relax.user_rhs", suite="quick")
+def user_rhs() -> Result:
+    """Nanoseconds per evaluation of Lorenz in RK4 steps: compiled in, as Numba's function of lanes and of one column,
+    and as a NumPy callable, stepped in Python; one thread, same run, same bits."""
+    from pyparareal import ops
+    from pyparareal.problems import published
+    from pyparareal.propagators import RungeKutta, advance
+    from pyparareal.slopes import numba_slope
+    from pyparareal.tableaux import RK4
+    from pyparareal.time_grid import TimeGrid
+
+    def slope(t: float, u: Array, du: Array, p: Array) -> None:
+        x, y, z = u[0], u[1], u[2]
+        du[0] = p[0] * (y - x)
+        du[1] = p[1] * x - y - x * z
+        du[2] = x * y - p[2] * z
+
+    u, dt = np.random.default_rng().standard_normal((TRAJECTORIES, 3)), 2.0**-10
+    forms: dict[str, Any] = {
+        "compiled_in": "lorenz",
+        "lanes": numba_slope(slope, 3, 3),
+        "one_column": numba_slope(slope, 3, 3, lanes=False),
+    }
+    outs = {name: np.full_like(u, np.nan) for name in (*forms, "numpy")}
+    grid = TimeGrid(0.0, dt * TRAJECTORIES * STEPS, TRAJECTORIES * STEPS)
+    rhs = published.lorenz().rhs
+    phi, points = RungeKutta(lambda t, v: rhs(t, v), grid, RK4), slice(0, TRAJECTORIES * STEPS, STEPS)
+    ways: dict[str, Callable[[], Any]] = {
+        name: lambda form=form, name=name: ops.relax_rk(  # type: ignore[misc]
+            u, form, LORENZ, RK4, dt, STEPS, out=outs[name], threads=1
+        )
+        for name, form in forms.items()
+    }
+    ways["numpy"] = lambda: advance(phi, u, points, STEPS, out=outs["numpy"])
+    taken = _timing.interleave(ways, min_time=0.2, cold_cache=False)
+    evaluations = TRAJECTORIES * STEPS * len(RK4.b)
+    metrics = {f"{name}_ns": samples.median / evaluations * 1e9 for name, samples in taken.items()}
+    metrics |= {f"numpy_over_{name}": taken["numpy"].median / taken[name].median for name in forms}
+    metrics["lanes_over_compiled_in"] = taken["lanes"].median / taken["compiled_in"].median
+    checked = all(np.array_equal(out, outs["numpy"]) for out in outs.values())
+    samples = {name: s.seconds for name, s in taken.items()}
+    return Result(metrics, checked, samples, f"float64, {TRAJECTORIES} trajectories, {STEPS} steps; seconds of a call")
+
+
 @case("ops.relax.cuda", suite="gpu", device="cuda")
 def relax_cuda() -> Result:
     """The same on the device, beside one slice in one launch: the best serial program there; heat at three widths."""

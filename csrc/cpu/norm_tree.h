@@ -10,9 +10,7 @@ namespace pyparareal::cpu {
 class NormPartials {
  public:
   NormPartials(const Space& space, double* norms, const Exec& exec)
-      : chunks_(space.chunks()),
-        norms_(norms),
-        partials_(chunks_ > 1 ? static_cast<double*>(exec.workspace) : norms) {}
+      : chunks_(space.chunks()), norms_(norms), partials_(chunks_ > 1 ? static_cast<double*>(exec.workspace) : norms) {}
 
   double& at(int64_t slice, int64_t index) { return partials_[slice * chunks_ + index]; }
 

@@ -278,16 +278,12 @@ Status relax_stencil(const MutableView& out, const ConstView& u, const ConstView
 Status relax_rk(const MutableView& out, const ConstView& u, const RungeKutta& scheme, const ConstView& steps, int64_t m,
                 const ConstView& f, const ConstView& g, const MutableView& every, const EndNorms& norms,
                 const Exec& exec) {
-  const bool own_steps = steps.present();
   return with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
-    return runge_kutta(RungeKuttaTask<T>{{out, u, m, f, g, every},
-                                         scheme,
-                                         Coefficients<T>(scheme, own_steps),
-                                         own_steps ? numbers<double>(steps) : nullptr,
-                                         own_steps ? steps.stride[0] : 0,
-                                         own_steps ? steps.stride[1] : 0},
-                       norms, exec);
+    return runge_kutta(
+        RungeKuttaTask<T>{
+            {out, u, m, f, g, every}, scheme, Coefficients<T>(scheme, steps.present()), StepSizes(steps), {}},
+        norms, exec);
   });
 }
 

@@ -12,6 +12,9 @@ namespace pyparareal::cpu {
 // Bytes of a row of the widest tile of any instruction set.
 inline constexpr int64_t relax_row_bytes = 512, relax_alignment = 64;
 
+// Components of a state that is gathered from the tile for a function of one column.
+inline constexpr int most_gathered = 16;
+
 template <class T>
 struct TridiagonalTask {
   ColumnTask<T> columns;
@@ -31,8 +34,8 @@ struct RungeKuttaTask {
   ColumnTask<T> columns;
   RungeKutta scheme;
   Coefficients<T> coefficients;
-  const double* dt;  // null: that of the scheme
-  int64_t dt_slice_stride, dt_step_stride;
+  StepSizes steps;
+  StepTimes times;  // of functions alone
 };
 
 template <class T>
@@ -46,6 +49,7 @@ struct RelaxTiles {
   void (*tridiagonal)(const TridiagonalTask<T>& task, int64_t first, int64_t last, int tile, T* scratch);
   void (*stencil)(const StencilTask<T>& task, int64_t first, int64_t last, int tile, T* scratch);
   void (*runge_kutta)(const RungeKuttaTask<T>& task, int64_t first, int64_t last, int tile, T* scratch);
+  void (*function)(const RungeKuttaTask<T>& task, int64_t first, int64_t last, int tile, T* scratch);
 };
 
 }  // namespace pyparareal::cpu

@@ -2,6 +2,7 @@
 // Included by tiles_body.h: the steps of relax_tiles.h on tiles, with internal linkage.
 #include "pyparareal/rhs.h"
 #include "relax_columns_body.h"
+#include "relax_function_body.h"
 
 namespace pyparareal::cpu {
 namespace {
@@ -270,8 +271,7 @@ template <class T>
 void step_sizes(T* h, const RungeKuttaTask<T>& task, int64_t first, const ColumnTile<T>& state, int64_t j) {
   int64_t slice = first / task.columns.space.batches, batch = first % task.columns.space.batches;
   for (int lane = 0; lane < state.pitch; ++lane) {  // lanes past the last column repeat it
-    const double dt = task.dt[slice * task.dt_slice_stride + j * task.dt_step_stride];
-    h[lane] = static_cast<T>(dt / static_cast<double>(task.scheme.substeps));
+    h[lane] = task.steps.template at<T>(slice, j, task.scheme.substeps);
     if (lane + 1 < state.live && ++batch == task.columns.space.batches) batch = 0, ++slice;
   }
 }
@@ -285,7 +285,7 @@ void relax_rk_columns(const RungeKuttaTask<T>& task, int64_t first, int64_t last
       ColumnTile<T> state(task.columns, scratch, column, last, tile);
       state.start();
       for (int64_t j = 0; j < task.columns.m; ++j) {
-        if (task.dt) {
+        if (task.steps.data) {
           step_sizes(h, task, column, state, j);
           runge_kutta_tile<true>(state.x, state.vectors, state.pitch, rhs, by, h);
         } else {
@@ -300,8 +300,15 @@ void relax_rk_columns(const RungeKuttaTask<T>& task, int64_t first, int64_t last
 
 template <class T>
 constexpr RelaxTiles<T> make_relax_tiles() {
-  return {lanes_of<T>, wide_vectors * lanes_of<T>,   side_by_side * lanes_of<T>, scale_tile<T>,
-          add_tile<T>, relax_tridiagonal_columns<T>, relax_stencil_columns<T>,   relax_rk_columns<T>};
+  return {lanes_of<T>,
+          wide_vectors * lanes_of<T>,
+          side_by_side * lanes_of<T>,
+          scale_tile<T>,
+          add_tile<T>,
+          relax_tridiagonal_columns<T>,
+          relax_stencil_columns<T>,
+          relax_rk_columns<T>,
+          relax_function_columns<T>};
 }
 
 }  // namespace

@@ -5,8 +5,8 @@
 
 #include "../backend.h"
 #include "launch.cuh"
-#include "pyparareal/coefficients.h"
 #include "pyparareal/rhs.h"
+#include "pyparareal/rk_kernel.h"
 
 namespace pyparareal::cuda {
 namespace {
@@ -56,79 +56,12 @@ struct ScalarMath {
   static PYPARAREAL_HD void square_root(float& x) { x = ::sqrtf(x); }
 };
 
-// One substep with the slopes in registers: their indices are known when compiling, whatever the scheme.
 template <int most, bool own_steps, class Rhs, class T>
-__device__ __forceinline__ void substep(T* u, const Rhs& rhs, const Coefficients<T>& by, T h) {
-  T k[most][Rhs::components];
-#pragma unroll
-  for (int stage = 0; stage < most; ++stage) {
-    if (stage >= by.stages) break;
-    T w[Rhs::components];
-#pragma unroll
-    for (int d = 0; d < Rhs::components; ++d) w[d] = u[d];
-#pragma unroll
-    for (int j = 0; j < stage; ++j) {
-      if (!(by.used[stage] >> j & 1u)) continue;
-      const T factor = own_steps ? by.value[stage][j] * h : by.value[stage][j];
-#pragma unroll
-      for (int d = 0; d < Rhs::components; ++d) w[d] = w[d] + factor * k[j][d];
-    }
-    rhs.template slope<ScalarMath>(w, k[stage]);
-  }
-#pragma unroll
-  for (int j = 0; j < most; ++j) {
-    if (!(by.used[max_stages] >> j & 1u)) continue;
-    const T factor = own_steps ? by.value[max_stages][j] * h : by.value[max_stages][j];
-#pragma unroll
-    for (int d = 0; d < Rhs::components; ++d) u[d] = u[d] + factor * k[j][d];
-  }
-}
-
-struct StepSizes {
-  const double* data;
-  int64_t slice_stride, step_stride;
-};
-
-template <int most, bool own_steps, class Rhs, class T>
-__global__ void __launch_bounds__(relax_threads)
+__global__ void __launch_bounds__(rk_threads)
     rk_kernel(ColumnTask<T> task, Rhs rhs, Coefficients<T> by, StepSizes steps) {
-  constexpr int components = Rhs::components;
-  const int64_t columns = task.space.columns();
-  for (int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; column < columns;
-       column += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int64_t slice = column / task.space.batches, batch = column % task.space.batches;
-    const T* start = task.u.column(slice, batch);
-    const T* f = task.f.data ? task.f.column(slice, batch) : nullptr;
-    const T* g = task.g.data ? task.g.column(slice, batch) : nullptr;
-    T* every = task.every.data ? task.every.column(slice, batch) : nullptr;
-    T u[components];
-#pragma unroll
-    for (int d = 0; d < components; ++d) u[d] = start[d * task.u.stride];
-    Kept kept(task.period);
-    for (int64_t j = 0; j < task.m; ++j) {
-      T h = T(0);
-      if (own_steps)
-        h = static_cast<T>(steps.data[slice * steps.slice_stride + j * steps.step_stride] /
-                           static_cast<double>(by.substeps));
-      for (int64_t s = 0; s < by.substeps; ++s) substep<most, own_steps>(u, rhs, by, h);
-#pragma unroll
-      for (int d = 0; d < components; ++d) {
-        if (g)
-          u[d] = f[j * task.f.step_stride + d * task.f.stride] + (u[d] - g[j * task.g.step_stride + d * task.g.stride]);
-        else if (f)
-          u[d] = u[d] + f[j * task.f.step_stride + d * task.f.stride];
-      }
-      if (!every || !kept.next()) continue;
-#pragma unroll
-      for (int d = 0; d < components; ++d) every[d * task.every.stride] = u[d];
-      every += task.every.step_stride;
-    }
-    if (task.out.data) {
-      T* end = task.out.column(slice, batch);
-#pragma unroll
-      for (int d = 0; d < components; ++d) end[d * task.out.stride] = u[d];
-    }
-  }
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  rk_columns<ScalarMath, most, own_steps, false>(task, rhs, by, steps, StepTimes{}, first,
+                                                 static_cast<int64_t>(gridDim.x) * blockDim.x);
 }
 
 }  // namespace
@@ -156,20 +89,20 @@ Status relax_rk(const MutableView& out, const ConstView& u, const RungeKutta& sc
   if (!guard.status().ok()) return guard.status();
 
   const bool own_steps = steps.present();
-  const StepSizes sizes{static_cast<const double*>(steps.data), own_steps ? steps.stride[0] : 0,
-                        own_steps ? steps.stride[1] : 0};
+  const StepSizes sizes(steps);
   const Status launched = with_wide_type(u.dtype, [&](auto zero) {
     using T = decltype(zero);
     const ColumnTask<T> task(out, u, m, f, g, every);
     const Coefficients<T> by(scheme, own_steps);
     const auto launch_this = [&](auto* kernel, const auto& rhs) {
-      return launch("relax_rk", kernel, blocks_for(task.space.columns(), relax_threads), relax_threads, 0, exec.stream,
-                    task, rhs, by, sizes);
+      return launch("relax_rk", kernel, blocks_for(task.space.columns(), rk_threads), rk_threads, 0, exec.stream, task,
+                    rhs, by, sizes);
     };
     return with_rhs<T>(scheme, [&](const auto& rhs) {
       using Rhs = std::decay_t<decltype(rhs)>;
-      if (scheme.stages <= 4)
-        return own_steps ? launch_this(rk_kernel<4, true, Rhs, T>, rhs) : launch_this(rk_kernel<4, false, Rhs, T>, rhs);
+      if (scheme.stages <= few_stages)
+        return own_steps ? launch_this(rk_kernel<few_stages, true, Rhs, T>, rhs)
+                         : launch_this(rk_kernel<few_stages, false, Rhs, T>, rhs);
       return own_steps ? launch_this(rk_kernel<max_stages, true, Rhs, T>, rhs)
                        : launch_this(rk_kernel<max_stages, false, Rhs, T>, rhs);
     });

@@ -109,8 +109,8 @@ struct Side {
                                input(TARGET), output(NORMS), a.norm, exec);
         break;
       default:
-        status = relax_rk(out, input(U), a.scheme, input(STEPS), a.m, input(F), input(G), output(EVERY), input(TARGET),
-                          output(NORMS), a.norm, exec);
+        status = relax_rk(out, input(U), a.scheme, input(STEPS), {}, a.m, input(F), input(G), output(EVERY),
+                          input(TARGET), output(NORMS), a.norm, exec);
     }
   }
 

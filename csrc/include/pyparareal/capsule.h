@@ -29,8 +29,9 @@ struct OpsTable {
   Status (*relax_stencil)(MutableView, ConstView, ConstView, Boundary, int64_t, ConstView, ConstView, MutableView,
                           ConstView, MutableView, Norm, Exec);
   std::size_t (*relax_stencil_workspace_bytes)(const ConstView&, int32_t);
-  Status (*relax_rk)(MutableView, ConstView, const RungeKutta&, ConstView, int64_t, ConstView, ConstView, MutableView,
-                     ConstView, MutableView, Norm, Exec);
+  Status (*relax_rk)(MutableView, ConstView, const RungeKutta&, ConstView, ConstView, int64_t, ConstView, ConstView,
+                     MutableView, ConstView, MutableView, Norm, Exec);
+  std::size_t (*relax_rk_workspace_bytes)(const ConstView&, const RungeKutta&, int32_t);
   Status (*relax_mlp_sgd)(MutableView, ConstView, const Mlp&, ConstView, ConstView, ConstView, ConstView, int64_t,
                           ConstView, ConstView, MutableView, ConstView, MutableView, Norm, Exec);
   std::size_t (*relax_mlp_sgd_workspace_bytes)(const ConstView&, const Mlp&, int32_t);

@@ -3,8 +3,6 @@
 // each line rounds exactly as pyparareal/reference.py does.
 #pragma once
 
-#include <cstdint>
-
 #include "pyparareal/types.h"
 
 #ifdef __CUDACC__
@@ -20,6 +18,12 @@
 #define PYPARAREAL_NO_UNROLL
 #endif
 
+#ifdef __CUDACC_RTC__
+#define PYPARAREAL_COPY memcpy
+#else
+#define PYPARAREAL_COPY __builtin_memcpy
+#endif
+
 namespace pyparareal {
 
 // 16-bit floats are storage only: arithmetic is float32, rounded once to nearest even.
@@ -32,13 +36,13 @@ struct BFloat16 {
 
 PYPARAREAL_HD float as_float(uint32_t bits) {
   float value;
-  __builtin_memcpy(&value, &bits, sizeof value);
+  PYPARAREAL_COPY(&value, &bits, sizeof value);
   return value;
 }
 
 PYPARAREAL_HD uint32_t as_bits(float value) {
   uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof bits);
+  PYPARAREAL_COPY(&bits, &value, sizeof bits);
   return bits;
 }
 

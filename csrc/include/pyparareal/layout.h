@@ -2,7 +2,9 @@
 // Index arithmetic of the time axis and of strided features, shared by host and device.
 #pragma once
 
+#ifndef __CUDACC_RTC__
 #include <type_traits>
+#endif
 
 #include "pyparareal/formulas.h"
 #include "pyparareal/types.h"
@@ -77,6 +79,7 @@ Layout layout_of(const View<Pointer>& view) {
   return layout;
 }
 
+#ifndef __CUDACC_RTC__
 // The view of the C-points start, start + step, ... of a time grid: `count` slices of `view`.
 template <class Pointer>
 View<Pointer> time_points(View<Pointer> view, int64_t start, int64_t step, int64_t count, std::size_t item_bytes) {
@@ -87,5 +90,6 @@ View<Pointer> time_points(View<Pointer> view, int64_t start, int64_t step, int64
   view.shape[0] = count;
   return view;
 }
+#endif
 
 }  // namespace pyparareal

@@ -91,11 +91,14 @@ Status relax_stencil(MutableView out, ConstView u,
                      MutableView norms, Norm norm, Exec exec);
 std::size_t relax_stencil_workspace_bytes(const ConstView& u, int32_t threads);
 
-// Phi is one step of an explicit Runge-Kutta scheme, whose right-hand side takes the last axis of u
+// Phi is one step of an explicit Runge-Kutta scheme, whose right-hand side takes the last axis of u: one compiled in,
+// or on the CPU a function of the caller's, which alone has scratch and may know the time
 Status relax_rk(MutableView out, ConstView u, const RungeKutta& scheme,
                 ConstView steps,  // float64 [slices, m], step sizes, or absent: scheme.dt
+                ConstView times,  // float64 [slices, m], where the steps start, or absent: scheme.times
                 int64_t m, ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
                 Exec exec);
+std::size_t relax_rk_workspace_bytes(const ConstView& u, const RungeKutta& scheme, int32_t threads);
 
 // Phi is one step of gradient descent on half the summed squared error of a network over a batch of examples. The last
 // axis of u has its weights, layer by layer: the matrix [out, in], then the biases. A batch is the examples first,

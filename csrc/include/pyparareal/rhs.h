@@ -115,7 +115,7 @@ auto with_rhs(const RungeKutta& scheme, Body&& body) {
       return body(FitzHughNagumo<C>(scheme.parameters));
     case RightHandSide::van_der_pol:
       return body(VanDerPol<C>(scheme.parameters));
-    default:
+    default:  // functions have kernels of their own
       return body(Arenstorf<C>(scheme.parameters));
   }
 }

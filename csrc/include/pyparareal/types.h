@@ -2,8 +2,18 @@
 // Plain-old-data arguments of the kernel API: dtypes, borrowed views, execution place, status.
 #pragma once
 
+#ifdef __CUDACC_RTC__  // compiled at run time: no standard headers
+using int32_t = int;
+using uint32_t = unsigned int;
+using int64_t = long long;
+using uint16_t = unsigned short;
+namespace std {
+using size_t = decltype(sizeof 0);
+}
+#else
 #include <cstddef>
 #include <cstdint>
+#endif
 
 namespace pyparareal {
 
@@ -45,12 +55,33 @@ enum class RightHandSide : int32_t {
   brusselator = 2,
   fitzhugh_nagumo = 3,
   van_der_pol = 4,
-  arenstorf = 5
+  arenstorf = 5,
+  function = 6  // a function of the caller's: SlopeFunction
 };
 
 inline constexpr int max_stages = 11, max_parameters = 3, max_stencil = 9;
 
-// An explicit Runge-Kutta scheme for one of them: Butcher's a (left of the diagonal) and b.
+// A right-hand side of the caller's: a C function on numbers of one dtype T, that of the state.
+//   void slope(T t, const T* u, T* du, const T* parameters)                                 u, du [components]
+// or, of `lanes` columns at once, which a compiler can turn into vector instructions,
+//   void slope(int64_t lanes, const T* t, const T* u, T* du, const T* parameters)           u, du [components, lanes]
+// It is called from several threads at once, without any lock, and returns what depends on its arguments alone.
+struct SlopeFunction {
+  const void* address = nullptr;
+  DType dtype = DType::float64;
+  bool takes_lanes = false;
+  int64_t components = 0;
+  const void* parameters = nullptr;  // of dtype, borrowed
+};
+
+// Times of equidistant points, as pyparareal.TimeGrid has them: point i is at t0 + span * (i / steps), and step j of
+// slice n starts at point first + n * stride + j. Without steps there are none.
+struct UniformTimes {
+  double t0 = 0, span = 0;
+  int64_t steps = 0, first = 0, stride = 0;
+};
+
+// An explicit Runge-Kutta scheme for one of them: Butcher's a (left of the diagonal), b, and c, which functions need.
 struct RungeKutta {
   RightHandSide rhs = RightHandSide::dahlquist;
   int32_t stages = 0;
@@ -59,6 +90,9 @@ struct RungeKutta {
   double parameters[max_parameters] = {0};
   double a[max_stages][max_stages] = {{0}};
   double b[max_stages] = {0};
+  double c[max_stages] = {0};
+  SlopeFunction function;
+  UniformTimes times;  // NaN without them, unless the call has times of its own
 };
 
 enum class Activation : int32_t { identity = 0, relu = 1, sigmoid = 2, tanh = 3 };
