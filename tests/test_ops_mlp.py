@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops_backends import arrange, assert_same_bits, on_every_backend, simd
@@ -235,7 +234,7 @@ def test_nothing_to_do():
         assert ops.relax_mlp_sgd(np.empty(shape), (3, 4, 1), *XOR, 1.0, 2).shape == shape
 
 
-def module_of(sizes, hidden, last, bias):
+def module_of(torch, sizes, hidden, last, bias):
     kinds = {"sigmoid": torch.nn.Sigmoid, "tanh": torch.nn.Tanh, "relu": torch.nn.ReLU, "identity": torch.nn.Identity}
     layers = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
@@ -250,9 +249,10 @@ def module_of(sizes, hidden, last, bias):
 def test_steps_are_those_of_torch_autograd_and_its_sgd(sizes, hidden, last, bias, dtype):
     # The sums are of at most 71 terms of size one, three products deep, over 6 steps of rate 0.05: errors of a few
     # hundred units of rounding, and twice the derivatives' bound of that through the steps.
+    torch = pytest.importorskip("torch")
     torch.manual_seed(4)
     rng = np.random.default_rng(10)
-    module = module_of(sizes, hidden, last, bias).to(getattr(torch, dtype.name))
+    module = module_of(torch, sizes, hidden, last, bias).to(getattr(torch, dtype.name))
     x, y = (rng.random((6, d)).astype(dtype) for d in (sizes[0], sizes[-1]))
     u = torch.nn.utils.parameters_to_vector(module.parameters()).detach()[None].clone()
     first = np.array([[0, 2, 4, 0, 2, 4]])

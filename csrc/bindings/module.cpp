@@ -142,6 +142,8 @@ void relax_mlp_sgd(py::handle out, py::handle u, py::handle sizes, py::handle x,
   const Array rates = own_rates ? borrow(alpha, "alpha") : Array{};
   if (!own_rates) net.alpha = number(alpha, "alpha");
   Relaxation r(out, u, m, f, g, every, target, norms, norm, stream, threads);
+  const auto passes = [](int64_t count) { return std::clamp<int64_t>(count, 1, 1 << 20); };
+  r.exec.threads = thread_count(threads, r.u, passes(r.m) * passes(net.count));
   const std::size_t bytes = relax_mlp_sgd_workspace_bytes(r.u.input(), net, r.exec.threads);
   const Workspace scratch(bytes + r.norm_bytes(), r.u, u, r.exec);
   run([&] {

@@ -48,8 +48,10 @@ Status descend(const MlpTask<T>& task, const Exec& exec) {
   const MlpTiles<T>& kernels = mlp_tiles_of<T>(tiles());
   const ColumnSpace& space = task.columns.space;
   const auto plan_for = [&](int team) { return Plan(task.net, space, kernels.lanes, sizeof(T), team); };
-  const int64_t work = space.columns() * task.columns.m * task.batch() * space.length * static_cast<int64_t>(sizeof(T));
-  int team = team_size(exec.threads, space.columns(), work);
+  // A multiplication costs about what the traffic of an element does.
+  const double work = static_cast<double>(space.columns() * space.length) * static_cast<double>(task.columns.m) *
+                      static_cast<double>(task.batch()) * sizeof(T);
+  int team = team_size(exec.threads, space.columns(), static_cast<int64_t>(std::min(work, 1e18)));
   while (team > 1 && team * plan_for(team).bytes > static_cast<int64_t>(exec.workspace_bytes)) --team;
   const Plan plan = plan_for(team);
   share(team, plan.items, [&](int64_t first, int64_t last) {
