@@ -109,22 +109,22 @@ def test_wrong_options_are_refused(wrong, error, said):
 
 def test_what_memory_holds_decides_on_windows():
     """State of 32 doubles; a window of n steps is estimated at 10 states per slice of two steps."""
-    runs = make(mlp(), steps=1000, memory=100_000)
-    assert runs.window < 1000
+    runs = make(mlp(), steps=200, memory=50_000)
+    assert runs.window < 200
     assert runs.window % 2 == 0
     state = 32 * 8
-    assert 0.9 * 75_000 < 10 * state * (runs.window // 2 + 1) <= 75_000
+    assert 0.9 * 37_500 < 10 * state * (runs.window // 2 + 1) <= 37_500
     result = runs.run()
     assert result.status.ok
-    assert len(result.windows) == -(-1000 // runs.window)
-    assert make(mlp(), steps=1000, memory=10_000_000).window == 1000
+    assert len(result.windows) == -(-200 // runs.window)
+    assert make(mlp(), steps=200, memory=10_000_000).window == 200
 
 
 def test_gradients_are_taken_in_parts_where_memory_is_short():
-    """16 examples of 5 activations and a few more are kept per slice: thousands of bytes, so not 400 slices at once."""
-    runs, free = make(mlp(), steps=800, memory=1_500_000), make(mlp(), steps=800, memory=1_000_000_000)
-    assert runs.window == 800
-    assert 1 <= runs.slices_per_call < 400
+    """16 examples of 5 activations and a few more are kept per slice: thousands of bytes, so not 100 slices at once."""
+    runs, free = make(mlp(), steps=200, memory=400_000), make(mlp(), steps=200, memory=1_000_000_000)
+    assert runs.window == 200
+    assert 1 <= runs.slices_per_call < 100
     assert free.slices_per_call is None
     a, b = runs.run(), free.run()
     assert a.steps_per_call == runs.slices_per_call

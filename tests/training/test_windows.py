@@ -187,12 +187,12 @@ def test_a_run_killed_after_its_last_cycle_does_not_take_another(tmp_path, faile
 
 
 def test_a_run_goes_on_in_its_windows_whatever_memory_there_is_now(tmp_path):
-    options, path = {"steps": 200, "memory": 30_000}, tmp_path / "run.npz"
+    options, path = {"steps": 80, "memory": 20_000}, tmp_path / "run.npz"
     whole = make(**options).run()
     assert len(whole.windows) > 2
     with pytest.raises(Killed):
         make(**options).run(checkpoint=path, callback=killed_after(7))
-    rest = make(steps=200).run(checkpoint=path)
+    rest = make(steps=80).run(checkpoint=path)
     assert rest.iterations == whole.iterations
     assert equal(rest.weights, whole.weights)
 
