@@ -17,6 +17,7 @@ alone. States and slopes do not overlap.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -192,7 +193,7 @@ def numba_slope(
     if dtype not in DTYPES:
         raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
     try:
-        import numba
+        numba: Any = importlib.import_module("numba")
     except ImportError:
         raise ImportError("numba_slope needs Numba, which is not installed: pip install 'pyparareal[numba]'") from None
     number = getattr(numba.types, dtype)
