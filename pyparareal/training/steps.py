@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,28 @@ class OptimiserStep:
         shared = {name: named[original] for name, original in self.weights.shared.items()}
         # torch's own way with shared weights leaves a module that has two names broken behind.
         return self.loss(functional_call(self.module, {**named, **shared}, (x,), tie_weights=False), y)
+
+    def curvature(self, w: Tensor, iterations: int = 20) -> float:
+        """The largest curvature ``mu`` of the loss of the first batch at ``w [s]``, by power iteration.
+
+        Gradient descent with a learning rate above ``2 / mu`` climbs. NaN where the gradient has no derivative.
+        """
+        x, y, own = self.examples.batch(self.rules, self.level, range(1), self.stride, self.offset)
+        if own:
+            x, y = x[0], y[0]
+
+        def product(v: Tensor) -> Tensor:  # of the Hessian matrix
+            return grad(lambda weights: (grad(self._loss)(weights, x, y) * v).sum())(w)
+
+        v = torch.randn(w.shape, generator=torch.Generator().manual_seed(0), dtype=w.dtype).to(w.device)
+        size = v.norm()
+        try:
+            for _ in range(iterations):
+                v = product(v / size)
+                size = v.norm()
+        except RuntimeError:  # torch's, for a layer that can be differentiated once only
+            return math.nan
+        return float(size)
 
     def rediscretise(self, m: int) -> OptimiserStep:
         """The next level's step, by the rules."""

@@ -20,6 +20,7 @@ from ..solution import Solution, Status
 from ..solver import solve
 from ..stopping import Limits
 from ..time_grid import TimeGrid
+from .optimisers import SGD
 from .settings import Settings
 from .steps import OptimiserStep
 
@@ -43,6 +44,8 @@ class Window:
     alphas : tuple of float
         Learning rate per level.
     seconds : float
+    curvature : float, optional
+        After a residual that grew: the largest of the loss at the last exact weights, for gradient descent.
     """
 
     first: int
@@ -56,23 +59,35 @@ class Window:
     steps_per_level: tuple[int, ...] = ()
     alphas: tuple[float, ...] = ()
     seconds: float = 0.0
+    curvature: float | None = None
+
+    @property
+    def grew(self) -> bool:
+        """Whether the residual ended above its first value, or was not finite."""
+        known = [r for r in self.residuals if math.isfinite(r)]
+        return self.failure in (Status.DIVERGED, Status.NON_FINITE) or (len(known) > 1 and known[-1] > known[0])
 
     @property
     def reason(self) -> str:
         """What went wrong, in words; empty if nothing did."""
         if self.failure is None:
             return ""
-        known = [r for r in self.residuals if math.isfinite(r)]
-        grew = self.failure in (Status.DIVERGED, Status.NON_FINITE) or (len(known) > 1 and known[-1] > known[0])
-        if not grew:
+        if not self.grew:
             return self.failure.value
+        known = [r for r in self.residuals if math.isfinite(r)]
         end = f" to {self.residuals[-1]:.3g}" if self.residuals else ""
         start = f" from {known[0]:.3g}{end}" if known else ""
         rates = ", ".join(f"{alpha:.4g}" for alpha in self.alphas)
         return (
             f"the residual grew{start}: the learning rates of the levels, {rates}, are unstable; set alpha_max below "
-            f"{max(self.alphas):.4g}, or use fewer levels or a smaller growth"
+            f"{max(self.alphas):.4g}, or use fewer levels or a smaller growth{self._limit()}"
         )
+
+    def _limit(self) -> str:
+        if self.curvature is None or not self.curvature > 0 or not math.isfinite(self.curvature):
+            return ""
+        where = f"the largest curvature of the loss at step {self.first + self.exact} is {self.curvature:.3g}"
+        return f" ({where}, so that gradient descent is stable there below {2 / self.curvature:.3g})"
 
 
 @dataclass
@@ -149,6 +164,8 @@ class WindowSolver:
         wrong = torch.nonzero((found != self.c[1:]).flatten(1).any(1))
         slices = int(wrong[0]) if len(wrong) else len(found)
         window.exact = slices * m
+        if window.grew and self.step.optimiser == SGD():
+            window.curvature = self.step.curvature(self.c[slices, 0])
         left = self.steps - window.exact
         if window.steps_per_level:
             taken = window.steps_per_level

@@ -138,6 +138,8 @@ def test_an_unstable_learning_rate_is_named():
     assert "the residual grew from" in result.message
     assert "learning rates of the levels, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, are unstable" in result.message
     assert "alpha_max" in result.message
+    assert result.windows[0].curvature == pytest.approx(4.0)
+    assert "is 4, so that gradient descent is stable there below 0.5" in result.message
     assert largest(result.weights, runs.serial().weights) == 0
     assert run(alpha_max=0.2)[1].status is Status.CONVERGED
 
