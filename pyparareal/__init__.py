@@ -42,6 +42,7 @@ _MODULES = (
     "streams",
     "tableaux",
     "torch_ops",
+    "training",
 )
 
 __all__ = ["__version__", "get_include", *_LAZY, *_MODULES]

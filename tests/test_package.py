@@ -47,7 +47,8 @@ def python(*args):
 
 @pytest.mark.no_sanitize
 @pytest.mark.parametrize(
-    "module", ["pyparareal", "pyparareal.ops", "pyparareal.solver", "pyparareal.cli", "pyparareal._core"]
+    "module",
+    ["pyparareal", "pyparareal.ops", "pyparareal.solver", "pyparareal.cli", "pyparareal._core", "pyparareal.training"],
 )
 def test_import_is_silent_and_light(module):
     heavy = ("torch", "cupy", "matplotlib", "scipy", "sklearn", "PIL", "tqdm")
