@@ -134,9 +134,9 @@ class Outcome:
             return f"Not trained: {self.result.status.value}."
         best_serial = f"the best serial program ({speed.best_serial})"
         here = (
-            f"Here it was {speed.measured:.2g} times as fast as {best_serial}."
+            f"Here it was {speed.measured:.3g} times as fast as {best_serial}."
             if speed.measured >= 1
-            else f"Here it took {1 / speed.measured:.2g} times as long as {best_serial}."
+            else f"Here it took {1 / speed.measured:.3g} times as long as {best_serial}."
         )
         if not speed.predictions:
             return here
