@@ -108,9 +108,32 @@ def _relaxations_on(host: list[Any], device: str) -> Any:
             expected,
         )
         yield f"{name} every", every, expected_every
+        kept, norms = every[:, :1].contiguous(), torch.empty(len(u), dtype=torch.float64, device=device)
+        target = host[3].to(device)
+        end = getattr(ops, name)(u.to(device), *on_device, f=f, g=g, every=kept, target=target, norms=norms)
+        yield f"{name} of which one state is kept", end[:, 0], expected
+        yield f"norms of {name}", norms, reference.slice_norms(expected, _wide(host[3]))
+    yield from _networks_on(u, host[1], device)
     if n == 3:
         lorenz = ("lorenz", (10, 28, 8 / 3), RK4, 0.001, 2)
         yield "relax_rk", ops.relax_rk(u.to(device), *lorenz), reference.relax_rk(_wide(u), *lorenz)
+
+
+def _networks_on(u: Any, other: Any, device: str) -> Any:
+    """Two steps of every slice as the weights of a layer from ``inputs`` to one output, of all or one of the examples."""
+    inputs = u.shape[-1]
+    x = torch.stack([other.reshape(-1)[:1].repeat(inputs) / (i + 1) for i in range(3)])
+    y = torch.tensor([[0.0], [1.0], [0.5]], dtype=u.dtype)
+    first = torch.arange(2 * len(u)).reshape(len(u), 2) % 3
+    sizes, alpha = (inputs, 1), 0.1
+    for name, examples in (("all examples", {}), ("one example", {"first": first, "count": 1})):
+        plain = {key: value.numpy() if torch.is_tensor(value) else value for key, value in examples.items()}
+        here = {key: value.to(device) if torch.is_tensor(value) else value for key, value in examples.items()}
+        yield (
+            f"relax_mlp_sgd, {name}",
+            ops.relax_mlp_sgd(u.to(device), sizes, x.to(device), y.to(device), alpha, 2, **here),
+            reference.relax_mlp_sgd(_wide(u), sizes, _wide(x), _wide(y), alpha, 2, **plain),
+        )
 
 
 def _wide(x: Any) -> np.ndarray[Any, Any]:
