@@ -120,7 +120,7 @@ def _relaxations_on(host: list[Any], device: str) -> Any:
 
 
 def _networks_on(u: Any, other: Any, device: str) -> Any:
-    """Two steps of every slice as the weights of a layer from ``inputs`` to one output, of all or one of the examples."""
+    """Two steps of every slice, its state the weights of one neuron, with all examples in a batch and with one."""
     inputs = u.shape[-1]
     x = torch.stack([other.reshape(-1)[:1].repeat(inputs) / (i + 1) for i in range(3)])
     y = torch.tensor([[0.0], [1.0], [0.5]], dtype=u.dtype)
