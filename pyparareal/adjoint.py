@@ -58,7 +58,8 @@ class Adjoint:
         As ``tol`` of the forward solve, times ``sum_i |w[i]|``, the norms of the gradients that come in: no
         ``lambda`` is larger than that where the steps do not amplify. Not times that if MGRIT's ``relative`` is given.
     max_iterations : int, optional
-        Default: as many as make every slice exact, or ``max_iterations`` of the forward solve if that is more.
+        Default: as many as make every slice exact, or ``max_iterations`` of the forward solve if that is more. With
+        ``tol=None`` it is the number of the forward solve, and how exact the gradients are is for you to say.
     on_failure : {"raise", "serial", "return"}, optional
         "return" uses the gradients as they are, with a warning unless ``max_iterations`` is given and all that failed.
     norm : as in :func:`pyparareal.solve`, optional

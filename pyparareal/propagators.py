@@ -199,7 +199,7 @@ class RungeKutta:
         if not isinstance(substeps, int) or isinstance(substeps, bool) or substeps < 1:
             raise ValueError(f"substeps: got {substeps!r}, expected an integer of at least 1")
         self.rhs, self.grid, self.tableau, self.substeps = rhs, grid, tableau, substeps
-        ours = type(self).step is RungeKutta.step and type(self)._step is RungeKutta._step
+        ours = all(is_of(RungeKutta, self, name) for name in ("step", "_step", "_substep", "_relax"))
         self.fused = ours and isinstance(rhs, CompiledRhs | Rhs) and rhs.has_kernels
         # Of an Rhs not every dtype and device may have a kernel.
         self.batch_invariant = batch_invariant or (self.fused and isinstance(rhs, CompiledRhs))
@@ -260,7 +260,10 @@ class RungeKutta:
             self.rhs, self.grid.coarsen(m), self.tableau, substeps=self.substeps, batch_invariant=self.batch_invariant
         )
 
-    compares = True
+    @property
+    def compares(self) -> bool:
+        """See :class:`FusedPropagator`; a ``relax`` of a subclass need not take what it takes."""
+        return is_of(RungeKutta, self, "relax")
 
     @property
     def capturable(self) -> bool:
@@ -285,6 +288,11 @@ class RungeKutta:
         for b, j in self.tableau.weights:
             u = u + (b * h) * stages[j]
         return u
+
+
+def is_of(kind: type, one: Any, name: str) -> bool:
+    """Whether ``one`` has the method ``name`` from ``kind`` itself, and not from a subclass that does it otherwise."""
+    return getattr(type(one), name) is getattr(kind, name)
 
 
 class Blocks:

@@ -72,8 +72,9 @@ def solve(
         Parareal: a slice has converged when the ``norm`` of its last jump is below ``tol``; with 0 it must be exact,
         which takes as many iterations as there are slices. MGRIT: see ``stopping`` and what follows it in
         :class:`pyparareal.MGRIT`; by default the 2-norm of the residual at the C-points. None: run ``max_iterations``
-        iterations, compare with nothing and read nothing back before the last one is launched, so that a device never
-        waits for the host; residuals are known and ``callback`` is called at the end (``Status.FIXED``).
+        iterations (parareal: no more than there are slices, all is exact then), compare with nothing and read nothing
+        back before the last one is launched, so that a device never waits for the host; residuals are known and
+        ``callback`` is called at the end (``Status.FIXED``).
     coarse : like ``fine``, or for MGRIT a list with one per coarse level, optional
         One step of ``grid.coarsen(m)``; default ``fine.rediscretise(m)``, level by level.
     rhs : array ``[steps, batch, features...]``, optional

@@ -4,7 +4,8 @@
 import numpy as np
 import pytest
 
-from pyparareal import problems, tableaux
+from pyparareal import MGRIT, problems, solve, tableaux
+from pyparareal.compiled import compiled
 from pyparareal.implicit import ImplicitEuler
 from pyparareal.propagators import Blocked, Blocks, Map, Propagator, RungeKutta, advance
 from pyparareal.time_grid import TimeGrid
@@ -232,3 +233,37 @@ def test_torch_states_give_the_bits_of_numpy(name):
     assert np.array_equal(
         heat.step(torch.tensor(u[:, :2]), slice(0, 7, 1)).numpy(), heat.step(u[:, :2], slice(0, 7, 1))
     )
+
+
+@pytest.mark.parametrize("name", ["step", "_step", "_substep", "_relax"])
+def test_a_step_of_ones_own_is_not_passed_over_by_the_kernel(name):
+    def own(self, *arguments):
+        return arguments[-2 if name == "_substep" else -1]
+
+    rhs, grid = compiled("dahlquist", -1.0)(lambda t, u: -u), TimeGrid(0.0, 1.0, 4)
+    assert RungeKutta(rhs, grid).fused
+    assert not type("Own", (RungeKutta,), {name: own})(rhs, grid).fused
+
+
+@pytest.mark.parametrize("kind", [RungeKutta, ImplicitEuler])
+def test_a_relax_of_ones_own_is_not_asked_for_norms(kind):
+    """It may have the signature of before there were any."""
+
+    class Own(kind):
+        def relax(self, u, points, m, out, *, f=None, g=None, every=None):
+            more = {key: v for key, v in {"f": f, "g": g, "every": every}.items() if v is not None}
+            kind.relax(self, u, points, m, out, **more)
+
+    grid = TimeGrid(0.0, 1.0, 32)
+    if kind is RungeKutta:
+        arguments, u0 = (compiled("dahlquist", -1.0)(lambda t, u: -u), grid), np.ones(1)
+    else:
+        arguments, u0 = (np.ones(3), -2 * np.ones(4), np.ones(3), grid), np.ones(4)
+    ours, own = kind(*arguments), Own(*arguments)
+    assert ours.compares
+    assert not own.compares
+    options = {"m": 4, "tol": 1e-10, "method": MGRIT(levels=2)}
+    coarse = kind(*arguments).rediscretise(4)
+    expected, got = (solve(phi, u0, grid, coarse=coarse, **options) for phi in (ours, own))
+    assert np.array_equal(expected.u, got.u)
+    assert expected.residuals == got.residuals
