@@ -22,6 +22,7 @@ norms : array float64 [slices], contiguous
     With ``target``, and only then. Receives ``slice_norms(end, target, norm=norm)`` of the end states, bit for bit,
     computed while they are in cache.
 norm : {"sum_squares", "sum_abs", "max_abs"}
+    Of ``norms``: see :func:`pyparareal.ops.slice_norms`.
 """
 
 from __future__ import annotations
