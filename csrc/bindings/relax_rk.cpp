@@ -44,18 +44,20 @@ class SchemeArguments {
   }
 };
 
-// Any count of numbers, in the dtype of a function.
+// Any count of numbers, in the dtype of a function. Zeros follow up to max_device_parameters: a function that is given
+// fewer than it reads, or none, reads zeros, as on a device.
 class Parameters {
  public:
-  Parameters(py::handle sequence, DType dtype) {
-    wide_.resize(py::len(sequence));
-    numbers_of(sequence, wide_.data(), wide_.size(), "parameters");
+  Parameters(py::handle sequence, DType dtype)
+      : size_(py::len(sequence)), wide_(std::max<std::size_t>(size_, max_device_parameters)) {
+    numbers_of(sequence, wide_.data(), size_, "parameters");
     if (dtype == DType::float32) narrow_.assign(wide_.begin(), wide_.end());
   }
   const void* data() const { return narrow_.empty() ? static_cast<const void*>(wide_.data()) : narrow_.data(); }
-  std::size_t size() const { return wide_.size(); }
+  std::size_t size() const { return size_; }
 
  private:
+  std::size_t size_;
   std::vector<double> wide_;
   std::vector<float> narrow_;
 };
