@@ -13,7 +13,7 @@ import numpy as np
 from . import arrays, ops
 from .cuda_slopes import CudaSlope
 from .reference import RIGHT_HAND_SIDES
-from .slopes import SlopeFunction, positive
+from .slopes import SlopeFunction, integer, numbers_of
 from .tableaux import EULER
 
 Array = Any
@@ -40,9 +40,9 @@ class CompiledRhs:
         if name not in RIGHT_HAND_SIDES:
             raise ValueError(f"name: got {name!r}, expected one of {', '.join(RIGHT_HAND_SIDES)}")
         components, count, _ = RIGHT_HAND_SIDES[name]
-        if len(parameters) != count:
-            raise ValueError(f"parameters: got {len(parameters)} numbers, expected {count} for {name}")
-        self.name, self.parameters, self.components = name, tuple(map(float, parameters)), components
+        self.name, self.parameters, self.components = name, numbers_of("parameters", parameters), components
+        if len(self.parameters) != count:
+            raise ValueError(f"parameters: got {len(self.parameters)} numbers, expected {count} for {name}")
         self.timed, self.has_kernels = False, True
         self._rhs = rhs
 
@@ -73,7 +73,7 @@ class Rhs:
     components : int
         Of the last axis of the state.
     parameters : sequence of float
-        What the forms get as ``p``; ``rhs`` has them already.
+        What the forms get as ``p``, as many as each reads; ``rhs`` has them already.
     cpu : SlopeFunction, or what one is made of, or a sequence with one for each dtype, optional
         See :class:`pyparareal.slopes.SlopeFunction`; :func:`pyparareal.slopes.numba_slope` makes one of Python code.
     cuda : str or CudaSlope, optional
@@ -98,8 +98,8 @@ class Rhs:
     ) -> None:
         if not callable(rhs):
             raise TypeError(f"rhs: got {type(rhs).__name__}, expected a callable rhs(t, u)")
-        self.components, self.name = positive("components", components), getattr(rhs, "__name__", "rhs")
-        self.parameters, self.timed = tuple(map(float, parameters)), True
+        self.components, self.name = integer("components", components, 1), getattr(rhs, "__name__", "rhs")
+        self.parameters, self.timed = numbers_of("parameters", parameters), True
         self._rhs, self._compared = rhs, set[str]()
         self._cpu = self._functions(cpu)
         self._cuda = CudaSlope(cuda, self.components) if isinstance(cuda, str) else cuda
@@ -107,6 +107,8 @@ class Rhs:
             raise TypeError(f"cuda: got {type(cuda).__name__}, expected CUDA C++ statements or a CudaSlope")
         if self._cuda is not None and self._cuda.components != self.components:
             raise ValueError(f"cuda: got {self._cuda.components} components, expected {self.components}")
+        for form in (*self._cpu.values(), *(() if self._cuda is None else (self._cuda,))):
+            form.check_parameters(len(self.parameters))
         self.has_kernels = bool(self._cpu) or self._cuda is not None
 
     def _functions(self, cpu: Any) -> dict[str, SlopeFunction]:

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +23,15 @@ import numpy as np
 
 import pyparareal
 from pyparareal import _core
-from pyparareal.slopes import DTYPES, positive
+from pyparareal.slopes import DTYPES, integer
 
 Array = Any
 
 MOST_COMPONENTS = 64  # a trajectory lives in the registers of a thread, or next to them
+MOST_PARAMETERS = 64  # max_device_parameters of rk_kernel.h
 _FEW_STAGES, _THREADS, _MOST_BLOCKS = 4, 128, 2**31 - 1  # rk_kernel.h
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_PARAMETER = re.compile(r"(?<!\.)(?<!->)\bp\s*\[\s*(\d+)\s*\]")  # p[2]
 _OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space", "--define-macro=NDEBUG")
 
 _SOURCE = """\
@@ -76,27 +80,45 @@ class CudaSlope:
         double, so write ``T(8) / 3`` where the state may be float32. Functions of the CUDA math library may be called.
     components : int
         At most 64.
+    parameters : int, optional
+        How many it reads, at most 64: a call with another count is then refused. Without it a call must give at least
+        those that the text names by number, such as ``p[2]``; beyond the ones given a parameter is zero.
 
     Raises
     ------
     ValueError
-        On first use of a dtype and device, if the text does not compile: with the compiler's message, in which
-        ``rhs(2)`` is the second line of the text.
+        If the text names a parameter beyond ``parameters``; on first use of a dtype and device, if the text does not
+        compile: with the compiler's message, in which ``rhs(2)`` is the second line of the text.
     ImportError
         On first use, without CuPy.
     """
 
-    def __init__(self, text: str, components: int) -> None:
+    def __init__(self, text: str, components: int, parameters: int | None = None) -> None:
         if not isinstance(text, str):
             raise TypeError(f"text: got {type(text).__name__}, expected CUDA C++ statements")
         if not text.strip():
             raise ValueError("text: got nothing, expected CUDA C++ statements")
-        self.text, self.components = text, positive("components", components)
+        self.text, self.components = text, integer("components", components, 1)
         if self.components > MOST_COMPONENTS:
             raise ValueError(f"components: got {components}, expected {MOST_COMPONENTS} at most on a CUDA device")
+        self.parameters = None if parameters is None else integer("parameters", parameters, 0)
+        if self.parameters is not None and self.parameters > MOST_PARAMETERS:
+            raise ValueError(f"parameters: got {parameters}, expected {MOST_PARAMETERS} at most on a CUDA device")
+        named = [int(k) + 1 for k in _PARAMETER.findall(_COMMENT.sub(" ", text))]
+        self._least_parameters = max(named, default=0)
+        if self.parameters is not None and self.parameters < self._least_parameters:
+            last = self._least_parameters - 1
+            raise ValueError(f"text: got p[{last}], expected the {self.parameters} parameters p[0], ...")
 
     def __repr__(self) -> str:
-        return f"CudaSlope({self.components} components)"
+        count = "" if self.parameters is None else f", {self.parameters} parameters"
+        return f"CudaSlope({self.components} components{count})"
+
+    def check_parameters(self, count: int) -> None:
+        """ValueError unless the text reads so many parameters, as far as is known."""
+        if self.parameters not in (None, count) or count < self._least_parameters:
+            expected = self.parameters if self.parameters is not None else f"{self._least_parameters} or more"
+            raise ValueError(f"parameters: got {count} numbers, expected {expected} for {self!r}")
 
     def source(self, dtype: str) -> str:
         """What the compiler gets, for states of this dtype."""

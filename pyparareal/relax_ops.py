@@ -28,6 +28,7 @@ norm : {"sum_squares", "sum_abs", "max_abs"}
 from __future__ import annotations
 
 import numbers
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,8 @@ from pyparareal import _core
 from pyparareal._outputs import new, norm_code
 from pyparareal.arrays import Array
 from pyparareal.cuda_slopes import CudaSlope
-from pyparareal.slopes import SlopeFunction
+from pyparareal.reference import UniformTimes
+from pyparareal.slopes import SlopeFunction, length
 
 # Code and number of parameters.
 _RIGHT_HAND_SIDES = {
@@ -181,7 +183,8 @@ def relax_rk(
         The equations and their parameters are in :data:`pyparareal.reference.RIGHT_HAND_SIDES`. One's own is a
         :class:`.SlopeFunction` on the CPU and a :class:`.CudaSlope` on a CUDA device, where ``threads`` is unused.
     parameters : sequence of float
-        In one's own right-hand side as many as it reads, rounded to the dtype of ``u``; 64 at most on a CUDA device.
+        In one's own right-hand side as many as it reads, which is checked where it says how many; rounded to the dtype
+        of ``u``; 64 at most on a CUDA device.
     tableau : Tableau
         Anything with Butcher's ``a``, ``b`` and, for one's own right-hand side, ``c``; at most 11 stages; from
         :mod:`pyparareal.tableaux`.
@@ -194,11 +197,9 @@ def relax_rk(
     m, f, g, every, target, norms, norm, out : see the module.
     """
     code = _code_of(rhs, parameters, times)
-    if len(tableau.a) != len(tableau.b) or any(len(row) != i for i, row in enumerate(tableau.a)):
-        raise ValueError(
-            "tableau: expected as many rows of a as weights b, row i with the i numbers left of the diagonal"
-        )
-    scheme = (tableau.a, tableau.b, None if isinstance(rhs, str) else _nodes(tableau))
+    scheme, times = _scheme(tableau, isinstance(rhs, str)), _times(times)
+    if isinstance(dt, bool):
+        raise TypeError("dt: got bool, expected a float or an array")
     if isinstance(dt, numbers.Real):
         dt = float(dt)
     out = _end_states(u, every, out)
@@ -212,26 +213,58 @@ def relax_rk(
 
 def _code_of(rhs: Any, parameters: Sequence[float], times: Any) -> Any:
     """What ``_core`` calls this right-hand side; None for one on a CUDA device."""
+    given = length("parameters", parameters)
     if isinstance(rhs, CudaSlope):
-        return None
+        return rhs.check_parameters(given)
     if isinstance(rhs, SlopeFunction):
+        rhs.check_parameters(given)
         return rhs.address, int(rhs.dtype == "float32"), rhs.lanes, rhs.components
     if not isinstance(rhs, str) or rhs not in _RIGHT_HAND_SIDES:
         expected = f"{', '.join(_RIGHT_HAND_SIDES)}, a SlopeFunction or a CudaSlope"
         raise ValueError(f"rhs: got {rhs!r}, expected one of {expected}")
     code, count = _RIGHT_HAND_SIDES[rhs]
-    if len(parameters) != count:
-        raise ValueError(f"parameters: got {len(parameters)} numbers, expected {count} for {rhs}")
+    if given != count:
+        raise ValueError(f"parameters: got {given} numbers, expected {count} for {rhs}")
     if times is not None:
         raise ValueError(f"times: got {type(times).__name__}, expected None: {rhs} does not depend on the time")
     return code
 
 
-def _nodes(tableau: Any) -> Sequence[float]:
+def _scheme(tableau: Any, timeless: bool) -> tuple[Any, Any, Any]:
+    """Butcher's a, b and, unless the right-hand side is timeless, c."""
+    a, b = getattr(tableau, "a", None), getattr(tableau, "b", None)
+    try:
+        uneven = len(a) != len(b) or any(len(row) != i for i, row in enumerate(a))  # type: ignore[arg-type]
+    except TypeError:
+        kind = type(tableau).__name__
+        raise TypeError(
+            f"tableau: got {kind} with a={a!r}, b={b!r}, expected Butcher's a and b, as in a Tableau"
+        ) from None
+    if uneven:
+        raise ValueError(
+            "tableau: expected as many rows of a as weights b, row i with the i numbers left of the diagonal"
+        )
+    if timeless:
+        return a, b, None
     nodes = getattr(tableau, "c", None)
-    if nodes is None or len(nodes) != len(tableau.b):
-        raise ValueError(f"tableau.c: got {nodes!r}, expected {len(tableau.b)} numbers for one's own right-hand side")
-    return nodes
+    if not hasattr(nodes, "__len__") or len(nodes) != len(b):  # type: ignore[arg-type]
+        raise ValueError(f"tableau.c: got {nodes!r}, expected {len(b)} numbers for one's own right-hand side")  # type: ignore[arg-type]
+    return a, b, nodes
+
+
+def _times(times: Any) -> Any:
+    """``times``, those of a uniform grid as the tuple that ``_core`` takes."""
+    if not isinstance(times, tuple):
+        return times
+    if not isinstance(times, UniformTimes):
+        raise TypeError(f"times: got {type(times).__name__}, expected an array or UniformTimes")
+    try:
+        values = float(times.t0), float(times.span), *map(operator.index, times[2:])
+    except (TypeError, ValueError):
+        raise TypeError(f"times: got {times}, expected t0 and span as floats and the rest as ints") from None
+    if times.steps < 1:
+        raise ValueError(f"times: got {times}, expected 1 step or more")
+    return values
 
 
 def _end_states(u: Array, every: Array | None, out: Array | None) -> Array | None:

@@ -21,6 +21,7 @@ import importlib
 import operator
 import re
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ DTYPES = ("float64", "float32")
 _C_NAMES = {"float64": "double", "float32": "float"}
 _FUNCTION_POINTER: Any = ctypes.CFUNCTYPE(None).__mro__[1]  # what all prototypes are made of
 _C_TYPES: dict[str, Any] = {"float64": ctypes.c_double, "float32": ctypes.c_float}
+_RESERVED = 64  # numbers a function may read of its parameters at the least: zeros after those given
 
 
 class SlopeFunction:
@@ -47,13 +49,27 @@ class SlopeFunction:
         Of every number. Needed for an address; elsewhere it must agree.
     lanes : bool, optional
         Whether an address takes lanes; elsewhere it must agree.
+    parameters : int, optional
+        How many numbers it reads there: a call with another count is then refused. Unknown otherwise, and zeros follow
+        the numbers given, up to 64.
     """
 
-    def __init__(self, source: Any, components: int, *, dtype: str | None = None, lanes: bool | None = None) -> None:
-        self.components = positive("components", components)
+    def __init__(
+        self,
+        source: Any,
+        components: int,
+        *,
+        dtype: str | None = None,
+        lanes: bool | None = None,
+        parameters: int | None = None,
+    ) -> None:
+        self.components = integer("components", components, 1)
+        self.parameters = None if parameters is None else integer("parameters", parameters, 0)
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
         self.address, found = _address_of(source)
+        if not 0 < self.address < 1 << 64:
+            raise ValueError(f"source: got {self.address}, expected the address of a function")
         if found is None and dtype is None:
             raise ValueError("dtype: got None, expected float64 or float32, because an address does not tell it")
         self.dtype, self.lanes = found or (str(dtype), bool(lanes))
@@ -64,7 +80,15 @@ class SlopeFunction:
         self._source = source  # its code lives as long as it does
 
     def __repr__(self) -> str:
-        return f"SlopeFunction({self.components} components, {self.dtype}{', lanes' if self.lanes else ''})"
+        said = [f"{self.components} components", self.dtype, *["lanes"] * self.lanes]
+        if self.parameters is not None:
+            said.insert(1, f"{self.parameters} parameters")
+        return f"SlopeFunction({', '.join(said)})"
+
+    def check_parameters(self, count: int) -> None:
+        """ValueError unless it reads so many parameters, as far as is known."""
+        if self.parameters not in (None, count):
+            raise ValueError(f"parameters: got {count} numbers, expected {self.parameters} for {self!r}")
 
     def __call__(self, t: Array, u: Array, parameters: Sequence[float] = ()) -> Array:
         """``du`` at the NumPy states ``u [..., components]`` and times that broadcast to ``u[..., :1]``."""
@@ -73,7 +97,9 @@ class SlopeFunction:
             raise ValueError(f"u: got {u.dtype} of shape {u.shape}, expected {dtype} with {self.components} components")
         columns = np.ascontiguousarray(u).reshape(-1, self.components)
         times = np.broadcast_to(np.asarray(t, dtype), (*u.shape[:-1], 1)).reshape(-1)
-        numbers = np.array(parameters, dtype)
+        given = numbers_of("parameters", parameters)
+        self.check_parameters(len(given))
+        numbers = np.array(given + (0.0,) * (_RESERVED - len(given)), dtype)
         slopes = np.empty_like(columns)
         leading = [ctypes.c_int64, ctypes.c_void_p] if self.lanes else [number]
         function = ctypes.CFUNCTYPE(None, *leading, *[ctypes.c_void_p] * 3)(self.address)
@@ -83,15 +109,42 @@ class SlopeFunction:
         return slopes.reshape(u.shape)
 
 
-def positive(name: str, value: Any) -> int:
-    """``value`` as an int of at least 1, or the error that names the argument."""
+def integer(name: str, value: Any, least: int) -> int:
+    """``value`` as an int of at least ``least``, or the error that names the argument."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: got {type(value).__name__}, expected an int") from None
-    if number < 1:
-        raise ValueError(f"{name}: got {number}, expected 1 or more")
+    if number < least:
+        raise ValueError(f"{name}: got {number}, expected {least} or more")
     return number
+
+
+def length(name: str, values: Any) -> int:
+    """How many numbers there are, or the error that names the argument."""
+    try:
+        return len(values)
+    except TypeError:
+        raise TypeError(f"{name}: got {type(values).__name__}, expected a sequence of floats") from None
+
+
+def numbers_of(name: str, values: Any) -> tuple[float, ...]:
+    """``values`` as floats, or the error that names the argument."""
+    if isinstance(values, str | bytes | dict | set):
+        raise TypeError(f"{name}: got {type(values).__name__}, expected a sequence of floats")
+    length(name, values)
+    return tuple(_float(name, value) for value in values)
+
+
+def _float(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a float") from None
 
 
 def _expected(got: str) -> TypeError:
@@ -104,8 +157,6 @@ def _expected(got: str) -> TypeError:
 def _address_of(source: Any) -> tuple[int, tuple[str, bool] | None]:
     """The address, and dtype and lanes where the source tells them."""
     if isinstance(source, int) and not isinstance(source, bool):
-        if not 0 < source < 1 << 64:
-            raise ValueError(f"source: got {source}, expected the address of a function")
         return source, None
     if type(source).__name__ == "PyCapsule":
         return _of_capsule(source)
@@ -175,9 +226,10 @@ def numba_slope(
     function : callable
         In the part of Python that Numba compiles, of ``t``, ``u [components]``, ``du [components]`` and ``p
         [parameters]``. A literal such as ``0.5`` is a float64 for Numba: with float32 states, arithmetic with it is
-        done in float64 and rounded when stored. A division by zero gives an infinity, and nothing may be raised.
+        done in float64 and rounded when stored. A division by zero gives an infinity, and nothing may be raised. Of
+        a function that is compiled already, its Python code is taken.
     components, parameters : int
-        Lengths of ``u`` and ``p``.
+        Lengths of ``u`` and ``p``; every call must give so many parameters.
     dtype : {"float64", "float32"}
     lanes : bool
         False: one column per call.
@@ -188,8 +240,13 @@ def numba_slope(
     ------
     ImportError
         If Numba is not installed.
+    ValueError
+        If Numba cannot compile the function; the cause is Numba's own error.
     """
-    components = positive("components", components)
+    function = getattr(function, "py_func", function)
+    if not isinstance(function, FunctionType):
+        raise TypeError(f"function: got {type(function).__name__}, expected a Python function of t, u, du and p")
+    components, parameters = integer("components", components, 1), integer("parameters", parameters, 0)
     if dtype not in DTYPES:
         raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
     try:
@@ -212,4 +269,10 @@ def numba_slope(
 
     arguments = (numba.types.int64, pointer) if lanes else (number,)
     signature = numba.types.void(*arguments, pointer, pointer, pointer)
-    return SlopeFunction(numba.cfunc(signature, error_model="numpy")(many if lanes else one), components)
+    try:
+        code = numba.cfunc(signature, error_model="numpy")(many if lanes else one)
+    except numba.core.errors.NumbaError as error:
+        raise ValueError(
+            f"function: got {function.__name__}, expected what Numba compiles; it says:\n{error}"
+        ) from error
+    return SlopeFunction(code, components, parameters=parameters)

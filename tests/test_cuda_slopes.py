@@ -264,7 +264,7 @@ def test_mistakes():
         CudaSlope("du[0] = u[0];", 65)
     rhs, u = CudaSlope(TEXT["lorenz"], 3), np.ones((4, 3))
 
-    def call(state=u, parameters=(), **keywords):
+    def call(state=u, parameters=PARAMETERS["lorenz"], **keywords):
         ops.relax_rk(state, rhs, parameters, tableaux.RK4, 0.1, 2, **keywords)
 
     with pytest.raises(ValueError, match=r"^u: got shape \[4, 2\], expected 3 components on the last axis$"):
@@ -281,11 +281,43 @@ def test_mistakes():
         rhs.source("float16")
 
 
+def test_parameters_beyond_those_given():
+    u = np.ones((4, 3))
+
+    def call(rhs, parameters):
+        ops.relax_rk(u, rhs, parameters, tableaux.RK4, 0.1, 2)
+
+    lorenz = CudaSlope(TEXT["lorenz"], 3)
+    for count in (0, 1, 2):
+        message = rf"^parameters: got {count} numbers, expected 3 or more for CudaSlope\(3 components\)$"
+        with pytest.raises(ValueError, match=message):
+            call(lorenz, PARAMETERS["lorenz"][:count])
+    declared = CudaSlope("for (int i = 0; i < 3; ++i) du[i] = p[i] * u[i];", 3, 3)
+    for given in ((), (1.0,) * 2, (1.0,) * 4):
+        message = rf"^parameters: got {len(given)} numbers, expected 3 for CudaSlope\(3 components, 3 parameters\)$"
+        with pytest.raises(ValueError, match=message):
+            call(declared, given)
+    with pytest.raises(TypeError, match=r"^parameters: got float, expected a sequence of floats$"):
+        call(declared, 1.0)
+    with pytest.raises(ValueError, match=r"^text: got p\[2\], expected the 2 parameters p\[0\], ...$"):
+        CudaSlope(TEXT["lorenz"], 3, 2)
+    for count, error, message in (
+        (-1, ValueError, "^parameters: got -1, expected 0 or more$"),
+        (65, ValueError, "^parameters: got 65, expected 64 at most on a CUDA device$"),
+        (True, TypeError, "^parameters: got bool, expected an int$"),
+        (2.0, TypeError, "^parameters: got float, expected an int$"),
+    ):
+        with pytest.raises(error, match=message):
+            CudaSlope("du[0] = 0;", 1, count)
+    # What is not the parameters: other arrays, members, comments.
+    assert CudaSlope("T up[3]; s.p[4]; s->p[5]; /* p[6]\n p[7] */ du[0] = up[2] + p[ 1 ]; // p[8]", 1, 2)
+
+
 def test_without_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr(cuda_slopes, "_on_cuda", lambda u: True)
     with pytest.raises(ImportError, match=r"by CuPy, which is not installed: pip install 'pyparareal\[cupy\]'$"):
-        ops.relax_rk(np.ones((4, 3)), CudaSlope(TEXT["lorenz"], 3), (), tableaux.RK4, 0.1, 2)
+        ops.relax_rk(np.ones((4, 3)), CudaSlope(TEXT["lorenz"], 3), PARAMETERS["lorenz"], tableaux.RK4, 0.1, 2)
 
 
 @pytest.mark.no_sanitize

@@ -151,6 +151,8 @@ def test_right_hand_side_and_parameters():
             rhs="rossler")  # fmt: skip
     refuses(ValueError, "^parameters: got 2 numbers, expected 3 for lorenz$", "relax_rk", parameters=(1.0, 2.0))
     refuses(TypeError, "^parameters: got str, expected a float$", "relax_rk", parameters=(1.0, 2.0, "3"))
+    for given, kind in ((2.0, "float"), (None, "NoneType")):
+        refuses(TypeError, f"^parameters: got {kind}, expected a sequence of floats$", "relax_rk", parameters=given)
     refuses(ValueError, r"^u: got shape \[4, 3\], expected 2 components on the last axis$", "relax_rk",
             rhs="brusselator", parameters=(1, 3))  # fmt: skip
 
@@ -159,6 +161,14 @@ def test_tableau():
     uneven = SimpleNamespace(a=((), (1.0, 2.0)), b=(0.5, 0.5))
     refuses(ValueError, "^tableau: expected as many rows of a as weights b, row i with the i numbers left", "relax_rk",
             tableau=uneven)  # fmt: skip
+    for given, kind in (
+        (None, "NoneType with a=None, b=None"),
+        ("RK4", "str with a=None, b=None"),
+        (SimpleNamespace(a=None, b=(1.0,)), r"SimpleNamespace with a=None, b=\(1.0,\)"),
+        (SimpleNamespace(a=(1.0,), b=(1.0,)), r"SimpleNamespace with a=\(1.0,\), b=\(1.0,\)"),
+    ):
+        message = f"^tableau: got {kind}, expected Butcher's a and b, as in a Tableau$"
+        refuses(TypeError, message, "relax_rk", tableau=given)
     short = SimpleNamespace(a=((),), b=(0.5, 0.5))
     refuses(ValueError, "^tableau: expected as many rows", "relax_rk", tableau=short)
     long = SimpleNamespace(a=tuple((0.1,) * i for i in range(12)), b=(0.1,) * 12)
@@ -172,6 +182,7 @@ def test_step_sizes():
     for shape in ((4,), (4, 3), (2, 4)):
         got = re.escape(str(list(shape)))
         refuses(ValueError, rf"^dt: got shape {got}, expected \[4, 2\], slices and m$", "relax_rk", dt=np.ones(shape))
+    refuses(TypeError, "^dt: got bool, expected a float or an array$", "relax_rk", dt=True)
     refuses(TypeError, "^dt: got str, expected a NumPy, CuPy or torch array", "relax_rk", dt="0.1")
     refuses(ValueError, "^substeps: got 0, expected 1 or more$", "relax_rk", substeps=0)
     refuses(TypeError, "^substeps: got float, expected an int$", "relax_rk", substeps=1.0)

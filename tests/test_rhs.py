@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Right-hand sides with forms of their own in RungeKutta: bits of the Python steps, and no disagreement in silence."""
 
+import textwrap
+from pathlib import Path
+
 import numpy as np
 import pytest
 from own_slopes import COMPONENTS, DTYPES, PARAMETERS, PYTHON, TEXT, c_function, c_library, slope, states
 
-from pyparareal import MGRIT, TimeGrid, arrays, solve, tableaux
-from pyparareal.compiled import Rhs
+from pyparareal import MGRIT, Status, TimeGrid, arrays, solve, tableaux
+from pyparareal.compiled import CompiledRhs, Rhs
 from pyparareal.cuda_slopes import CudaSlope
 from pyparareal.propagators import RungeKutta, is_fused
 from pyparareal.slopes import SlopeFunction
 
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "solver.rst"
 GRIDS = {"uniform": TimeGrid(0.3, 0.9, 14), "graded": TimeGrid.from_times(0.3 + np.linspace(0, 0.7, 15) ** 1.5)}
 OPTIONS = [{}, {"tableau": tableaux.MIDPOINT, "substeps": 3}, {"tableau": tableaux.COOPER_VERNER_8}]
 
@@ -82,8 +86,10 @@ def test_without_a_form_for_the_dtype_the_function_is_stepped(library):
     phi.step(u.astype("float64"), slice(0, 5, 1))
     assert calls[4:] == [(1, 3)]  # once, to compare
     assert not RungeKutta(Rhs(counted, 3), GRIDS["uniform"]).fused
-    assert not RungeKutta(Rhs(counted, 3, cuda=TEXT["lorenz"]), GRIDS["uniform"]).step(u, slice(0, 5, 1)).any() or calls
+    for_a_device = Rhs(counted, 3, parameters=PARAMETERS["lorenz"], cuda=TEXT["lorenz"])
+    stepped = RungeKutta(for_a_device, GRIDS["uniform"]).step(u, slice(0, 5, 1))
     assert calls[5:] == [(5, 3)] * 4  # text for a device is no form for the host
+    assert np.array_equal(stepped, RungeKutta(PYTHON["lorenz"], GRIDS["uniform"]).step(u, slice(0, 5, 1)))
     coarse = phi.rediscretise(2)
     assert coarse.fused
     assert coarse.grid.steps == 7
@@ -163,9 +169,57 @@ def test_what_does_not_fit(library):
         Rhs(PYTHON["lorenz"], 3, cuda=1)
     with pytest.raises(ValueError, match=r"^cuda: got 2 components, expected 3$"):
         Rhs(PYTHON["lorenz"], 3, cuda=CudaSlope("du[0] = u[1];", 2))
+    with pytest.raises(TypeError, match=r"^components: got bool, expected an int$"):
+        Rhs(PYTHON["lorenz"], True)
     assert isinstance(Rhs(PYTHON["lorenz"], 3, cpu=c_function(library, "lorenz"))._cpu["float64"], SlopeFunction)
     with pytest.raises(ValueError, match=r"^u: got \(2,\) components, expected 3 for lorenz"):
         RungeKutta(own(library, "lorenz"), GRIDS["uniform"]).step(np.ones((4, 2)), slice(0, 4, 1))
+
+
+def test_parameters_that_do_not_fit(library):
+    python = PYTHON["lorenz"]
+    for given, message in (
+        (1.0, "^parameters: got float, expected a sequence of floats$"),
+        (None, "^parameters: got NoneType, expected a sequence of floats$"),
+        ("ab", "^parameters: got str, expected a sequence of floats$"),
+        (("1",), "^parameters: got str, expected a float$"),
+        ((None,), "^parameters: got NoneType, expected a float$"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            Rhs(python, 3, parameters=given)
+        with pytest.raises(TypeError, match=message):
+            CompiledRhs("dahlquist", given, python)
+    three = SlopeFunction(c_function(library, "lorenz"), 3, parameters=3)
+    message = r"^parameters: got 1 numbers, expected 3 for SlopeFunction\(3 components, 3 parameters, float64\)$"
+    with pytest.raises(ValueError, match=message):
+        Rhs(python, 3, parameters=(10.0,), cpu=three)
+    with pytest.raises(ValueError, match=r"^parameters: got 0 numbers, expected 3 or more for CudaSlope\(3 comp"):
+        Rhs(python, 3, cuda=TEXT["lorenz"])
+    with pytest.raises(ValueError, match=r"^parameters: got 3 numbers, expected 4 for CudaSlope\(3 components, 4 par"):
+        Rhs(python, 3, parameters=PARAMETERS["lorenz"], cuda=CudaSlope(TEXT["lorenz"], 3, 4))
+    Rhs(python, 3, parameters=PARAMETERS["lorenz"], cpu=three, cuda=CudaSlope(TEXT["lorenz"], 3, 3))
+
+
+@pytest.mark.no_sanitize
+@pytest.mark.skipif(not DOCS.exists(), reason="without the documentation")
+def test_the_documented_example_takes_arrays_of_numpy_and_of_torch():
+    pytest.importorskip("numba")
+    torch = pytest.importorskip("torch")
+    block = DOCS.read_text().split(".. code-block:: python\n", 1)[1].split("\n\nOn the CPU", 1)[0]
+    names = {}
+    exec(textwrap.dedent(block).replace("2**16", "2**10"), names)
+    assert names["solution"].status is Status.CONVERGED
+    phi, points = RungeKutta(names["rhs"], names["grid"]), slice(3, 14, 5)
+    plain = RungeKutta(names["pendulum"], names["grid"])
+    u = np.random.default_rng(4).standard_normal((3, 4, 2))
+    tensor = torch.from_numpy(u).requires_grad_()
+    stepped = plain.step(tensor, points)
+    # Only sine and cosine may differ, by units in the last place of numbers of order one.
+    for got in (phi.step(u, points), phi.step(tensor.detach(), points), stepped.detach()):
+        np.testing.assert_allclose(got, plain.step(u, points), rtol=0, atol=1e-14)
+    (gradient,) = torch.autograd.grad(phi.step(tensor, points).sum(), tensor)
+    assert torch.equal(gradient, *torch.autograd.grad(stepped.sum(), tensor))
+    assert gradient.abs().min() > 0
 
 
 @pytest.mark.gpu

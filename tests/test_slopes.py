@@ -3,11 +3,24 @@
 
 import ctypes
 import itertools
+import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from ops_backends import assert_same_bits, simd
-from own_slopes import COMPONENTS, DTYPES, PARAMETERS, PYTHON, c_function, c_library, numpy_slope, slope, states
+from own_slopes import (
+    COMPONENTS,
+    DTYPES,
+    PARAMETERS,
+    PYTHON,
+    c_function,
+    c_library,
+    compiler,
+    numpy_slope,
+    slope,
+    states,
+)
 
 from pyparareal import ops, reference, tableaux
 from pyparareal.reference import UniformTimes
@@ -144,10 +157,6 @@ def test_large_states(library, tmp_path):
         for (long l = 0; l < n; ++l) du[i * n + l] = p[0] * ((i ? u[(i - 1) * n + l] : 0) - u[i * n + l]) + t[l];
     }"""
     (tmp_path / "chain.c").write_text(text)
-    import subprocess
-
-    from own_slopes import compiler
-
     subprocess.run([*compiler(), "-O2", "-fPIC", "-shared", "-ffp-contract=off", "chain.c", "-o", "chain.so"],
                    cwd=tmp_path, check=True)  # fmt: skip
     chain = ctypes.CDLL(str(tmp_path / "chain.so"))
@@ -273,17 +282,109 @@ def test_mistakes(library):
         (library.lorenz_double, TypeError, r"^source: got c_int \(\), expected void \(T, const T\*"),
         (ctypes.CFUNCTYPE(None, ctypes.c_double, pointer, pointer, pointer)(lambda t, u, du, p: None), TypeError,
          "^source: got a Python function behind ctypes, expected compiled code; give it as rhs$"),
+        (ctypes.CFUNCTYPE(None, ctypes.c_double, pointer, pointer, pointer)(), ValueError,
+         "^source: got 0, expected the address of a function$"),
+        (SimpleNamespace(address=0, ctypes=function), ValueError,
+         "^source: got 0, expected the address of a function$"),
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             SlopeFunction(source, 3)
     with pytest.raises(ValueError, match=r"^components: got 0, expected 1 or more$"):
         SlopeFunction(function, 0)
+    for name in ("components", "parameters"):
+        with pytest.raises(TypeError, match=rf"^{name}: got bool, expected an int$"):
+            SlopeFunction(function, **({"components": 3} | {name: True}))
+    with pytest.raises(ValueError, match=r"^parameters: got -1, expected 0 or more$"):
+        SlopeFunction(function, 3, parameters=-1)
     with pytest.raises(TypeError, match=r"^components: got float, expected an int$"):
         SlopeFunction(function, 3.0)
     with pytest.raises(ValueError, match=r"^dtype: got 'float16', expected one of float64, float32$"):
         SlopeFunction(function, 3, dtype="float16")
     with pytest.raises(TypeError, match=r"^source: got a function without lanes, expected lanes=True$"):
         SlopeFunction(function, 3, lanes=True)
+
+
+@both_abis
+def test_a_count_of_parameters_that_is_known_is_checked(library, lanes):
+    source, lorenz = c_function(library, "lorenz", lanes=lanes), PARAMETERS["lorenz"]
+    known, out, u = SlopeFunction(source, 3, parameters=3), np.full((4, 3), 7.0), np.ones((4, 3))
+    assert known.parameters == 3
+    for given in ((), lorenz[:2], (*lorenz, 1.0)):
+        message = rf"^parameters: got {len(given)} numbers, expected 3 for SlopeFunction\(3 components, 3 parameters, f"
+        with pytest.raises(ValueError, match=message):
+            ops.relax_rk(u, known, given, tableaux.RK4, 0.1, 2, out=out)
+        with pytest.raises(ValueError, match=message):
+            known(0.0, u, given)
+    for given, kind in ((2.0, "float"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=rf"^parameters: got {kind}, expected a sequence of floats$"):
+            ops.relax_rk(u, known, given, tableaux.RK4, 0.1, 2, out=out)
+        with pytest.raises(TypeError, match=rf"^parameters: got {kind}, expected a sequence of floats$"):
+            known(0.0, u, given)
+    assert (out == 7).all()
+    same = ops.relax_rk(u, SlopeFunction(source, 3), lorenz, tableaux.RK4, 0.1, 2)
+    assert_same_bits(ops.relax_rk(u, known, lorenz, tableaux.RK4, 0.1, 2), same)
+
+
+@every_dtype
+@both_abis
+def test_where_the_count_is_not_known_zeros_follow(tmp_path, dtype, lanes):
+    # A function that reads 64 numbers: du = p[0] + 2 p[1] + ... + 64 p[63], whole numbers in both dtypes.
+    text = """
+    #include <stdint.h>
+    void one(T t, const T* u, T* du, const T* p) { *du = 0; for (int i = 0; i < 64; ++i) *du += (i + 1) * p[i]; }
+    void many(int64_t n, const T* t, const T* u, T* du, const T* p) {
+      for (int64_t l = 0; l < n; ++l) one(t[l], u + l, du + l, p);
+    }"""
+    (tmp_path / "sum.c").write_text(text)
+    number = "-DT=double" if dtype == "float64" else "-DT=float"
+    subprocess.run([*compiler(), "-O2", "-fPIC", "-shared", number, "sum.c", "-o", "sum.so"], cwd=tmp_path, check=True)
+    library = ctypes.CDLL(str(tmp_path / "sum.so"))
+    address = ctypes.cast(library.many if lanes else library.one, ctypes.c_void_p).value
+    unknown = SlopeFunction(address, 1, dtype=dtype, lanes=lanes)
+    u = np.zeros((1, 1), dtype)
+    for given, expected in (((), 0), ((2.0,), 2), ((2.0, 1.0), 4), ((1.0,) * 64, 2080), ((1.0,) * 70, 2080)):
+        assert ops.relax_rk(u, unknown, given, tableaux.EULER, 1.0, 1) == expected
+        assert unknown(0.0, u, given) == expected
+
+
+def test_numba_keeps_its_count_of_parameters():
+    numba = pytest.importorskip("numba")
+
+    def decay(t, u, du, p):
+        du[0] = p[0] * u[0] + p[1]
+
+    function = numba_slope(decay, 1, 2)
+    assert function.parameters == 2
+    for given in ((), (1.0,), (1.0, 2.0, 3.0)):
+        with pytest.raises(ValueError, match=rf"^parameters: got {len(given)} numbers, expected 2 for SlopeFunction"):
+            ops.relax_rk(np.ones((1, 1, 1)), function, given, tableaux.EULER, 0.1, 1)
+    assert numba_slope(lambda t, u, du, p: None, 1).parameters == 0
+    # Of a function that is compiled already, the Python code.
+    again = numba_slope(numba.njit(decay), 1, 2)
+    call = ((0.5, 0.25), tableaux.RK4, 0.1, 3)
+    u = np.ones((5, 1))
+    assert_same_bits(ops.relax_rk(u, again, *call), ops.relax_rk(u, function, *call))
+
+
+def test_mistakes_of_a_numba_slope():
+    numba = pytest.importorskip("numba")
+
+    def unknown_name(t, u, du, p):
+        du[0] = speed  # noqa: F821
+
+    with pytest.raises(TypeError, match=r"^function: got int, expected a Python function of t, u, du and p$"):
+        numba_slope(3, 3)
+    with pytest.raises(ValueError, match=r"^parameters: got -1, expected 0 or more$"):
+        numba_slope(unknown_name, 3, -1)
+    with pytest.raises(TypeError, match=r"^components: got bool, expected an int$"):
+        numba_slope(unknown_name, True)
+    for function in (unknown_name, numba.njit(unknown_name)):
+        message = r"^function: got unknown_name, expected what Numba compiles; it says:\n(?s:.)*'speed'"
+        with pytest.raises(ValueError, match=message) as caught:
+            numba_slope(function, 3)
+        assert isinstance(caught.value.__cause__, numba.core.errors.TypingError)
+    with pytest.raises(ValueError, match=r"^function: got <lambda>, expected what Numba compiles"):
+        numba_slope(lambda t, u: None, 3)
 
 
 def test_calls_that_are_refused(library):
@@ -303,6 +404,16 @@ def test_calls_that_are_refused(library):
         (ValueError, "^times: got ndarray, expected None: lorenz does not depend on the time$",
          {"rhs": "lorenz", "times": np.ones((4, 2))}),
         (ValueError, "^rhs: got 3, expected one of dahlquist", {"rhs": 3}),
+        (TypeError, "^times: got tuple, expected an array or UniformTimes$", {"times": (0.0, 1.0)}),
+        (TypeError, "^times: got tuple, expected an array or UniformTimes$", {"times": (0.0, 1.0, 3, 0, 1)}),
+        (TypeError, r"^times: got UniformTimes\(t0='a', .*\), expected t0 and span as floats and the rest as ints$",
+         {"times": UniformTimes("a", 1.0, 3, 0, 1)}),
+        (TypeError, r"^times: got UniformTimes\(.*steps=3.5, .*\), expected t0 and span as floats and the rest as",
+         {"times": UniformTimes(0.0, 1.0, 3.5, 0, 1)}),
+        (ValueError, r"^times: got UniformTimes\(.*steps=-3, .*\), expected 1 step or more$",
+         {"times": UniformTimes(0.0, 1.0, -3, 0, 1)}),
+        (ValueError, "^tableau.c: got 1.0, expected 4 numbers for one's own right-hand side$",
+         {"tableau": SimpleNamespace(a=tableaux.RK4.a, b=tableaux.RK4.b, c=1.0)}),
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             call(**changes)
