@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     option("--guess", default="zeros", metavar="KIND", help="zeros, constant or coarse (default: zeros)")
     option("--window", type=int, metavar="N", help="steps solved at a time (default: all that memory holds)")
     option("--deterministic", action="store_true", help="the same bits whatever shares a call")
-    option("--device", default="cpu", metavar="NAME", help="where torch computes (default: cpu)")
+    option("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... or auto (default: cpu)")
     group = parser.add_argument_group("output")
     option = group.add_argument
     option("--checkpoint", type=Path, metavar="FILE", help="written after every cycle; the run goes on from it")
@@ -78,9 +78,13 @@ def main(args: argparse.Namespace) -> int:
 
 def _runs(args: argparse.Namespace) -> tuple[Any, Any]:
     """The problem and its :class:`pyparareal.training.TrainingRuns`."""
+    from .nn.training_job.device import resolve
     from .training import problems, rules
 
-    problem = problems.CATALOGUE[args.problem](seed=args.seed).to(args.device)
+    if not 0 <= args.seed < 2**32:  # what NumPy's generator takes
+        raise ValueError(f"seed: got {args.seed}, expected an integer from 0 to {2**32 - 1}")
+    device = resolve(args.device, "float32")
+    problem = problems.CATALOGUE[args.problem](seed=args.seed).to(device)
     found = rules.find(args.rules)
     if args.batch is not None:
         if found.data == "full":

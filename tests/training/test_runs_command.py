@@ -81,6 +81,14 @@ def test_a_checkpoint(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["windows"] == first["windows"]
 
 
+def test_cuda_where_there_is_none(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run("--device", "cuda") == 2
+    shown = capsys.readouterr()
+    assert "device: got 'cuda', expected one that is here: cpu (torch finds no CUDA device)" in shown.err
+    assert (len(shown.err.splitlines()), shown.out) == (1, "")
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -94,6 +102,12 @@ def test_a_checkpoint(tmp_path, capsys):
         (["--cycle", "Z"], "cycle: got 'Z'"),
         (["--steps", "many"], "invalid int value: 'many'"),
         (["--plot", "a.txt"], "plot: got 'a.txt'"),
+        (["--device", "foo"], "device: got 'foo', expected cpu, cuda, cuda:<number> or auto"),
+        (["--device", "meta"], "device: got 'meta'"),
+        (["--device", "cuda:99"], "device: got 'cuda:99', expected one that is here"),
+        (["--seed", "-1"], "seed: got -1, expected an integer from 0 to 4294967295"),
+        (["--problem", "digits", "--seed", "-1"], "seed: got -1"),
+        (["--seed", str(2**32)], "seed: got 4294967296"),
     ],
 )
 def test_one_line_for_a_mistake(argv, said, capsys):
