@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, default_collate
@@ -37,10 +39,13 @@ class Examples:
         """
         if self.order is None and not callable(rules.data):
             return self.x, self.y, False
-        own = torch.arange(points.start, points.stop, points.step, dtype=torch.int64)
         if callable(rules.data):
-            chosen = self._chosen(rules.data(level, (own + offset // stride).numpy(), stride), len(own))
+            first = offset // stride
+            chosen = self.chosen(
+                rules.data, level, range(points.start + first, points.stop + first, points.step), stride
+            )
         else:
+            own = torch.arange(points.start, points.stop, points.step, dtype=torch.int64)
             chosen = self._by_rule(str(rules.data), own, stride, offset)
         if chosen.ndim == 3:  # [slices, stride, batch]: averaged
             return self.x[chosen].mean(1), self.y[chosen].to(self.x.dtype).mean(1), True
@@ -56,8 +61,10 @@ class Examples:
             return self.order[(fine[:, None] + torch.arange(stride)) % count]
         return self.order[fine % count]
 
-    def _chosen(self, numbers: Any, slices: int) -> Tensor:
-        chosen = torch.as_tensor(numbers)
+    def chosen(self, rule: Callable[..., Any], level: int, points: range, stride: int) -> Tensor:
+        """What ``rule`` gives for ``points``, counted from the start of the run: int64 ``[points, batch]``, checked."""
+        slices = len(points)
+        chosen = torch.as_tensor(rule(level, np.arange(points.start, points.stop, points.step, dtype=np.int64), stride))
         if chosen.dtype != torch.int64 or chosen.ndim != 2 or len(chosen) != slices:
             raise ValueError(
                 f"data: the rule returned {chosen.dtype} {list(chosen.shape)}, expected int64 [{slices}, batch]"

@@ -35,6 +35,8 @@ from .windows import Cycle, Window, WindowSolver, as_json, finite, from_json, ti
 
 Callback = Callable[[int, int, float], object]
 
+_PROBED = 4096  # points of a level at which a function for the data is asked what it chooses
+
 
 class TrainingRuns:
     """Training steps solved in parallel; :meth:`run` works, constructing only checks and copies the initial weights.
@@ -214,7 +216,6 @@ class TrainingRuns:
 
     def identity(self) -> dict[str, Any]:
         """What a run must have in common with one to continue it."""
-        rule = self.rules.data
         return {
             "settings": dataclasses.asdict(self.settings),
             "window": self.given_window,
@@ -223,10 +224,41 @@ class TrainingRuns:
             "module": str(self.module),
             "optimiser": repr(self.optimiser),
             "lr": self.step.base,
-            "rules": repr(self.rules) if isinstance(rule, str) else getattr(rule, "__qualname__", type(rule).__name__),
+            **self._identity_of_rules(),
             "data": checkpoints.digest(self.examples.x, self.examples.y, self.examples.order),
             "path": self.why_not_fused or "fused",
+            "what loss and forward pass compute": self._probe(),
         }
+
+    def _identity_of_rules(self) -> dict[str, Any]:
+        rules, settings = self.rules, self.settings
+        if not callable(rules.data):
+            return {"rules": repr(rules)}
+        chosen = []
+        for level in range(settings.levels_for(settings.steps)):
+            stride = settings.m**level
+            points = range(max(min(settings.steps // stride, _PROBED), 1))
+            chosen.append(self.examples.chosen(rules.data, level, points, stride))
+        return {
+            "rules": repr(dataclasses.replace(rules, data="full")).replace("'full'", "a function"),
+            "the rule of the data": checkpoints.digest(*chosen),
+        }
+
+    def _probe(self) -> list[float]:
+        """Norm, sum and a weighted sum of gradients of the first steps of two levels, near the initial weights.
+
+        What a loss and a forward pass compute, which their names do not tell.
+        """
+        found: list[float] = []
+        w = self.start[0, : self.weights.size]
+        factors = torch.linspace(-1.0, 1.0, len(w), dtype=w.dtype).to(w.device)
+        for level in range(min(self.settings.levels_for(self.settings.steps), 2)):
+            step = self.step.moved(level=level, stride=self.settings.m**level)
+            count = max(min(self.settings.steps // step.stride, 3), 1)
+            scales = 1 + torch.arange(count, dtype=w.dtype, device=w.device)[:, None] / 8
+            for g in step.gradient(w * scales, slice(0, count, 1)):
+                found += [float(g.norm()), float(g.sum()), float((g * factors).sum())]
+        return found
 
     def _tolerance(self, tol: float | None) -> float:
         """The paper's 1e-9, or where the weights cannot be so exact what rounding leaves of them."""

@@ -13,7 +13,7 @@ from networks import equal, examples, largest, mlp  # noqa: E402
 from pyparareal.errors import ConvergenceError  # noqa: E402
 from pyparareal.nn.training_job.checkpoint import CheckpointError  # noqa: E402
 from pyparareal.solution import Status  # noqa: E402
-from pyparareal.training import TrainingRuns, problems  # noqa: E402
+from pyparareal.training import Rules, TrainingRuns, problems  # noqa: E402
 
 
 def make(steps=60, **options):
@@ -222,6 +222,39 @@ def test_checkpoints_of_other_runs_or_none_are_refused(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(CheckpointError, match="not a whole checkpoint"):
             make().run(checkpoint=path)
+
+
+def test_a_checkpoint_of_another_loss_forward_pass_or_rule_is_refused(tmp_path):
+    """Names do not tell them apart: they are asked what they compute."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.inner, self.factor = mlp(), factor
+
+        def forward(self, x):
+            return self.factor * self.inner(x)
+
+    def run(loss=None, factor=1.0, rules="solver1"):
+        loss = loss or (lambda a, b: (a - b).square().mean())
+        runs = TrainingRuns(Scaled(factor), loss, examples(), steps=40, lr=0.05, rules=rules)
+        return runs.run(checkpoint=tmp_path / "run.npz", stop=lambda: True).status
+
+    assert run() is Status.STOPPED
+    for other in ({"loss": lambda a, b: (a - b).abs().mean()}, {"factor": 1.0001}):
+        with pytest.raises(CheckpointError, match="what loss and forward pass compute is another"):
+            run(**other)
+    assert run() is Status.STOPPED  # and its own goes on
+
+    def rule(factor):
+        return lambda level, points, stride: (points[:, None] * factor + [0, 1]) % 16
+
+    (tmp_path / "run.npz").unlink()
+    assert run(rules=Rules(data=rule(1))) is Status.STOPPED
+    for factor, growth in ((3, None), (1, 1.5)):
+        with pytest.raises(CheckpointError, match="rule"):
+            run(rules=Rules(growth, data=rule(factor)))
+    assert run(rules=Rules(data=rule(1))) is Status.STOPPED
 
 
 def test_the_message_says_how_far_it_came():
