@@ -43,7 +43,7 @@ class CompiledRhs:
         self.name, self.parameters, self.components = name, numbers_of("parameters", parameters), components
         if len(self.parameters) != count:
             raise ValueError(f"parameters: got {len(self.parameters)} numbers, expected {count} for {name}")
-        self.timed, self.has_kernels = False, True
+        self.timed, self.has_kernels, self.has_cuda = False, True, True
         self._rhs = rhs
 
     def __call__(self, t: Array, u: Array) -> Array:
@@ -109,7 +109,8 @@ class Rhs:
             raise ValueError(f"cuda: got {self._cuda.components} components, expected {self.components}")
         for form in (*self._cpu.values(), *(() if self._cuda is None else (self._cuda,))):
             form.check_parameters(len(self.parameters))
-        self.has_kernels = bool(self._cpu) or self._cuda is not None
+        self.has_cuda = self._cuda is not None
+        self.has_kernels = bool(self._cpu) or self.has_cuda
 
     def _functions(self, cpu: Any) -> dict[str, SlopeFunction]:
         found: dict[str, SlopeFunction] = {}

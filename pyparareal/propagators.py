@@ -267,8 +267,11 @@ class RungeKutta:
 
     @property
     def capturable(self) -> bool:
-        """See :class:`.GraphRuntime`; step sizes that differ are copied from the host at every call."""
-        return self.fused and isinstance(self.rhs, CompiledRhs) and self.grid.uniform
+        """See :class:`.GraphRuntime`; step sizes that differ are copied from the host at every call.
+
+        An :class:`.Rhs` is compiled, and compared at its first state, in the cycle before the one that is recorded.
+        """
+        return self.fused and self.grid.uniform and getattr(self.rhs, "has_cuda", False)
 
     def _step(self, t: Array, u: Array, points: slice) -> Array:
         h: Any = self.grid.dt(points)

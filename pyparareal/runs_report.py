@@ -93,6 +93,7 @@ class Outcome:
             "serial_steps_timed": dict(speed.serial_steps),
             "speedup_measured": _finite(speed.measured),
             "speedup_sigma": _finite(speed.sigma),
+            "seconds_driver": _finite(speed.driver),
             "speedup_predicted": [
                 {"processors": p.processors, "speedup": _finite(p.speedup), "efficiency": p.speedup / p.processors}
                 for p in speed.predictions
@@ -114,18 +115,35 @@ class Outcome:
         if self.accuracy is not None:
             rows.append(("accuracy", f"{self.accuracy:.4f}, serial {self.serial_accuracy:.4f}, on held-out examples"))
         rows.append(("step", "one kernel for all slices" if r.path == "fused" else f"torch ({r.why_not_fused})"))
-        rows.append(("measured", f"{r.seconds:.3g} s in parallel on one device"))
+        how = "serially, in windows," if self.is_serial else "in parallel"
+        rows.append(("measured", f"{r.seconds:.3g} s {how} on one device"))
         rows += [("", f"{seconds:.3g} s serially by {name}") for name, seconds in speed.serial.items()]
         if speed.predictions:
             found = ", ".join(f"{p.speedup:.2g} on {p.processors}" for p in speed.predictions)
-            rows.append(("predicted", f"speed-up {found} processors, from the steps measured here"))
+            rows.append(("predicted", f"speed-up {found} processors over {speed.best_serial}, from the steps measured"))
+            rows.append(("", f"here{self._driver()}"))
         if math.isfinite(speed.sigma):
-            rows.append(("", f"speed-up {speed.sigma:.2g} by the paper's count, a processor per slice"))
+            rows.append(("", f"speed-up {speed.sigma:.2g} by the paper's count of steps, a processor per slice"))
         wrapped = [(name, textwrap.wrap(value, 100) or [""]) for name, value in rows]
         table = "\n".join(
             f"{name if i == 0 else '':<11} {line}" for name, part in wrapped for i, line in enumerate(part)
         )
         return f"\n{table}\n\n{textwrap.fill(self.verdict(), 100)}"
+
+    @property
+    def is_serial(self) -> bool:
+        """Whether no window had a coarse level."""
+        return bool(self.result.status.name == "SERIAL")
+
+    def _driver(self) -> str:
+        """What the measured run has and the predicted ones have not."""
+        seconds = self.speed.driver
+        if not seconds > 0:
+            return ", without driver overhead"
+        return (
+            f", without driver overhead: {seconds:.2g} s of the {self.speed.parallel:.2g} s measured, so that "
+            f"{self.speed.measured:.2g} was measured on 1"
+        )
 
     def verdict(self) -> str:
         """Whether it pays, here and elsewhere."""
@@ -138,14 +156,18 @@ class Outcome:
             if speed.measured >= 1
             else f"Here it took {1 / speed.measured:.3g} times as long as {best_serial}."
         )
+        if self.is_serial:
+            return f"Nothing was solved in parallel. {here}"
         if not speed.predictions:
             return here
         best = max(speed.predictions, key=lambda p: p.speedup)
         share = f"{100 * best.speedup / best.processors:.2g} % of each processor"
         if best.speedup < 1:
-            return f"{here} It does not pay with {best.processors} processors either."
+            either = " either" if speed.measured < 1 else ", as predicted"
+            return f"{here} It does not pay with {best.processors} processors{either}."
         return (
-            f"{here} It may pay where {best.processors} processors are idle: at most {best.speedup:.2g} times, {share}."
+            f"{here} It may pay where {best.processors} processors are idle: at most {best.speedup:.2g} times, {share}, "
+            "without driver overhead."
         )
 
 
@@ -173,12 +195,18 @@ def draw(path: Path, found: Outcome) -> None:
     settings, predictions = found.runs.settings, found.speed.predictions
     draw_residuals(left, residuals, settings.tol * math.sqrt(found.runs.window), "residual")
     left.set_title(f"{found.problem.name}, {settings.steps} steps: {found.result.status.name.lower()}")
-    right.plot([p.processors for p in predictions], [p.speedup for p in predictions], "o-", color=COLOURS[0])
+    label = "predicted, without driver overhead"
+    right.plot(
+        [p.processors for p in predictions], [p.speedup for p in predictions], "o-", color=COLOURS[0], label=label
+    )
     right.axhline(1, color=COLOURS[-1], lw=1)
-    right.axhline(found.speed.measured, color=COLOURS[1], ls="--", label="measured on one device")
+    right.axhline(found.speed.measured, color=COLOURS[1], ls="--", label="measured on one device, driver included")
     if math.isfinite(found.speed.sigma):
-        right.axhline(found.speed.sigma, color=COLOURS[2], ls=":", label="the paper's count, a processor per slice")
-    right.set(xscale="log", xlabel="processors", ylabel="speed-up over serial training", title="predicted and measured")
+        right.axhline(
+            found.speed.sigma, color=COLOURS[2], ls=":", label="the paper's count of steps, a processor per slice"
+        )
+    over = f"speed-up over {found.speed.best_serial}"
+    right.set(xscale="log", xlabel="processors", ylabel=over, title="predicted and measured")
     right.legend(fontsize="small")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:

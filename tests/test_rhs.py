@@ -235,3 +235,10 @@ def test_on_a_device(library, dtype, grid):
     wrong = RungeKutta(own(library, "forced", cuda=TEXT["forced"].replace("t * t", "t")), grid)
     with pytest.raises(ValueError, match=r"^cuda: at t = .* component 1 of the slope is"):
         wrong.step(torch.from_numpy(u).cuda(), points)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_on_uniform_grids_a_form_for_cuda_may_be_recorded_in_a_graph(library, grid):
+    with_cuda = own(library, "lorenz", cuda=TEXT["lorenz"])
+    assert RungeKutta(with_cuda, grid).capturable == grid.uniform
+    assert not RungeKutta(own(library, "lorenz"), grid).capturable

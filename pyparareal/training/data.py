@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
 
 from .rules import Rules
 
@@ -112,26 +112,46 @@ def _of_loader(loader: DataLoader[Any], rules: Rules, steps: int) -> Examples:
         raise ValueError(
             f"data: got a DataLoader for the rule {rules.data!r}, expected 'serial', 'injected' or 'averaged'"
         )
-    sampler, dataset = loader.sampler, loader.dataset
-    if not isinstance(sampler, RandomSampler | SequentialSampler) or loader.batch_sampler is None:
-        raise ValueError(
-            f"data: got a DataLoader with {type(sampler).__name__}, whose order may be another one each time; expected "
-            "shuffle=False, or shuffle=True with a generator"
-        )
-    shuffled = isinstance(sampler, RandomSampler)
-    if shuffled and sampler.generator is None:  # type: ignore[union-attr]
-        raise ValueError(
-            "data: got a DataLoader that shuffles without a generator, whose order cannot be had again; expected "
-            "DataLoader(..., shuffle=True, generator=torch.Generator().manual_seed(seed))"
-        )
+    dataset, sampler = loader.dataset, _sampler(loader)
     if not hasattr(dataset, "__len__"):
         raise ValueError("data: got a DataLoader of an iterable dataset, expected one with a length")
     collate = loader.collate_fn or default_collate
     pairs = collate([dataset[i] for i in range(len(dataset))])
     if not isinstance(pairs, tuple | list) or len(pairs) != 2 or not all(isinstance(part, Tensor) for part in pairs):
         raise TypeError("data: the DataLoader's dataset gives no pairs (input, target) of tensors or numbers")
-    order = _order(loader, steps if shuffled else 1)
+    order = _order(loader, steps if isinstance(sampler, RandomSampler) else 1)
+    for batch in order[:2]:
+        again = collate([dataset[int(i)] for i in batch])
+        if not all(_equal(part[batch], a) for part, a in zip(pairs, again, strict=True)):
+            raise ValueError(
+                "data: got a DataLoader whose examples are others when asked again (random numbers in the dataset), or "
+                "depend on the batch they are in (collate_fn); expected a batch to be a choice of fixed examples"
+            )
     return Examples(pairs[0], pairs[1], order)
+
+
+def _sampler(loader: DataLoader[Any]) -> Any:
+    """What draws the order, found to be repeatable: no sampler is known to be but torch's own two."""
+    batches = loader.batch_sampler
+    if batches is None:
+        raise ValueError("data: got a DataLoader with batch_size=None, expected one that makes batches")
+    sampler = batches.sampler if type(batches) is BatchSampler else batches
+    if type(sampler) not in (RandomSampler, SequentialSampler):
+        raise ValueError(
+            f"data: got a DataLoader with {type(sampler).__name__}, whose order may be another one each time; expected "
+            "shuffle=False, or shuffle=True with a generator"
+        )
+    if isinstance(sampler, RandomSampler) and sampler.generator is None:
+        raise ValueError(
+            "data: got a DataLoader that shuffles without a generator, whose order cannot be had again; expected "
+            "DataLoader(..., shuffle=True, generator=torch.Generator().manual_seed(seed))"
+        )
+    return sampler
+
+
+def _equal(ours: Tensor, theirs: Any) -> bool:
+    """Bitwise, NaN included."""
+    return isinstance(theirs, Tensor) and ours.shape == theirs.shape and bool(((ours == theirs) | (ours != ours)).all())
 
 
 def _order(loader: DataLoader[Any], steps: int) -> Tensor:

@@ -22,7 +22,8 @@ class RunsResult:
     moments : dict of dicts of tensors
         The optimiser's, by its ``torch.optim`` name and parameter.
     status : Status
-        CONVERGED if every window did; SERIAL_FALLBACK if one failed and was trained serially; else the failure.
+        CONVERGED if every window did, or had one level and took its steps serially; SERIAL if all windows had one
+        level; SERIAL_FALLBACK if one failed and was trained serially; else the failure.
     windows : tuple of Window
     steps, steps_done : int
         Training steps asked for, and those that ``weights`` have behind them.
@@ -44,6 +45,17 @@ class RunsResult:
     why_not_fused: str = ""
     steps_per_call: int | None = None
     notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        # A window without a coarse level is trained serially: what never iterated is not called converged.
+        serial = sum(window.status is Status.SERIAL for window in self.windows)
+        if self.status is not Status.CONVERGED or not serial:
+            return
+        note = f"{serial} of {len(self.windows)} windows have no coarse level: their steps were taken serially"
+        if serial == len(self.windows):
+            object.__setattr__(self, "status", Status.SERIAL)
+            note = "no window has a coarse level"
+        object.__setattr__(self, "notes", (*self.notes, note))
 
     @property
     def iterations(self) -> tuple[int, ...]:

@@ -3,12 +3,14 @@
 
 Two predictions. :func:`sigma` is Schroder's count of steps that wait for one another, with a processor for every
 slice and steps that cost the same on all levels. :func:`predicted` is the schedule itself on ``P`` processors with the
-cost of a step as measured here (:mod:`pyparareal.prediction`). Measured is one run against the best serial run here.
+cost of a step as measured here (:mod:`pyparareal.prediction`), without the driver's work between the steps. Measured is
+one run, driver included. Both are over the best serial program here; :func:`sigma` counts steps over steps.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,6 +47,9 @@ def sigma(iterations: int, levels: int, cycle: str = "V", coarsest: int = 10) ->
     return iterations * sum(v(count) for count in range(1, levels - 1))
 
 
+OWN_STEP = "the same step, one slice"
+
+
 @dataclass(frozen=True)
 class Speed:
     """Seconds and speed-ups of one result.
@@ -56,8 +61,10 @@ class Speed:
     serial : dict
         Seconds of all steps one after the other, by program, measured over ``serial_steps`` of them.
     sigma : float
-        Speed-up that :func:`sigma` allows with a processor per slice; NaN where it does not apply.
+        Speed-up that :func:`sigma` allows with a processor per slice, in steps; NaN where it does not apply.
     predictions : tuple of Prediction
+        Over the best serial program, as ``measured`` is: ``serial_seconds`` are those of the solver's own step times
+        ``serial[best_serial] / serial[OWN_STEP]``. Steps alone; the driver's work between them is left out.
     """
 
     parallel: float
@@ -76,13 +83,22 @@ class Speed:
         """Speed-up over it, on this device; below 1 the parallel run lost."""
         return self.serial[self.best_serial] / self.parallel if self.parallel else float("nan")
 
+    @property
+    def driver(self) -> float:
+        """Seconds of ``parallel`` beyond those predicted for the steps on 1 processor: what predictions leave out.
+
+        NaN where 1 processor was not predicted; 0 where noise made the prediction the longer one.
+        """
+        alone = [p.seconds for p in self.predictions if p.processors == 1]
+        return max(0.0, self.parallel - alone[0]) if alone else float("nan")
+
 
 def speed(
     runs: TrainingRuns, result: RunsResult, *, processors: Sequence[int] | None = None, budget: float = 2.0
 ) -> Speed:
     """Measure and predict for ``result`` of ``runs``; each serial program is timed for ``budget`` seconds at most."""
     serial, counts = {}, {}
-    programs = {"the same step, one slice": _own_step, "torch.optim": _torch_optim}
+    programs = {OWN_STEP: _own_step, "torch.optim": _torch_optim}
     for name, program in programs.items():
         counts[name], seconds = _timed(runs, program(runs), budget)
         serial[name] = seconds * runs.settings.steps
@@ -91,11 +107,16 @@ def speed(
     applies = runs.settings.m == 2 and runs.settings.nu == 1 and runs.settings.cycle != "W" and not _failed(result)
     ratio = runs.settings.steps / steps if applies and steps else float("nan")
     predictions = () if len(windows) != 1 or _failed(result) else predicted(runs, windows[0], processors)
+    best = min(serial.values()) / serial[OWN_STEP]  # `predicted` is over the own step, and that may not be the best
+    predictions = tuple(dataclasses.replace(p, serial_seconds=best * p.serial_seconds) for p in predictions)
     return Speed(result.seconds, serial, counts, ratio, predictions)
 
 
 def predicted(runs: TrainingRuns, window: Window, processors: Sequence[int] | None = None) -> tuple[Prediction, ...]:
-    """The schedule of ``window`` on ``P`` processors, for 4, 16, 64, ... up to one per slice unless given."""
+    """The schedule of ``window`` on ``P`` processors, over its own step taken serially.
+
+    For ``P`` = 1, 4, 16, 64, ... up to one per slice unless given.
+    """
     settings = runs.settings
     slices = window.steps // settings.m
     if processors is None:

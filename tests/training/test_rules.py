@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from networks import examples, mlp  # noqa: E402
-from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset  # noqa: E402
 
 from pyparareal.training import PRESETS, Rules, TrainingRuns  # noqa: E402
 from pyparareal.training.data import Examples, read  # noqa: E402
@@ -102,8 +102,42 @@ def test_loaders_whose_order_cannot_be_had_again_are_refused():
     refused(DataLoader(pairs, batch_size=4, sampler=sampler), "WeightedRandomSampler, whose order")
     refused(DataLoader(pairs, batch_size=5), "drop_last=True")
     refused(DataLoader(pairs, batch_size=4), "DataLoader for the rule 'full'", rules="solver1")
+    refused(DataLoader(pairs, batch_sampler=BatchSampler(RandomSampler(pairs), 4, True)), "without a generator")
+    refused(DataLoader(pairs, batch_sampler=[[0, 1], [2, 3]]), "DataLoader with list, whose order")
+    refused(DataLoader(pairs, batch_size=None), "batch_size=None")
     runs = TrainingRuns(mlp(), torch.nn.MSELoss(), DataLoader(pairs, batch_size=4), **more)
     assert runs.examples.order.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+def test_a_batch_sampler_of_a_generator_gives_its_order():
+    pairs = TensorDataset(*examples(12))
+
+    def loader():
+        sampler = RandomSampler(pairs, generator=torch.Generator().manual_seed(3))
+        return DataLoader(pairs, batch_sampler=BatchSampler(sampler, 4, True))
+
+    found = read(loader(), Rules(data="serial"), 3)
+    for chosen, (x, _) in zip(found.order, loader(), strict=True):
+        assert torch.equal(found.x[chosen], x)
+
+
+class Noisy(torch.utils.data.Dataset):
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        return torch.randn(3), torch.zeros(2)
+
+
+def centred(batch):
+    x, y = (torch.stack(part) for part in zip(*batch, strict=True))
+    return x - x.mean(0), y
+
+
+@pytest.mark.parametrize(("dataset", "more"), [(Noisy(), {}), (TensorDataset(*examples(12)), {"collate_fn": centred})])
+def test_examples_that_are_not_fixed_are_refused(dataset, more):
+    with pytest.raises(ValueError, match="data: got a DataLoader whose examples are others"):
+        read(DataLoader(dataset, batch_size=4, **more), Rules(data="serial"), 6)
 
 
 @pytest.mark.parametrize(
