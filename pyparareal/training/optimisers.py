@@ -14,21 +14,43 @@ ends at fine step ``M (i + 1)``, and corrects with that count, on every level.
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def _between(name: str, value: float) -> None:
+def _number(name: str, value: Any, expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: got {value!r}, expected {expected}")
+
+
+def _between(name: str, value: Any) -> None:
+    expected = "a number of at least 0 and below 1"
+    _number(name, value, expected)
     if not 0 <= value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected a number of at least 0 and below 1")
+        raise ValueError(f"{name}: got {value!r}, expected {expected}")
 
 
-def _not_negative(name: str, value: float) -> None:
-    if not value >= 0:
-        raise ValueError(f"{name}: got {value!r}, expected a number of at least 0")
+def _not_negative(name: str, value: Any) -> None:
+    expected = "a finite number of at least 0"
+    _number(name, value, expected)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: got {value!r}, expected {expected}")
+
+
+def _rate(value: Any) -> float:
+    _number("lr", value, "a number")
+    if not 0 < value < math.inf:
+        raise ValueError(f"lr: got {value!r}, expected a finite number above 0")
+    return float(value)
+
+
+def _switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r}, expected True or False")
 
 
 @dataclass(frozen=True)
@@ -42,6 +64,7 @@ class SGD:
     def __post_init__(self) -> None:
         _between("momentum", self.momentum)
         _not_negative("weight_decay", self.weight_decay)
+        _switch("nesterov", self.nesterov)
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov: got True without momentum, expected momentum > 0")
 
@@ -80,8 +103,13 @@ class Adam:
     moments = ("exp_avg", "exp_avg_sq")
 
     def __post_init__(self) -> None:
+        if not isinstance(self.betas, tuple | list):
+            raise TypeError(f"betas: got {self.betas!r}, expected a pair of numbers")
+        if len(self.betas) != 2:
+            raise ValueError(f"betas: got {self.betas!r}, expected a pair of numbers")
         for beta in self.betas:
             _between("betas", beta)
+        _switch("decoupled", self.decoupled)
         _not_negative("eps", self.eps)
         _not_negative("weight_decay", self.weight_decay)
 
@@ -101,8 +129,11 @@ class Adam:
         first = first.lerp(g, 1 - b1**q)
         second = second.mul(b2**q).addcmul(g, g, value=1 - b2**q)
         root = second.clamp_min(0).sqrt().maximum(first.abs() / self._most())
-        spread = root / (1 - b2**count).sqrt() + self.eps
-        return [w - alpha / (1 - b1**count) * (first if q == 1 else mean) / spread, first, second]
+        # In float64, as in torch: in float32 the small 1 - b2 of the first steps would have half its digits.
+        fine = count.double()
+        length, unbiased = (alpha / (1 - b1**fine)).to(w.dtype), (1 - b2**fine).sqrt().to(w.dtype)
+        spread = root / unbiased + self.eps
+        return [w - length * (first if q == 1 else mean) / spread, first, second]
 
     def _most(self) -> float:
         """``|m| <= (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) sqrt(v)`` for the moments of any gradients.
@@ -123,18 +154,19 @@ NAMES: dict[str, SGD | Adam] = {
 }
 
 
-def find(optimiser: Any, lr: float | None) -> tuple[SGD | Adam, float]:
+def find(optimiser: Any, lr: float | None, module: nn.Module) -> tuple[SGD | Adam, float]:
     """The optimiser and its learning rate: of a name of :data:`NAMES`, one of ours, or one of ``torch.optim``.
 
     Raises
     ------
     ValueError, TypeError
-        Unknown; with options that are not here; several groups; a learning rate that is missing or given twice.
+        Unknown; with options that are not here; several groups; of other parameters than those that ``module`` trains;
+        a learning rate that is missing, given twice or not above 0.
     """
     if isinstance(optimiser, torch.optim.Optimizer):
         if lr is not None:
             raise ValueError(f"lr: got {lr!r} beside a torch optimiser, expected it in one of them")
-        return _of_torch(optimiser)
+        return _of_torch(optimiser, module)
     if isinstance(optimiser, str):
         if optimiser not in NAMES:
             raise ValueError(f"optimiser: got {optimiser!r}, expected one of {', '.join(NAMES)}, or an object")
@@ -144,14 +176,10 @@ def find(optimiser: Any, lr: float | None) -> tuple[SGD | Adam, float]:
             f"optimiser: got {type(optimiser).__name__}, expected one of {', '.join(NAMES)}, training.SGD, "
             "training.Adam, or torch.optim.SGD, Adam or AdamW"
         )
-    if isinstance(lr, bool) or not isinstance(lr, int | float):
-        raise TypeError(f"lr: got {lr!r}, expected a number")
-    if not 0 < lr < float("inf"):
-        raise ValueError(f"lr: got {lr!r}, expected a number above 0")
-    return optimiser, float(lr)
+    return optimiser, _rate(lr)
 
 
-def _of_torch(optimiser: torch.optim.Optimizer) -> tuple[SGD | Adam, float]:
+def _of_torch(optimiser: torch.optim.Optimizer, module: nn.Module) -> tuple[SGD | Adam, float]:
     kind = type(optimiser).__name__
     if type(optimiser) not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
         raise ValueError(f"optimiser: got {kind}, expected torch.optim.SGD, Adam or AdamW: others are not known here")
@@ -163,8 +191,23 @@ def _of_torch(optimiser: torch.optim.Optimizer) -> tuple[SGD | Adam, float]:
     unknown = [name for name in ("maximize", "amsgrad", "dampening") if group.get(name)]
     if unknown:
         raise ValueError(f"optimiser: got {kind} with {unknown[0]}={group[unknown[0]]}, which is not known here")
-    lr, decay = float(group["lr"]), float(group["weight_decay"])
+    _require_all(kind, group["params"], module)
+    lr, decay = _rate(float(group["lr"])), float(group["weight_decay"])
     if kind == "SGD":
-        return SGD(group["momentum"], group["nesterov"], decay), lr
+        return SGD(float(group["momentum"]), bool(group["nesterov"]), decay), lr
     betas = (float(group["betas"][0]), float(group["betas"][1]))
-    return Adam(betas, group["eps"], decay, kind == "AdamW" or bool(group.get("decoupled_weight_decay"))), lr
+    return Adam(betas, float(group["eps"]), decay, kind == "AdamW" or bool(group.get("decoupled_weight_decay"))), lr
+
+
+def _require_all(kind: str, given: list[Tensor], module: nn.Module) -> None:
+    """Refuse an optimiser that leaves some of the trained parameters as they are, or changes others."""
+    held = {id(p) for p in given if p.requires_grad}  # frozen ones it would pass over too
+    trained = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
+    missing, foreign = [name for key, name in trained.items() if key not in held], len(held - trained.keys())
+    found = [f"without {', '.join(missing)}"] if missing else []
+    found += [f"with {foreign} that are not the module's"] if foreign else []
+    if found:
+        raise ValueError(
+            f"optimiser: got {kind} {' and '.join(found)}, expected it over the {len(trained)} parameters of the "
+            "module that require grad, and no others"
+        )

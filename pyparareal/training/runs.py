@@ -101,7 +101,7 @@ class TrainingRuns:
         self.module = module
         if not callable(loss):
             raise TypeError(f"loss: got {type(loss).__name__}, expected a callable loss(prediction, target)")
-        self.optimiser, base = optimisers.find(optimiser, lr)
+        self.optimiser, base = optimisers.find(optimiser, lr, module)
         found = find_rules(rules)
         self.rules = found if alpha_max is None else dataclasses.replace(found, alpha_max=alpha_max)
         self.settings = Settings(
