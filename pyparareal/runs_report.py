@@ -120,9 +120,9 @@ class Outcome:
         rows += [("", f"{seconds:.3g} s serially by {name}") for name, seconds in speed.serial.items()]
         if speed.predictions:
             found = ", ".join(f"{p.speedup:.2g} on {p.processors}" for p in speed.predictions)
-            rows.append(("predicted", f"speed-up {found} processors over {speed.best_serial}, from the steps measured"))
-            rows.append(("", f"here{self._driver()}"))
-        if math.isfinite(speed.sigma):
+            over = f"over {speed.best_serial}, from the steps measured here"
+            rows.append(("predicted", f"speed-up {found} processors {over}{self._driver()}"))
+        if math.isfinite(speed.sigma) and not self.is_serial:
             rows.append(("", f"speed-up {speed.sigma:.2g} by the paper's count of steps, a processor per slice"))
         wrapped = [(name, textwrap.wrap(value, 100) or [""]) for name, value in rows]
         table = "\n".join(
@@ -137,12 +137,12 @@ class Outcome:
 
     def _driver(self) -> str:
         """What the measured run has and the predicted ones have not."""
-        seconds = self.speed.driver
-        if not seconds > 0:
+        speed = self.speed
+        if not speed.driver > 0:
             return ", without driver overhead"
         return (
-            f", without driver overhead: {seconds:.2g} s of the {self.speed.parallel:.2g} s measured, so that "
-            f"{self.speed.measured:.2g} was measured on 1"
+            f", without driver overhead; measured on 1: {speed.measured:.2g}, with {speed.driver:.2g} s of driver "
+            f"overhead in {speed.parallel:.2g} s"
         )
 
     def verdict(self) -> str:
@@ -165,10 +165,8 @@ class Outcome:
         if best.speedup < 1:
             either = " either" if speed.measured < 1 else ", as predicted"
             return f"{here} It does not pay with {best.processors} processors{either}."
-        return (
-            f"{here} It may pay where {best.processors} processors are idle: at most {best.speedup:.2g} times, {share}, "
-            "without driver overhead."
-        )
+        most = f"at most {best.speedup:.2g} times, {share}, without driver overhead"
+        return f"{here} It may pay where {best.processors} processors are idle: {most}."
 
 
 def outcome(problem: Any, runs: Any, result: Any) -> Outcome:

@@ -15,6 +15,8 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from .rules import Rules
 
+_AVERAGED_AT_ONCE = 8  # batches per slice
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -48,8 +50,18 @@ class Examples:
             own = torch.arange(points.start, points.stop, points.step, dtype=torch.int64)
             chosen = self._by_rule(str(rules.data), own, stride, offset)
         if chosen.ndim == 3:  # [slices, stride, batch]: averaged
-            return self.x[chosen].mean(1), self.y[chosen].to(self.x.dtype).mean(1), True
+            return _mean(self.x, chosen), _mean(self.y.to(self.x.dtype), chosen), True
         return self.x[chosen], self.y[chosen], True
+
+    def batch_bytes(self, rules: Rules, stride: int) -> int:
+        """That :meth:`batch` takes per slice on a level with ``stride`` fine steps per step; 0 for all examples."""
+        if self.order is None and not callable(rules.data):
+            return 0
+        chosen = self.order if self.order is not None else self.chosen(rules.data, 0, range(1), 1)  # type: ignore[arg-type]
+        size = chosen.shape[1]
+        example = self.x[0].nbytes + self.y[0].nbytes + 8  # and its number
+        copies = min(stride, _AVERAGED_AT_ONCE) + 2 if rules.data == "averaged" and stride > 1 else 1
+        return int(size * example * copies)
 
     def _by_rule(self, data: str, own: Tensor, stride: int, offset: int) -> Tensor:
         assert self.order is not None
@@ -105,6 +117,15 @@ def read(data: Any, rules: Rules, steps: int) -> Examples:
         raise ValueError(f"batch: got {rules.batch}, expected at most the {len(x)} examples")
     count = len(x) // rules.batch
     return Examples(x, y, torch.arange(count * rules.batch).reshape(count, rules.batch))
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Over axis 1 of ``values[chosen]``, in parts: a step of a coarse level may stand for thousands of batches."""
+    parts = chosen.split(_AVERAGED_AT_ONCE, dim=1)
+    total = values[parts[0]].sum(1)
+    for part in parts[1:]:
+        total += values[part].sum(1)
+    return total / chosen.shape[1]
 
 
 def _of_loader(loader: DataLoader[Any], rules: Rules, steps: int) -> Examples:

@@ -58,7 +58,9 @@ def fitting(step: OptimiserStep, settings: Settings, budget: int) -> tuple[int, 
         Not even two slices fit.
     """
     state = step.start()
-    state_bytes, gradient = state.numel() * state.element_size(), gradient_bytes(step)
+    stride = settings.m ** (settings.levels_for(settings.steps) - 1)
+    gradient = gradient_bytes(step) + step.examples.batch_bytes(step.rules, stride)
+    state_bytes = state.numel() * state.element_size()
     for_states = budget * 3 // 4
     least = 2 * settings.m
     if window_bytes(state_bytes, least, settings) > for_states or gradient > budget // 4:

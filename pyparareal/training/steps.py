@@ -80,9 +80,15 @@ class OptimiserStep:
     def gradient(self, w: Tensor, points: slice) -> Tensor:
         """The gradient of every slice at its own weights ``w [slices, s]`` and batch."""
         numbers = range(points.start, points.stop, points.step)
+        size = self.slices_per_call or max(len(w), 1)
+        # Each part chooses its own examples: those of all slices at once may be many times the data.
+        parts = [self._gradient(w[i : i + size], numbers[i : i + size]) for i in range(0, max(len(w), 1), size)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _gradient(self, w: Tensor, numbers: range) -> Tensor:
         x, y, own = self.examples.batch(self.rules, self.level, numbers, self.stride, self.offset)
         axis = 0 if own else None
-        found = vmap(grad(self._loss), in_dims=(0, axis, axis), chunk_size=self.slices_per_call)(w, x, y)
+        found = vmap(grad(self._loss), in_dims=(0, axis, axis))(w, x, y)
         assert isinstance(found, Tensor)
         return found
 

@@ -7,8 +7,9 @@ torch = pytest.importorskip("torch")
 
 from networks import examples, mlp  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from pyparareal.training import TrainingRuns  # noqa: E402
+from pyparareal.training import Rules, TrainingRuns  # noqa: E402
 
 
 def make(net, **options):
@@ -129,6 +130,36 @@ def test_gradients_are_taken_in_parts_where_memory_is_short():
     a, b = runs.run(), free.run()
     assert a.steps_per_call == runs.slices_per_call
     assert max(float((a.weights[name] - b.weights[name]).abs().max()) for name in a.weights) < 1e-7
+
+
+class Chosen(TorchDispatchMode):
+    """Bytes of the largest choice of examples."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.index.Tensor:
+            self.most = max(self.most, out.nbytes)
+        return out
+
+
+def fifty(level, points, stride):
+    return (points[:, None] + range(50)) % 60
+
+
+@pytest.mark.parametrize("data", ["serial", "averaged", fifty])
+def test_the_batches_of_all_slices_are_within_the_memory_too(data):
+    """50 examples of 400 doubles are 160 kB per batch, for 300 slices 48 MB; the states of all steps 14 MB."""
+    wide = (torch.randn(60, 400).double(), torch.randn(60, 1).double())
+    runs = TrainingRuns(
+        nn.Linear(400, 1).double(), nn.MSELoss(), wide, steps=600, lr=1e-4, rules=Rules(data=data, batch=50),
+        memory=20_000_000, levels=None, max_iterations=1, on_failure="return",
+    )  # fmt: skip
+    assert runs.window == 600
+    with Chosen() as chosen:
+        runs.run()
+    assert 160_000 <= chosen.most <= 20_000_000 // 4
 
 
 def test_too_little_memory_for_anything_is_said_beforehand():

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``pyparareal runs``: what it prints is what the run did; one line for each mistake."""
 
+import dataclasses
 import json
+import math
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from pyparareal import cli  # noqa: E402
+from pyparareal import cli, runs_report  # noqa: E402
+from pyparareal.prediction import Prediction  # noqa: E402
 from pyparareal.training import problems  # noqa: E402
+from pyparareal.training.speed import OWN_STEP, Speed  # noqa: E402
 
 
 def run(*argv):
@@ -71,6 +75,51 @@ def test_a_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert run("--steps", "40", "--quiet", "--plot", str(tmp_path / "a.png")) == 0
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def outcome(best, driver):
+    """Of a run whose steps take 1 s on one processor and 0.1 s on 4, and ``driver`` s more as measured."""
+    runs = problems.xor().runs(40, alpha_max=8.0)
+    result = runs.run()
+    result = dataclasses.replace(result, windows=(dataclasses.replace(result.windows[0], seconds=1.0 + driver),))
+    predictions = tuple(Prediction(p, 6, seconds, best, {}) for p, seconds in ((1, 1.0), (4, 0.1)))
+    serial = {OWN_STEP: 3 * best, "torch.optim": best}
+    speed = Speed(result.seconds, serial, dict.fromkeys(serial, 40), math.nan, predictions)
+    return runs_report.Outcome(problems.xor(), runs, result, 0.0, speed, None, None)
+
+
+def test_the_table_says_over_what_and_names_the_driver_overhead():
+    shown = " ".join(outcome(best=0.25, driver=0.25).text().split())
+    assert "predicted speed-up 0.25 on 1, 2.5 on 4 processors over torch.optim" in shown
+    assert "without driver overhead; measured on 1: 0.2, with 0.25 s of driver overhead in 1.2 s" in shown
+    assert "Here it took 5 times as long as the best serial program (torch.optim)." in shown
+    assert "at most 2.5 times, 62 % of each processor, without driver overhead." in shown
+    assert outcome(best=0.05, driver=0.25).verdict().endswith("It does not pay with 4 processors either.")
+
+
+def test_the_picture_shows_the_numbers_of_the_table(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn = []
+    monkeypatch.setattr(figure, "savefig", lambda self, path, **options: drawn.append(self) or path.touch())
+    runs_report.draw(tmp_path / "a.png", outcome(best=0.25, driver=0.25))
+    right = drawn[0].axes[1]
+    lines = {line.get_label(): list(line.get_ydata()) for line in right.get_lines()}
+    assert lines["predicted, without driver overhead"] == [0.25, 2.5]
+    assert lines["measured on one device, driver included"] == [0.2, 0.2]
+    assert right.get_ylabel() == "speed-up over torch.optim"
+
+
+def test_what_was_trained_serially_is_not_called_converged(capsys):
+    assert run("--steps", "8", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["status"], found["converged"]) == ("serial", False)
+    assert "no window has a coarse level" in found["message"]
+    assert found["verdict"].startswith("Nothing was solved in parallel. Here it ")
+    assert run("--steps", "8", "--quiet") == 0
+    shown = capsys.readouterr().out
+    assert "solved serially" in shown
+    assert "converged" not in shown
+    assert "in parallel on" not in shown
 
 
 def test_a_checkpoint(tmp_path, capsys):

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The paper's count of steps, the prediction for P processors, and what is measured."""
 
+import dataclasses
 import math
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from pyparareal.runtime.model import StepCost  # noqa: E402
 from pyparareal.training import problems, sigma  # noqa: E402
-from pyparareal.training.speed import speed  # noqa: E402
+from pyparareal.training import speed as speed_module  # noqa: E402
+from pyparareal.training.speed import OWN_STEP, predicted, speed  # noqa: E402
 
 
 def test_sigma_is_the_papers():
@@ -53,3 +56,44 @@ def test_nothing_is_predicted_from_a_run_that_failed():
     found = speed(runs, runs.run(), budget=0.05)
     assert found.predictions == ()
     assert math.isnan(found.sigma)
+
+
+def stubbed(monkeypatch, own, ordinary, driver):
+    """Runs and result whose steps take ``own`` s on all levels, torch.optim's ``ordinary``, and ``driver`` s beyond."""
+    runs = problems.xor().runs(100, levels=None, cycle="V", alpha_max=8.0)
+    result = runs.run()
+    levels = result.windows[0].levels
+    monkeypatch.setattr(speed_module, "measured_costs", lambda *args, **options: [StepCost(0.0, own)] * levels)
+    monkeypatch.setattr(speed_module, "_own_step", lambda runs: own)
+    monkeypatch.setattr(speed_module, "_torch_optim", lambda runs: ordinary)
+    monkeypatch.setattr(speed_module, "_timed", lambda runs, seconds, budget: (1, seconds))
+    alone = predicted(runs, result.windows[0], [1])[0].seconds
+    window = dataclasses.replace(result.windows[0], seconds=alone + driver)
+    return runs, dataclasses.replace(result, windows=(window,))
+
+
+@pytest.mark.parametrize(("own", "ordinary"), [(3e-3, 1e-3), (1e-3, 3e-3)])
+def test_predicted_and_measured_are_over_the_same_serial_program(monkeypatch, own, ordinary):
+    runs, result = stubbed(monkeypatch, own, ordinary, driver=0.5)
+    found = speed(runs, result)
+    best = 100 * min(own, ordinary)
+    assert found.serial == {OWN_STEP: 100 * own, "torch.optim": 100 * ordinary}
+    for p in found.predictions:
+        assert p.serial_seconds == pytest.approx(best)  # rounding: a product and a quotient
+        assert p.speedup == pytest.approx(best / p.seconds)
+    assert found.driver == pytest.approx(0.5)
+    # The driver alone is between the measured speed-up and that predicted on 1 processor.
+    assert best / (result.seconds - found.driver) == pytest.approx(found.predictions[0].speedup)
+    assert found.measured < found.predictions[0].speedup
+
+
+def test_without_driver_overhead_one_processor_is_what_was_measured(monkeypatch):
+    runs, result = stubbed(monkeypatch, 3e-3, 1e-3, driver=0.0)
+    found = speed(runs, result)
+    assert found.predictions[0].speedup == pytest.approx(found.measured)
+    assert found.driver == pytest.approx(0.0, abs=1e-12)
+
+
+def test_no_driver_overhead_is_known_where_one_processor_was_not_predicted(monkeypatch):
+    runs, result = stubbed(monkeypatch, 1e-3, 1e-3, driver=0.1)
+    assert math.isnan(speed(runs, result, processors=[4]).driver)
