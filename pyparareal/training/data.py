@@ -91,22 +91,36 @@ class Examples:
 
 
 def read(data: Any, rules: Rules, steps: int) -> Examples:
-    """Examples of ``(inputs, targets)`` in batches of ``rules``, or of a ``DataLoader`` in its own.
+    """Examples of ``(inputs, targets)``, copied, in batches of ``rules``, or of a ``DataLoader`` in its own.
 
     A loader is asked for as many epochs as ``steps`` need, which moves its generator on as training would.
 
     Raises
     ------
     TypeError, ValueError
-        Neither; empty; an order that cannot be had again.
+        Neither; empty; NaN or infinity; an order that cannot be had again; classes that would have to be averaged.
     """
-    if isinstance(data, DataLoader):
-        return _of_loader(data, rules, steps)
+    found = _of_loader(data, rules, steps) if isinstance(data, DataLoader) else _of_pair(data, rules)
+    for name, part in (("inputs", found.x), ("targets", found.y)):
+        wrong = torch.nonzero(~torch.isfinite(part).flatten(1).all(1) if part.ndim > 1 else ~torch.isfinite(part))
+        if len(wrong):
+            raise ValueError(
+                f"data: got {name} with NaN or infinity, first in example {int(wrong[0])}, expected finite numbers"
+            )
+    if rules.data == "averaged" and not (found.y.is_floating_point() or found.y.is_complex()):
+        raise ValueError(
+            f"data: got {str(found.y.dtype).removeprefix('torch.')} targets for the rule 'averaged', but the mean of "
+            "classes is none; expected floating-point targets, such as probabilities, or another rule"
+        )
+    return found
+
+
+def _of_pair(data: Any, rules: Rules) -> Examples:
     if not isinstance(data, tuple | list) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
         raise TypeError(
             f"data: got {type(data).__name__}, expected a pair of tensors (inputs, targets) or a DataLoader"
         )
-    x, y = (part.detach() for part in data)
+    x, y = (part.detach().clone() for part in data)  # what the caller writes there later is no part of the run
     if x.ndim < 1 or y.ndim < 1 or len(x) != len(y) or not len(x):
         raise ValueError(
             f"data: got inputs {list(x.shape)} and targets {list(y.shape)}, expected as many, at least one"

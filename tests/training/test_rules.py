@@ -156,6 +156,35 @@ def test_wrong_data_and_rules_are_refused(wrong, error, said):
         TrainingRuns(mlp(), torch.nn.MSELoss(), options.pop("data"), steps=4, lr=0.1, **options)
 
 
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_data_that_are_not_finite_are_no_fault_of_the_learning_rate(part, value):
+    data = examples(12)
+    data[part][7, 1] = value
+    said = f"data: got {('inputs', 'targets')[part]} with NaN or infinity, first in example 7"
+    for given in (data, DataLoader(TensorDataset(*data), batch_size=4)):
+        with pytest.raises(ValueError, match=said):
+            TrainingRuns(mlp(), torch.nn.MSELoss(), given, steps=4, lr=0.1, rules="solver2")
+
+
+def test_classes_are_not_averaged():
+    data, loss = (examples(12)[0], torch.arange(12) % 2), torch.nn.CrossEntropyLoss()
+    with pytest.raises(ValueError, match="data: got int64 targets for the rule 'averaged', but the mean of classes"):
+        TrainingRuns(mlp(), loss, data, steps=8, lr=0.1, rules=Rules(data="averaged", batch=4))
+    runs = TrainingRuns(mlp(), loss, data, steps=8, lr=0.1, rules=Rules(data="injected", batch=4))
+    assert runs.run().status.ok
+
+
+def test_the_data_are_the_runs_own():
+    data = examples(12)
+    before = [part.clone() for part in data]
+    runs = TrainingRuns(mlp(), torch.nn.MSELoss(), data, steps=4, lr=0.1)
+    for part in data:
+        part.zero_()
+    assert torch.equal(runs.examples.x, before[0])
+    assert torch.equal(runs.examples.y, before[1])
+
+
 @pytest.mark.parametrize(
     "wrong", [{"growth": 0.0}, {"growth": "m"}, {"alpha_max": 0.0}, {"data": "random"}, {"batch": 0}]
 )
