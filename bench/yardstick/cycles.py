@@ -101,12 +101,10 @@ def run_cycles(
     seen = kernels or Kernels()
 
     class Watched(LocalRuntime):
-        @contextlib.contextmanager
-        def mark(self, name: str) -> Iterator[None]:
+        def mark(self, name: str) -> Any:  # as cheap as the one it stands for
             if not stamps:
                 stamp()
-            with super().mark(name):
-                yield
+            return super().mark(name)
 
     def stamp() -> None:
         stamps.append(time.perf_counter())
