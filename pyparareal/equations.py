@@ -99,7 +99,7 @@ class FusedPair(Pair):
     phi: Any
 
     def relax(self, u: Array, points: slice, m: int, out: Array | None, *, every: Array | None = None) -> None:
-        f, g = (arrays.windows(side, points, m) for side in (self.f, self.g))
+        f, g = arrays.windows(self.f, points, m), arrays.windows(self.g, points, m)
         self.phi.relax(u, points, m, out, f=f, g=g, every=every)
 
 

@@ -22,7 +22,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import arrays, ops
 from .equations import Stored, WithResidual, has_residual, pair
@@ -376,8 +376,7 @@ class Cycles:
             self.critical[at] += critical
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """What a cycle leaves: C-points, the ``ends`` that the next can start with, norms per C-point, steps ``taken``."""
 
     c: Array

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import arrays, ops
 from .propagators import Propagator, is_fused
@@ -14,8 +13,7 @@ from .time_grid import TimeGrid, count_points, part_of_points
 Array = Any
 
 
-@dataclass(frozen=True)
-class Ends:
+class Ends(NamedTuple):
     """C-points ``c`` and, in the other array of their level, what their slices end in: ``f[n+1] = A^m(c[n])``.
 
     ``last [S, ...]`` holds the states one step before, where a residual needs them; ``norms [S]`` what makes those of
