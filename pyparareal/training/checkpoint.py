@@ -22,7 +22,9 @@ from torch import Tensor
 from ..nn.atomic_files import write_files
 from ..nn.training_job.checkpoint import CheckpointError as CheckpointError
 
-FORMAT = "pyparareal-training-runs-1"
+FORMAT = "pyparareal-training-runs-2"
+
+_JSON = ("first", "windows", "serial", "residuals", "parts", "seconds", "sizes")
 
 
 @dataclass
@@ -41,6 +43,9 @@ class Progress:
         A window failed: the rest is trained serially.
     c : tensor, optional
         C-points after the last cycle of the window, with their ``residuals``.
+    parts, seconds : tuple of int, float
+        Cycles of each part of an interrupted iteration of the window, those of the present part not among them; what
+        the window has taken.
     sizes : (int, int or None)
         Steps of a window and gradients at a time, which memory may have decided on: they decide on bits.
     """
@@ -51,6 +56,8 @@ class Progress:
     serial: bool = False
     c: Tensor | None = None
     residuals: list[float] = field(default_factory=list)
+    parts: tuple[int, ...] = ()
+    seconds: float = 0.0
     sizes: tuple[int, int | None] | None = None
 
 
@@ -62,7 +69,7 @@ def save(path: Path, progress: Progress, identity: dict[str, Any]) -> None:
     OSError
         The write failed; what was at ``path`` before is still there, whole.
     """
-    rest = {name: getattr(progress, name) for name in ("first", "windows", "serial", "residuals", "sizes")}
+    rest = {name: getattr(progress, name) for name in _JSON}
     arrays = {"state": progress.state.cpu().numpy(), "json": np.frombuffer(_bytes(rest, identity), np.uint8)}
     if progress.c is not None:
         arrays["c"] = progress.c.cpu().numpy()
@@ -103,6 +110,8 @@ def load(path: Path, identity: dict[str, Any], like: Tensor) -> Progress:
         rest["serial"],
         tensors.get("c"),
         rest["residuals"],
+        tuple(rest["parts"]),
+        rest["seconds"],
         tuple(rest["sizes"]),
     )
 

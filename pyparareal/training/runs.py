@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,10 +145,14 @@ class TrainingRuns:
             progress = checkpoints.load(path, identity, self.start)
             assert progress.sizes is not None
             self.window, self.slices_per_call = progress.sizes
+            if progress.c is not None:
+                progress.parts = (*progress.parts, len(progress.residuals) - sum(progress.parts))
         while progress.first < self.settings.steps:
+            begin = time.perf_counter() - progress.seconds
 
             def after(cycle: Cycle) -> bool:
                 progress.c, progress.residuals = cycle.c, cycle.residuals  # noqa: B023 - of this very window
+                progress.seconds = time.perf_counter() - begin  # noqa: B023
                 self._save(path, progress, identity)  # noqa: B023
                 if callback:
                     callback(progress.first, len(cycle.residuals), cycle.residuals[-1])  # noqa: B023
@@ -181,7 +186,8 @@ class TrainingRuns:
             end = timed(window, lambda: solver.serial(progress.state), self.wait)
             window.steps_per_level, window.status = (steps,), Status.SERIAL
             return window, end
-        cycle = None if progress.c is None else Cycle(progress.c, progress.residuals)
+        cycle = None if progress.c is None else Cycle(progress.c, progress.residuals, progress.parts)
+        window.seconds = progress.seconds
         end = timed(window, lambda: solver.solve(progress.state, cycle, after), self.wait)
         if end is not None or window.failure is Status.STOPPED:
             return window, end

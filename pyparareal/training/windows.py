@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,10 +41,11 @@ class Window:
         After a failure: so many first steps of the window were bitwise the serial ones, and were not taken again.
     levels : int
     steps_per_level : tuple of int
-        Steps taken on each level, those of a serial fallback included.
+        Steps taken on each level, those of a serial fallback included, and those before an interruption.
     alphas : tuple of float
         Learning rate per level.
     seconds : float
+        Those before an interruption included, up to the last checkpoint.
     curvature : float, optional
         After a residual that grew: the largest of the loss at the last exact weights, for gradient descent.
     """
@@ -94,11 +96,13 @@ class Window:
 class Cycle:
     """Where an iteration stands after a cycle: all that the next one depends on.
 
-    ``c [slices + 1, 1, s (1 + moments)]`` are the C-points.
+    ``c [slices + 1, 1, s (1 + moments)]`` are the C-points; ``parts`` the cycles of every part of an iteration that was
+    interrupted.
     """
 
     c: Tensor
     residuals: list[float]
+    parts: tuple[int, ...] = ()
 
 
 class WindowSolver:
@@ -144,13 +148,17 @@ class WindowSolver:
         window.alphas = tuple(self.step.rules.alpha(self.step.base, at, settings.m**at) for at in range(levels))
         window.residuals = list(resume.residuals) if resume else []
         status = self._judge() if resume else None
+        parts = resume.parts if resume else ()
+        taken = tuple(map(sum, zip(*(self._taken(levels, k, i > 0) for i, k in enumerate(parts)), strict=True)))
+        window.steps_per_level = taken
         self.c = self._guess(start) if resume is None else resume.c
         end: Tensor | None = self.c[-1] if self.steps % settings.m == 0 else None
         if status is None:
             solution, status = self._cycles(levels, after, only_up=resume is None and settings.guess == "coarse")
             slices = self.steps // settings.m
             self.c, end = solution.u[: slices + 1], solution.u[-1]
-            window.steps_per_level = solution.stats.steps_per_level
+            now = solution.stats.steps_per_level
+            window.steps_per_level = tuple(map(sum, zip(taken, now, strict=True))) if taken else now
         elif end is None:
             end = self.serial(self.c[-1], self.steps - self.steps % settings.m)
         window.status, window.failure = status, None if status is Status.CONVERGED else status
@@ -186,9 +194,7 @@ class WindowSolver:
             failure = self.limits.judge(residuals, lambda: 10 * arrays.epsilon(c) * float(c.norm()))
             return stop or failure is not None
 
-        options = MGRIT(
-            levels=levels, min_coarse=1, nu=settings.nu, cycle=settings.cycle, divergence=math.inf, stagnation=None
-        )
+        options = self._options(levels)
         with torch.no_grad():
             solution = solve(
                 self.step, self.c[0], self.grid, m=settings.m, tol=self.tol, method=options, on_failure="return",
@@ -197,6 +203,30 @@ class WindowSolver:
             )  # fmt: skip
         self.window.iterations = len(residuals)
         return solution, failure or solution.status
+
+    def _options(self, levels: int) -> MGRIT:
+        settings = self.settings
+        return MGRIT(
+            levels=levels, min_coarse=1, nu=settings.nu, cycle=settings.cycle, divergence=math.inf, stagnation=None
+        )
+
+    def _taken(self, levels: int, cycles: int, guessed: bool) -> tuple[int, ...]:
+        """Steps on each level of so many cycles from C-points that are ``guessed``, counted with steps that do nothing.
+
+        Cycles take the same steps from the third on, so no more than four are counted.
+        """
+        slices = self.grid.slices(self.settings.m)
+        only_up = not guessed and self.settings.guess == "coarse"
+
+        def count(k: int) -> tuple[int, ...]:
+            return solve(
+                _Idle(), np.zeros((1, 1)), self.grid, m=self.settings.m, tol=None, method=self._options(levels),
+                max_iterations=k, initial=None if only_up else np.zeros((slices + 1, 1, 1)), on_failure="return",
+            ).stats.steps_per_level  # fmt: skip
+
+        if cycles <= 4:
+            return count(cycles)
+        return tuple(b + (cycles - 4) * (b - a) for a, b in zip(count(3), count(4), strict=True))
 
     def _judge(self) -> Status | None:
         """What the last residual was judged to be before the run was interrupted."""
@@ -216,6 +246,18 @@ class WindowSolver:
         if self.settings.guess == "constant":
             c[1:] = start
         return c
+
+
+class _Idle:
+    """A propagator that only gets counted."""
+
+    batch_invariant = True
+
+    def step(self, u: Any, points: slice) -> Any:
+        return u.copy()
+
+    def rediscretise(self, m: int) -> _Idle:
+        return self
 
 
 def timed(window: Window, work: Callable[[], Any], wait: Callable[[], None]) -> Any:

@@ -188,6 +188,27 @@ def test_a_run_killed_after_its_last_cycle_does_not_take_another(tmp_path, faile
     assert equal(rest.weights, whole.weights)
 
 
+@pytest.mark.parametrize("cycles", [1, 5])
+@pytest.mark.parametrize("guess", ["zeros", "coarse"])
+def test_steps_and_seconds_before_an_interruption_count(tmp_path, cycles, guess):
+    """A cycle begins with C-points alone, so all parts together take the steps of a run that was never interrupted."""
+    options = {"steps": 64, "levels": None, "max_coarse": 4, "cycle": "F", "rules": "naive", "guess": guess}
+    whole, seen = make(**options).run(), []
+
+    def stop():
+        seen.append(True)
+        return len(seen) % cycles == 0
+
+    parts = [make(**options).run(checkpoint=tmp_path / "run.npz", stop=stop) for _ in range(3)]
+    rest = make(**options).run(checkpoint=tmp_path / "run.npz")
+    assert rest.iterations == whole.iterations
+    for part, more in zip(parts, [*parts[1:], rest], strict=True):
+        assert more.seconds > part.seconds * 0.9 > 0  # without what it took to write the last checkpoint
+        assert all(a <= b for a, b in zip(part.steps_taken, more.steps_taken, strict=True))
+    assert rest.steps_taken == whole.steps_taken
+    assert parts[0].steps_taken[0] < whole.steps_taken[0]
+
+
 def test_a_run_goes_on_in_its_windows_whatever_memory_there_is_now(tmp_path):
     options, path = {"steps": 80, "memory": 20_000}, tmp_path / "run.npz"
     whole = make(**options).run()
