@@ -17,13 +17,19 @@ from .steps import OptimiserStep
 
 
 def require_repeatable(module: nn.Module) -> None:
-    """Refuse layers known to be random, or to keep statistics, in training.
+    """Refuse layers known to be random, or to keep statistics, in training; and parameters with hooks.
 
     Raises
     ------
     ValueError
-        Names the layer and what to do.
+        Names the layer or the parameter, and what to do.
     """
+    for name, p in module.named_parameters():
+        if p.requires_grad and (p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)):
+            raise ValueError(
+                f"module: {name} has a hook on its gradient, which torch.func does not call; expected parameters "
+                "without"
+            )
     for name, layer in module.named_modules():
         where = f"{name or 'the module'} ({type(layer).__name__})"
         if not layer.training:
