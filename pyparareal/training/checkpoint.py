@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,24 @@ class Progress:
     sizes: tuple[int, int | None] | None = None
 
 
+def require_place(checkpoint: str | os.PathLike[str]) -> Path:
+    """``checkpoint`` as a path that can be read or written, as far as can be known before.
+
+    Raises
+    ------
+    TypeError, ValueError
+        No path; a directory, or in a directory that is not there.
+    """
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise TypeError(f"checkpoint: got {type(checkpoint).__name__}, expected a path")
+    path = Path(checkpoint)
+    if path.is_dir():
+        raise ValueError(f"checkpoint: got {path}, a directory, expected a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"checkpoint: got {path}, whose directory {path.parent} does not exist")
+    return path
+
+
 def save(path: Path, progress: Progress, identity: dict[str, Any]) -> None:
     """Write ``progress`` to ``path``, atomically.
 
@@ -87,13 +106,20 @@ def load(path: Path, identity: dict[str, Any], like: Tensor) -> Progress:
         Not a whole checkpoint, or of a run that differs from ``identity``.
     """
     try:
+        with zipfile.ZipFile(io.BytesIO(path.read_bytes())):
+            pass  # NumPy reads other files as well
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         rest = json.loads(arrays["json"].tobytes())
+        if not isinstance(rest, dict):
+            raise ValueError(f"its JSON is a {type(rest).__name__}, expected a dict")
         if rest["format"] != FORMAT:
             raise ValueError(f"its format is {rest['format']!r}, expected {FORMAT!r}")
         theirs = rest["identity"]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        missing = [name for name in _JSON if name not in rest] + ["state"] * ("state" not in arrays)
+        if missing or not isinstance(theirs, dict):
+            raise ValueError(f"without {', '.join(missing) or 'its identity'}")
+    except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: not a whole checkpoint of training runs ({error})") from error
     ours = json.loads(json.dumps(identity))
     wrong = sorted(name for name in {*ours, *theirs} if not _same(ours.get(name), theirs.get(name), like))

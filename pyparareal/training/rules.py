@@ -46,6 +46,8 @@ class Rules:
             raise TypeError(f"growth: got {self.growth!r}, expected a number or None")
         if self.growth is not None and not 0 < self.growth < math.inf:
             raise ValueError(f"growth: got {self.growth!r}, expected a number above 0")
+        if isinstance(self.alpha_max, bool) or not isinstance(self.alpha_max, int | float):
+            raise TypeError(f"alpha_max: got {self.alpha_max!r}, expected a number")
         if not self.alpha_max > 0:
             raise ValueError(f"alpha_max: got {self.alpha_max!r}, expected a number above 0")
         if not callable(self.data) and self.data not in DATA:

@@ -102,6 +102,8 @@ class TrainingRuns:
         self.module = module
         if not callable(loss):
             raise TypeError(f"loss: got {type(loss).__name__}, expected a callable loss(prediction, target)")
+        if isinstance(divergence, bool) or not isinstance(divergence, int | float):
+            raise TypeError(f"divergence: got {divergence!r}, expected a number above 1")
         self.optimiser, base = optimisers.find(optimiser, lr, module)
         found = find_rules(rules)
         self.rules = found if alpha_max is None else dataclasses.replace(found, alpha_max=alpha_max)
@@ -138,7 +140,10 @@ class TrainingRuns:
         stop : callable, optional
             Asked after every cycle (and its checkpoint); True ends the run with ``Status.STOPPED``.
         """
-        path = None if checkpoint is None else Path(checkpoint)
+        path = None if checkpoint is None else checkpoints.require_place(checkpoint)
+        for name, function in (("callback", callback), ("stop", stop)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name}: got {function!r}, expected a function or None")
         identity = self.identity() if path else {}
         progress = checkpoints.Progress(self.start)
         if path and path.exists():

@@ -92,6 +92,8 @@ def test_kinds_of_parameters():
         ({"on_failure": "ignore"}, ValueError, "on_failure"),
         ({"tol": -1.0}, ValueError, "tol"),
         ({"divergence": 1.0}, ValueError, "divergence"),
+        ({"divergence": None}, TypeError, "divergence: got None, expected a number above 1"),
+        ({"alpha_max": "8"}, TypeError, "alpha_max: got '8', expected a number"),
         ({"levels": 0}, ValueError, "levels"),
         ({"stagnation": 0}, ValueError, "stagnation"),
         ({"window": 5}, ValueError, "window: got 5, expected a multiple of m = 2"),

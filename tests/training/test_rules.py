@@ -186,7 +186,8 @@ def test_the_data_are_the_runs_own():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"growth": 0.0}, {"growth": "m"}, {"alpha_max": 0.0}, {"data": "random"}, {"batch": 0}]
+    "wrong",
+    [{"growth": 0.0}, {"growth": "m"}, {"alpha_max": 0.0}, {"alpha_max": "8"}, {"data": "random"}, {"batch": 0}],
 )
 def test_wrong_rules_are_refused(wrong):
     with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):

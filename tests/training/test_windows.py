@@ -4,6 +4,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -13,7 +14,7 @@ from networks import equal, examples, largest, mlp  # noqa: E402
 from pyparareal.errors import ConvergenceError  # noqa: E402
 from pyparareal.nn.training_job.checkpoint import CheckpointError  # noqa: E402
 from pyparareal.solution import Status  # noqa: E402
-from pyparareal.training import Rules, TrainingRuns, problems  # noqa: E402
+from pyparareal.training import Rules, TrainingRuns, checkpoint, problems  # noqa: E402
 
 
 def make(steps=60, **options):
@@ -276,6 +277,36 @@ def test_a_checkpoint_of_another_loss_forward_pass_or_rule_is_refused(tmp_path):
         with pytest.raises(CheckpointError, match="rule"):
             run(rules=Rules(growth, data=rule(factor)))
     assert run(rules=Rules(data=rule(1))) is Status.STOPPED
+
+
+def test_files_that_are_no_checkpoints_are_refused_by_name(tmp_path):
+    path = tmp_path / "run.npz"
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        make().run(checkpoint=path)
+    np.savez(path, json=np.frombuffer(b"[1, 2]", np.uint8))
+    with pytest.raises(CheckpointError, match=r"not a whole checkpoint .*its JSON is a list"):
+        make().run(checkpoint=path)
+    text = b'{"format": "%s", "identity": {}}' % checkpoint.FORMAT.encode()
+    np.savez(path, json=np.frombuffer(text, np.uint8))
+    with pytest.raises(CheckpointError, match=r"not a whole checkpoint .*without first, windows"):
+        make().run(checkpoint=path)
+
+
+def test_wrong_arguments_of_run_are_refused_before_any_step(tmp_path):
+    runs = make(fused=False)
+    runs.step.step = None  # no step can be taken
+    for wrong, error, said in [
+        ({"checkpoint": tmp_path}, ValueError, "checkpoint: got .*, a directory"),
+        ({"checkpoint": tmp_path / "no" / "run.npz"}, ValueError, "whose directory .*no does not exist"),
+        ({"checkpoint": 5}, TypeError, "checkpoint: got int, expected a path"),
+        ({"callback": 3}, TypeError, "callback: got 3"),
+        ({"stop": True}, TypeError, "stop: got True"),
+    ]:
+        with pytest.raises(error, match=said):
+            runs.run(**wrong)
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_message_says_how_far_it_came():
