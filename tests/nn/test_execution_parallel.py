@@ -199,20 +199,6 @@ def test_hooks_of_parameters_see_the_whole_gradient_once():
         assert calls.count("before") == calls.count("after") == len(list(parallel.parameters()))
 
 
-def test_distributed_data_parallel_around_it(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        serial, x = build("residual")
-        parallel, _ = build("residual", execution="parallel")
-        wrapped = nn.parallel.DistributedDataParallel(parallel)
-        torch.set_num_threads(3)
-        for _ in range(2):
-            expected, got = step(serial, x), step(wrapped, x)
-            require_close({n.replace("module.", ""): g for n, g in got.items()}, expected, 1e-5)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 class Fails(nn.Module):
     def __init__(self, error, where):
         super().__init__()
