@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How a recurrence is solved: one immutable value, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ... import checks
+from ...adjoint import Adjoint
+from ...mgrit import MGRIT
+
+METHODS = ("auto", "serial", "mgrit", "newton", "hybrid")
+ON_FAILURE = ("serial", "raise", "return")
+JACOBIANS = ("auto", "full", "diagonal", "none")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How ``u[i+1] = cell(u[i], x[i])`` is solved.
+
+    Attributes
+    ----------
+    method : {"auto", "serial", "mgrit", "newton", "hybrid"} or MGRIT
+        "serial": one step after the other. "mgrit": chunks relaxed side by side, a coarser recurrence between them
+        (:mod:`pyparareal.mgrit`; with an :class:`.MGRIT` of your own, these options as they are). "newton": Newton's
+        method on every step. "hybrid": chunks relaxed side by side, Newton's method between them. "auto": what was
+        measured to be fastest for this cell and shape.
+    chunk : int, optional
+        Steps per chunk; default near the square root of the length, "newton": 1.
+    tol : float, None or "auto"
+        Converged when no chunk ends further than ``tol`` times the largest state from the start of the next (largest
+        entries; an ``MGRIT`` of your own compares with what it says). "auto": :func:`tolerance_of` the dtype. None:
+        ``max_iterations`` iterations, compared with nothing (``Status.FIXED``).
+    max_iterations : int, optional
+        Default: as many as make every chunk exact.
+    levels, nu : int
+        Of "mgrit": levels, and extra C- and F-relaxations of a cycle.
+    jacobian : {"auto", "full", "diagonal", "none"}
+        Of "newton" and "hybrid": what of a chunk's Jacobian carries corrections on. "none": nothing, as for cells that
+        forget what lies a chunk back. "auto": "full" for states of at most 8 numbers, else "none" for chunks and
+        "diagonal" for single steps.
+    on_failure : {"serial", "raise", "return"}
+        When the method does not converge: solve serially with a RuntimeWarning that names the chunk; raise
+        :class:`pyparareal.ConvergenceError`; or use the states as they are, with a RuntimeWarning.
+    backward : Adjoint, MGRIT or {"mgrit", "newton", "serial"}, optional
+        How the backward pass solves the reversed, linear recurrence (:class:`pyparareal.Adjoint`); default: with the
+        method of the forward pass.
+    memory : int, optional
+        Bytes that the states and what is computed of them may take at once; longer sequences are solved in windows, one
+        after the other. Default: half of what is free on the device.
+    """
+
+    method: str | MGRIT = "auto"
+    chunk: int | None = None
+    tol: float | str | None = "auto"
+    max_iterations: int | None = None
+    levels: int = 2
+    nu: int = 0
+    jacobian: str = "auto"
+    on_failure: str = "serial"
+    backward: Adjoint | MGRIT | str | None = None
+    memory: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, MGRIT):
+            checks.choose("method", self.method, METHODS)
+        checks.choose("jacobian", self.jacobian, JACOBIANS)
+        checks.choose("on_failure", self.on_failure, ON_FAILURE)
+        for name, least in (("chunk", 1), ("max_iterations", 1), ("levels", 2), ("nu", 0), ("memory", 1)):
+            _integer(name, getattr(self, name), least, optional=name not in ("levels", "nu"))
+        if self.tol is None and self.max_iterations is None:
+            raise ValueError("max_iterations: got None with tol=None, expected how many iterations to run")
+        if isinstance(self.tol, str):
+            checks.choose("tol", self.tol, ("auto",))
+        elif self.tol is not None:
+            checks.tolerance(self.tol)
+        if self.method in ("mgrit", "hybrid") and self.chunk == 1:
+            raise ValueError(f"chunk: got 1 with method={self.method!r}, expected at least 2")
+
+    def tolerance(self, dtype: torch.dtype) -> float | None:
+        return tolerance_of(dtype) if isinstance(self.tol, str) else self.tol
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """``eps^(3/4)`` of the dtype: 2e-12 for float64, 6e-6 for float32.
+
+    Between what rounding leaves of a residual, some ``eps``, and what training notices.
+    """
+    return math.pow(torch.finfo(dtype).eps, 0.75)
+
+
+def _integer(name: str, value: Any, least: int, *, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {value!r}, expected an integer{' or None' if optional else ''}")
+    if value < least:
+        raise ValueError(f"{name}: got {value}, expected at least {least}")
