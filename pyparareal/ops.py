@@ -4,7 +4,8 @@
 Each op has the name and meaning of its plain reference in :mod:`pyparareal.reference` and gives the
 same bits. States are ``[slices, batch, features...]`` of float64, float32, float16 or bfloat16, time
 axis first; norms are float64 ``[slices]``. All arrays of a call have one dtype and one device.
-The relaxations, ``relax_*``, are described in :mod:`pyparareal.relax_ops` and :mod:`pyparareal.mlp_ops`.
+The relaxations, ``relax_*``, are described in :mod:`pyparareal.relax_ops` and :mod:`pyparareal.mlp_ops`,
+the scans in :mod:`pyparareal.scan_ops`.
 
 Common arguments
 ----------------
@@ -44,6 +45,8 @@ from pyparareal.relax_ops import relax_diagonal as relax_diagonal
 from pyparareal.relax_ops import relax_rk as relax_rk
 from pyparareal.relax_ops import relax_stencil as relax_stencil
 from pyparareal.relax_ops import relax_tridiagonal as relax_tridiagonal
+from pyparareal.scan_ops import scan_block as scan_block
+from pyparareal.scan_ops import scan_diag as scan_diag
 
 
 def parareal_update(

@@ -10,6 +10,7 @@ because the order of every sum is part of the specification:
 * the chunks of a slice, and later the slices of a grid, by the fixed binary tree of :func:`tree_sum`.
 
 The sums of ``relax_mlp_sgd`` have the order of their index, see :mod:`pyparareal.reference_mlp`.
+The order of the scans is that of :mod:`pyparareal.reference_scan`.
 No thread count, stream count or rank count appears in that list.
 
 Letters (fixed in ``ops.h``): ``u`` state, ``f`` fine-propagated, ``g`` coarse-propagated,
@@ -26,6 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyparareal.reference_mlp import sgd_step
+from pyparareal.reference_scan import scan_block as scan_block
+from pyparareal.reference_scan import scan_diag as scan_diag
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
