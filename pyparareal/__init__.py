@@ -17,6 +17,7 @@ _LAZY = {
     "solve": "pyparareal.solver",
     "serial_solve": "pyparareal.solver",
     "MGRIT": "pyparareal.mgrit",
+    "Newton": "pyparareal.newton",
     "Adjoint": "pyparareal.adjoint",
     "Transfer": "pyparareal.hierarchy",
     "TimeGrid": "pyparareal.time_grid",

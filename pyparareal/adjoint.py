@@ -31,8 +31,12 @@ from torch import Tensor
 from . import arrays, checks
 from .errors import ConvergenceError
 from .hierarchy import Level, Transfer, build_levels
+from .linearise import Source, source_of
 from .method_runs import MethodRun, MgritRun, PararealRun, Problem, check_options
 from .mgrit import MGRIT
+from .newton import Newton
+from .newton_run import NewtonRun
+from .newton_run import check_options as check_newton
 from .norms import NORMS
 from .propagators import Propagator, advance
 from .relaxation import every_point
@@ -41,7 +45,7 @@ from .stopping import SpatialNorm, spatial_norms
 from .time_grid import TimeGrid, count_points
 from .vjp import require_graph, vjp
 
-METHODS = ("parareal", "mgrit", "serial")
+METHODS = ("parareal", "mgrit", "newton", "serial")
 ON_FAILURE = ("raise", "serial", "return")
 
 
@@ -51,9 +55,11 @@ class Adjoint:
 
     Attributes
     ----------
-    method : {"parareal", "mgrit", "serial"} or MGRIT, optional
+    method : {"parareal", "mgrit", "newton", "serial"}, MGRIT or Newton, optional
         "serial": one step after the other, as autograd does it for the chain. With ``skip_first_down=False``
-        the iteration starts from zero.
+        MGRIT starts from zero. Newton, for this linear chain, is one reverse scan of the transposed Jacobians, each
+        computed once, and a second relaxation to see that it is right; with ``jacobian="diagonal"`` or "none" it
+        iterates. It is not damped unless a Newton is given here.
     tol : float, optional
         As ``tol`` of the forward solve, times ``sum_i |w[i]|``, the norms of the gradients that come in: no
         ``lambda`` is larger than that where the steps do not amplify. Not times that if MGRIT's ``relative`` is given.
@@ -65,7 +71,7 @@ class Adjoint:
     norm : as in :func:`pyparareal.solve`, optional
     """
 
-    method: str | MGRIT | None = None
+    method: str | MGRIT | Newton | None = None
     tol: float | None = None
     max_iterations: int | None = None
     on_failure: str | None = None
@@ -105,13 +111,20 @@ class AdjointStep:
     last : int
         ``steps``, or more.
     w : tensor like ``u``, optional
+    jacobians : Source, optional
+        Those of ``phi``; :attr:`source` has their transposes.
     """
 
     batch_invariant = False
 
-    def __init__(self, phi: Propagator, u: Tensor, last: int, w: Tensor | None = None) -> None:
+    def __init__(
+        self, phi: Propagator, u: Tensor, last: int, w: Tensor | None = None, jacobians: Source | None = None
+    ) -> None:
         self.phi, self.u, self.last, self.w = phi, u, last, w
         self.steps = last
+        if jacobians is not None:
+            self._jacobians = jacobians
+            self.source = dataclasses.replace(jacobians, step=self._linearised, linear=True)
 
     def step(self, v: Tensor, points: slice) -> Tensor:
         first, stride, count = self.last - 1 - points.start, points.step, count_points(points)
@@ -123,6 +136,13 @@ class AdjointStep:
         if self.w is not None:
             v_next = v_next + self.w[here]
         return torch.cat([v[:kept], v_next.flip(0)]) if kept else v_next.flip(0)
+
+    def _linearised(self, v: Tensor, points: slice, kind: str) -> tuple[Tensor, Tensor]:
+        """The step, and ``J_i^T``; for a grid without steps that keep ``lambda``."""
+        first, stride, count = self.last - 1 - points.start, points.step, count_points(points)
+        here = slice(first - (count - 1) * stride, first + 1, stride)
+        jacobian = self._jacobians.step(self.u[here], here, kind)[1].detach().flip(0)
+        return self.step(v, points), jacobian if kind == "diagonal" else jacobian.mT
 
 
 class AdjointChain:
@@ -138,10 +158,16 @@ class AdjointChain:
         options = _options(adjoint)
         self.problem = problem
         self.method = problem.method if options.method is None else options.method
-        if not isinstance(self.method, MGRIT):
+        if not isinstance(self.method, MGRIT | Newton):
             checks.choose("method", self.method, METHODS)
         if self.method == "mgrit":
             self.method = MGRIT()
+        if self.method == "newton":
+            self.method = Newton()
+        if isinstance(self.method, Newton):
+            check_newton(self.method)
+            if options.method is None:  # its chain is linear: there is nothing that the damping could keep it near
+                self.method = dataclasses.replace(self.method, damping=0.0)
         self.on_failure = problem.on_failure if options.on_failure is None else options.on_failure
         checks.choose("on_failure", self.on_failure, ON_FAILURE)
         self.limit = options.max_iterations
@@ -149,6 +175,7 @@ class AdjointChain:
         self.tol = problem.common.tol if options.tol is None else checks.tolerance(options.tol)
         self.norm = self._norm(options.norm)
         self.levels = self._levels()
+        self._jacobians: Source | None = None
 
     def _norm(self, norm: SpatialNorm | None) -> SpatialNorm:
         multilevel, forward = isinstance(self.method, MGRIT), self.problem.common.norm
@@ -180,7 +207,7 @@ class AdjointChain:
             )
         m = problem.factor
         finest = Level(phi, grid, m, 0, 1.0, None)
-        if method == "serial":
+        if method == "serial" or isinstance(method, Newton):
             return [finest]
         coarse = problem.coarse[0] if isinstance(problem.coarse, list | tuple) else problem.coarse
         if coarse is None:
@@ -197,6 +224,13 @@ class AdjointChain:
             transfer = self.levels[depth - 1].transfer if depth else None
             u = u if transfer is None else transfer.restrict(u)
             require_graph(level.phi, u)
+        if isinstance(self.method, Newton) and self.method.jacobian != "none":
+            self._jacobians = source_of(self.levels[0].phi, u)
+
+    @property
+    def serial(self) -> bool:
+        """Whether there is nothing to iterate on."""
+        return len(self.levels) == 1 and not isinstance(self.method, Newton)
 
     def solve(self, u: Tensor, w: Tensor, *, every: bool) -> tuple[Tensor, BackwardPass]:
         """``lambda`` at all points of the grid (``every``), or ``lambda[0]`` alone, and how it went.
@@ -212,7 +246,7 @@ class AdjointChain:
             return torch.zeros_like(w if every else w[:1]), BackwardPass(Status.CONVERGED)
         whole = steps - steps % m
         trailing = self._serial(u, w, steps, steps - whole, 1)
-        if len(self.levels) == 1 or not math.isfinite(scale):
+        if self.serial or not math.isfinite(scale):
             return self._serially(u, w, trailing, every, None if math.isfinite(scale) else Status.NON_FINITE)
         run, c, guessed = self._prepare(u[: whole + 1], w[: whole + 1], trailing[-1], scale)
         status, c = run.run(c, guessed)
@@ -257,7 +291,7 @@ class AdjointChain:
         steps = self._reversed_steps()
         states, transfers = self._restricted(u)
         chains = [
-            AdjointStep(level.phi, v, last, None if depth else w)
+            AdjointStep(level.phi, v, last, None if depth else w, self._jacobians)
             for depth, (level, v, last) in enumerate(zip(self.levels, states, steps, strict=True))
         ]
         relative = isinstance(method, MGRIT) and method.relative
@@ -273,6 +307,9 @@ class AdjointChain:
         c = arrays.empty_like(w, slices=steps[0] // m + 1)
         kept = steps[0] // m - (len(w) - 1) // m
         c[: kept + 1] = end
+        if isinstance(method, Newton):
+            c[1:] = 0
+            return NewtonRun(chains[0], None, grid, m, method, self.problem.freeze, end, common), c, True
         if not isinstance(method, MGRIT):
             return PararealRun(chains[0], chains[1], grid, m, self.problem.freeze, common), c, False
         options = dataclasses.replace(method, levels=len(self.levels), min_coarse=1, transfer=transfers)
@@ -292,6 +329,8 @@ class AdjointChain:
 
     def _reversed_steps(self) -> list[int]:
         """The steps of every level's reversed grid: those of the level, and more where a factor does not divide."""
+        if len(self.levels) == 1:
+            return [self.problem.grid.slices(self.levels[0].m) * self.levels[0].m]
         factors = [level.m for level in self.levels[:-1]]
         unit = math.prod(factors[1:])
         steps = [-(-self.levels[1].grid.steps // unit) * unit * factors[0]]
@@ -330,10 +369,10 @@ class AdjointChain:
 def _options(adjoint: Any) -> Adjoint:
     if adjoint is None:
         return Adjoint()
-    if isinstance(adjoint, str | MGRIT):
+    if isinstance(adjoint, str | MGRIT | Newton):
         return Adjoint(adjoint)
     if not isinstance(adjoint, Adjoint):
-        raise TypeError(f"got {type(adjoint).__name__}, expected Adjoint, MGRIT or one of {', '.join(METHODS)}")
+        raise TypeError(f"got {type(adjoint).__name__}, expected Adjoint, MGRIT, Newton or one of {', '.join(METHODS)}")
     return adjoint
 
 

@@ -12,6 +12,7 @@ from . import checks
 from .equations import has_residual
 from .hierarchy import Transfer, build_levels
 from .mgrit import MGRIT, Cycles
+from .newton import Newton
 from .norms import NORMS
 from .parareal import Callback, Parareal
 from .propagators import Propagator
@@ -57,7 +58,7 @@ class Problem:
     chain: Propagator
     m: Any
     factor: int
-    method: str | MGRIT
+    method: str | MGRIT | Newton
     freeze: bool
     on_failure: str
     common: Common
@@ -154,7 +155,7 @@ class PararealRun:
 
     def report(self, solution: Solution) -> str:
         done = self.iterate.converged[-1] if self.iterations else 0
-        last = _last("jump", self.residuals, self.iterate.tol)
+        last = described_last("jump", self.residuals, self.iterate.tol)
         return (
             f"{solution.status.value} ({done} of {self.slices} slices after {self.iterations} "
             f'iterations{last}). The solution so far is in .solution; on_failure="serial" falls back.'
@@ -257,14 +258,15 @@ class MgritRun:
 
     def report(self, solution: Solution) -> str:
         kind = self.cycles.options.stopping
-        last = _last(kind, self.residuals, self.tol)
+        last = described_last(kind, self.residuals, self.tol)
         return (
             f"{solution.status.value} ({self.iterations} cycles on {len(self.levels)} levels{last}). "
             'The solution so far is in .solution; on_failure="serial" falls back.'
         )
 
 
-def _last(what: str, residuals: list[float], tol: float | None) -> str:
+def described_last(what: str, residuals: list[float], tol: float | None) -> str:
+    """The last of ``residuals``, as the tail of a message."""
     if not residuals:
         return ""
     return f", last {what} {residuals[-1]:.3g}" + (f" (tol {tol:.3g})" if tol is not None else "")

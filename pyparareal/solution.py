@@ -64,6 +64,16 @@ class Stats:
     mode : str
         "eager": every kernel started by itself. "graph: ..." : so many cycles as one (:class:`.GraphRuntime`). Where
         that was asked for and not done, "eager: ..." says why.
+    jacobian : str, optional
+        Newton: which Jacobians were used.
+    exponent : float, optional
+        Newton: the largest growth of a slice per step, ``log |J| / m`` in the 2-norm, of the last Jacobians, where they
+        are finite; with diagonal ones it is that of the diagonal. One slice that grows says little of the chain.
+    worst_slice : int, optional
+        The slice that has it.
+    chain_exponent : float, optional
+        ``log |J_{S-1} ... J_0| / (S m)``: positive for a chaotic or unstable chain, its largest Lyapunov exponent for a
+        long one.
     """
 
     slices: int
@@ -81,6 +91,10 @@ class Stats:
     critical_steps_per_level: tuple[int, ...] = ()
     final_residual: float | None = None
     mode: str = "eager"
+    jacobian: str | None = None
+    exponent: float | None = None
+    worst_slice: int | None = None
+    chain_exponent: float | None = None
 
     @property
     def cost_ratio(self) -> float:
@@ -123,9 +137,10 @@ class Solution:
         Which points of ``grid``: every one (``save="all"``), or the C-points and the end of the grid.
     status : Status
     iterations : int
-        Parareal iterations ``K``.
+        ``K``.
     residuals : tuple of float
-        After each iteration the largest jump ``|U_k - U_{k-1}|`` of a slice that was not yet known to be exact.
+        After each iteration the largest jump ``|U_k - U_{k-1}|`` of a slice that was not yet known to be exact; Newton:
+        the largest residual ``|F(U_{k-1}[n]) - U_{k-1}[n+1]|`` of such a slice, before the iteration's update.
     adjoint : list of BackwardPass, optional
         If ``u`` is differentiable: how each backward pass through it went (:mod:`pyparareal.adjoint`).
     """

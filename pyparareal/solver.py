@@ -14,6 +14,8 @@ from .errors import ConvergenceError
 from .forcing import forced
 from .method_runs import Common, MethodRun, MgritRun, PararealRun, Problem, refuse_unused
 from .mgrit import MGRIT
+from .newton import Newton
+from .newton_run import NewtonRun
 from .parareal import Callback
 from .propagators import Propagator, advance
 from .relaxation import every_point
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 Array = Any
 
-METHODS = ("parareal", "mgrit")
+METHODS = ("parareal", "mgrit", "newton")
 ON_FAILURE = ("raise", "serial", "return")
 SAVE = ("coarse", "all")
 
@@ -41,7 +43,7 @@ def solve(
     tol: float | None,
     coarse: Any = None,
     rhs: Array | None = None,
-    method: str | MGRIT = "parareal",
+    method: str | MGRIT | Newton = "parareal",
     max_iterations: int | None = None,
     norm: SpatialNorm | None = None,
     freeze: bool = True,
@@ -52,7 +54,7 @@ def solve(
     deterministic: bool = False,
     callback: Callback | None = None,
     parameters: Iterable[Array] | None = None,
-    adjoint: Adjoint | MGRIT | str | None = None,
+    adjoint: Adjoint | MGRIT | Newton | str | None = None,
     runtime: Runtime | None = None,
 ) -> Solution:
     """``u[i+1] = fine(u[i]) + rhs[i]`` from ``u0`` along ``grid``, all slices of ``m`` steps at once.
@@ -70,27 +72,28 @@ def solve(
         the coarsening factor of every level, or of each from the finest.
     tol : float or None
         Parareal: a slice has converged when the ``norm`` of its last jump is below ``tol``; with 0 it must be exact,
-        which takes as many iterations as there are slices. MGRIT: see ``stopping`` and what follows it in
-        :class:`pyparareal.MGRIT`; by default the 2-norm of the residual at the C-points. None: run ``max_iterations``
-        iterations (parareal: no more than there are slices, all is exact then), compare with nothing and read nothing
-        back before the last one is launched, so that a device never waits for the host; residuals are known and
-        ``callback`` is called at the end (``Status.FIXED``).
+        which takes as many iterations as there are slices. Newton: the same for its residual. MGRIT: see ``stopping``
+        and what follows it in :class:`pyparareal.MGRIT`; by default the 2-norm of the residual at the C-points. None:
+        run ``max_iterations`` iterations (at most as many as there are slices, but for MGRIT: all is exact then),
+        compare with nothing and read nothing back before the last one is launched, so that a device never waits for
+        the host; residuals are known and ``callback`` is called at the end (``Status.FIXED``).
     coarse : like ``fine``, or for MGRIT a list with one per coarse level, optional
-        One step of ``grid.coarsen(m)``; default ``fine.rediscretise(m)``, level by level.
+        One step of ``grid.coarsen(m)``; default ``fine.rediscretise(m)``, level by level. Newton: only for the
+        starting guess, which is ``u0`` everywhere without it.
     rhs : array ``[steps, batch, features...]``, optional
         Added after the step from each point. ``coarse`` and ``fine.rediscretise(m)`` are without it.
-    method : {"parareal", "mgrit"} or MGRIT
-        :mod:`pyparareal.parareal`, or :mod:`pyparareal.mgrit` with these options.
+    method : {"parareal", "mgrit", "newton"}, MGRIT or Newton
+        :mod:`pyparareal.parareal`, or :mod:`pyparareal.mgrit` or :mod:`pyparareal.newton` with these options.
     max_iterations : int, optional
-        Default: as many as make every slice exact: the number of slices for parareal, for MGRIT that divided by
+        Default: as many as make every slice exact: the number of slices for parareal and Newton, for MGRIT divided by
         ``nu + 1`` and two more, to go up first and to see that it is exact; at least 100 where weights,
         coarse spaces or residuals of your own make nothing exact.
     norm : {"inf", "l1", "l2", "rms"}, or for MGRIT also a function
         Spatial norm, per slice; a function maps states ``[slices, batch, features...]`` to ``[slices]``. Default:
-        "inf" for parareal, "l2" for MGRIT.
+        "inf" for parareal and Newton, "l2" for MGRIT.
     freeze : bool
-        Parareal: stop computing a slice once it and everything left of it have converged. Without it the jumps of
-        all inexact slices must be below ``tol`` in the same iteration.
+        Parareal, Newton: stop computing a slice once it and everything left of it have converged. Without it the jumps
+        (residuals) of all inexact slices must be below ``tol`` in the same iteration.
     keep_going : bool
         Iterate on when a slice that is not yet exact holds NaN or infinity. It heals when the exact slices reach
         it, one per iteration; that is no faster than the serial solve, so by default it counts as a failure.
@@ -110,7 +113,7 @@ def solve(
         The tensors besides ``u0`` and ``rhs`` with respect to which the solution is differentiable; all others are
         constants. Default: those requiring grad that ``fine`` holds, itself or in its modules, or that the first step
         is found to depend on; a later step that depends on yet others is an error of the backward pass.
-    adjoint : Adjoint, MGRIT or {"parareal", "mgrit", "serial"}, optional
+    adjoint : Adjoint, MGRIT, Newton or {"parareal", "mgrit", "newton", "serial"}, optional
         How the backward pass solves the adjoint chain (:class:`pyparareal.Adjoint`); default: with the method,
         tolerance and ``on_failure`` of the solve. The gradients are those of the chain at the states found,
         exact to the two tolerances. Modules in training mode with BatchNorm or dropout are refused.
@@ -136,10 +139,13 @@ def solve(
     common = Common(tol, max_iterations, norm, keep_going, deterministic, initial is not None, runtime, callback)
     chain = forced(fine, rhs, start, grid)
     run: MethodRun
-    if not isinstance(method, MGRIT):
+    if not isinstance(method, MGRIT | Newton):
         checks.choose("method", method, METHODS)
     if method == "parareal":
         run = PararealRun(chain, coarse, grid, m, freeze, common)
+    elif method == "newton" or isinstance(method, Newton):
+        newton = method if isinstance(method, Newton) else Newton()
+        run = NewtonRun(chain, coarse, grid, m, newton, freeze, start, common)
     else:
         options = method if isinstance(method, MGRIT) else MGRIT()
         refuse_unused(m, coarse, options)

@@ -195,8 +195,8 @@ def test_steps_that_work_in_place():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"adjoint": 3}, TypeError, "adjoint: got int, expected Adjoint, MGRIT or one of parareal, mgrit, serial"),
-        ({"adjoint": "newton"}, ValueError, "adjoint: method: got 'newton'"),
+        ({"adjoint": 3}, TypeError, "adjoint: got int, expected Adjoint, MGRIT, Newton or one of parareal, mgrit"),
+        ({"adjoint": "jacobi"}, ValueError, "adjoint: method: got 'jacobi'"),
         ({"adjoint": Adjoint(tol=-1.0)}, ValueError, "adjoint: tol: got -1"),
         ({"adjoint": Adjoint(max_iterations=0)}, ValueError, "adjoint: max_iterations: got 0"),
         ({"adjoint": Adjoint(on_failure="pray")}, ValueError, "adjoint: on_failure: got 'pray'"),

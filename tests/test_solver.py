@@ -291,7 +291,7 @@ def test_a_runtime_can_be_used_again():
     ("changes", "error", "message"),
     [
         ({"runtime": "gpu"}, TypeError, "runtime: got str without map, shift, chain, reduce, mark, repeat, seconds"),
-        ({"method": "newton"}, ValueError, "method: got 'newton', expected one of parareal"),
+        ({"method": "jacobi"}, ValueError, "method: got 'jacobi', expected one of parareal"),
         ({"norm": "l3"}, ValueError, "norm: got 'l3'"),
         ({"on_failure": "ignore"}, ValueError, "on_failure: got 'ignore'"),
         ({"save": "none"}, ValueError, "save: got 'none'"),

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How fast a chain amplifies errors: logarithms of the norms of Jacobians, of single slices and of the whole chain.
+
+A Jacobian is like the states ``[slices, ...]`` (diagonal) or ``[slices, groups, d, d]``, as in :mod:`.linearise`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import arrays
+
+Array = Any
+
+# The estimate is above |J| d^(-1/16) for a start with an average share of the largest direction: 16 % low at worst for
+# d = 16, and exact to a percent as soon as one direction grows 1.3 times as much as the next.
+POWER_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What Jacobians say of a chain.
+
+    Attributes
+    ----------
+    exponent : float
+        The largest ``log |J| / m`` of a slice, in the 2-norm, of those with a finite J.
+    slice : int
+        Which.
+    chain : float, optional
+        ``log |J_{S-1} ... J_0| / (S m)``, the growth per step over the whole chain, where all are finite.
+    """
+
+    exponent: float
+    slice: int
+    chain: float | None = None
+
+
+def growth_of(jacobians: Array, m: int, *, diagonal: bool) -> Growth | None:
+    """The :class:`Growth` of a chain of slices of ``m`` steps; None if not even one Jacobian is finite."""
+    with np.errstate(all="ignore"):
+        logs = arrays.to_numpy(log_norms(jacobians, diagonal=diagonal)).reshape(len(jacobians), -1).max(axis=1)
+        known = ~np.isnan(logs) & (logs < math.inf)
+        if not known.any():
+            return None
+        product = _of_diagonals if diagonal else _of_blocks
+        chain = product(jacobians) / (len(jacobians) * m) if known.all() else None
+    return growth_from(np.where(known, logs, -math.inf), m, chain)
+
+
+def growth_from(logs: Any, m: int, chain: float | None = None) -> Growth:
+    """The same from the logarithms of the norms, ``[slices]``."""
+    worst = int(np.argmax(logs))
+    return Growth(float(logs[worst]) / m, worst, chain)
+
+
+def log_norms(jacobians: Array, *, diagonal: bool) -> Array:
+    """``log |J|`` in the 2-norm, float64 ``[slices, batch]``; blocks: ``[slices, groups]``, from below by iteration."""
+    xp = arrays.namespace(jacobians)
+    if diagonal:
+        lead = jacobians.shape[:2] if jacobians.ndim > 2 else (len(jacobians), 1)
+        return xp.log(arrays.float64_copy(xp.amax(xp.abs(jacobians.reshape(*lead, -1)), -1)))
+    size = _largest(jacobians)
+    scaled = jacobians / size
+    transposed = scaled.swapaxes(-1, -2)
+    v = _start(scaled)
+    for _ in range(POWER_STEPS):
+        v = transposed @ (scaled @ v)
+        v = v / _positive(xp.sqrt((v * v).sum(-2)[..., None]))
+    w = scaled @ v
+    return xp.log(arrays.float64_copy(xp.sqrt((w * w).sum(-2))[..., 0])) + _log(size)
+
+
+def bounded(jacobians: Array, *, diagonal: bool) -> Array:
+    """``J min(1, 1 / |J|)``, each slice and state of the batch by itself."""
+    xp = arrays.namespace(jacobians)
+    logs = log_norms(jacobians, diagonal=diagonal)
+    scale = arrays.empty(jacobians, (*logs.shape, *[1] * (jacobians.ndim - logs.ndim)))
+    scale[...] = xp.exp(-xp.maximum(logs, xp.zeros_like(logs))).reshape(scale.shape)
+    return jacobians * scale
+
+
+def _of_diagonals(jacobians: Array) -> float:
+    """``log |J_{S-1} ... J_0|``, the largest of all features."""
+    xp = arrays.namespace(jacobians)
+    return float(arrays.to_numpy(xp.log(xp.abs(arrays.float64_copy(jacobians))).sum(0)).max())
+
+
+def _of_blocks(jacobians: Array) -> float:
+    """The same, the largest of all groups, by a tree of products, each scaled against over- and underflow."""
+    xp = arrays.namespace(jacobians)
+    product, logs = jacobians, 0.0 * _log(_largest(jacobians))
+    while len(product) > 1:
+        size = _largest(product)
+        product, logs = product / size, logs + _log(size)
+        pairs = len(product) // 2 * 2
+        product = xp.concatenate([product[1:pairs:2] @ product[0:pairs:2], product[pairs:]])
+        logs = xp.concatenate([logs[1:pairs:2] + logs[0:pairs:2], logs[pairs:]])
+    return float(arrays.to_numpy(logs + log_norms(product, diagonal=False)).max())
+
+
+def _largest(jacobians: Array) -> Array:
+    """The largest number of each, 1 where all are zero: ``[slices, groups, 1, 1]``."""
+    xp = arrays.namespace(jacobians)
+    return _positive(xp.amax(xp.abs(jacobians).reshape(*jacobians.shape[:2], -1), -1)[..., None, None])
+
+
+def _positive(sizes: Array) -> Array:
+    return sizes + (sizes == 0)
+
+
+def _log(size: Array) -> Array:
+    """Of what :func:`_largest` returns: float64 ``[slices, groups]``."""
+    return arrays.namespace(size).log(arrays.float64_copy(size[..., 0, 0]))
+
+
+def _start(jacobians: Array) -> Array:
+    """A vector like no eigenvector: the fractions of the multiples of the golden ratio, ``[d, 1]``."""
+    d = jacobians.shape[-1]
+    values = 0.5 + np.arange(1, d + 1) * 0.6180339887498949 % 1
+    v = arrays.empty(jacobians, (d, 1))
+    v[...] = arrays.float64_like(values[:, None], jacobians)
+    return v

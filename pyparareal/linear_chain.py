@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The linear chain of :mod:`pyparareal.newton`, ``d[i] = J[i] d[i-1] + r[i]``, by the affine scans.
+
+``J`` is like the states (diagonal), or ``[slices, groups, d, d]`` for states of ``groups * d`` numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import arrays
+
+Array = Any
+
+
+def solve(jacobians: Array, r: Array, *, diagonal: bool) -> Array:
+    """``d[i] = J[i] d[i-1] + r[i]`` with ``d[0] = r[0]``, like ``r`` in the dtype of ``J``."""
+    r = _like_dtype(r, jacobians)
+    if diagonal:
+        return _scan(jacobians, r, lambda a, d: a * d)
+    d = _scan(jacobians, r.reshape(jacobians.shape[:-1]), lambda a, d: (a @ d[..., None])[..., 0])
+    return d.reshape(r.shape)
+
+
+def _scan(a: Array, b: Array, product: Any) -> Array:
+    u = arrays.empty_like(b)
+    u[0] = b[0]
+    for i in range(1, len(b)):
+        u[i] = product(a[i], u[i - 1]) + b[i]
+    return u
+
+
+def add_product(f: Array, jacobians: Array, d: Array, *, out: Array, diagonal: bool) -> None:
+    """``out = f + J d``, exactly ``f`` where ``d`` is zero and ``J`` finite."""
+    product = jacobians * d if diagonal else (jacobians @ d.reshape(*jacobians.shape[:-1], 1)).reshape(d.shape)
+    out[...] = f + _like_dtype(product, f)
+
+
+def _like_dtype(u: Array, like: Array) -> Array:
+    if u.dtype == like.dtype:
+        return u
+    return u.to(like.dtype) if arrays.is_torch(u) else u.astype(like.dtype)
