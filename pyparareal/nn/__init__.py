@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .parareal_network import PararealNetwork as PararealNetwork
     from .partitioning import Partition as Partition
     from .partitioning import partition as partition
+    from .recurrent.recurrence import Recurrence as Recurrence
     from .saving import load as load
     from .saving import save as save
     from .warm_start import fit_maps as fit_maps
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PararealNetwork",
     "Partition",
+    "Recurrence",
     "automatic_maps",
     "build_parareal",
     "fit_maps",
@@ -35,6 +37,7 @@ __all__ = [
 _HOME = {
     "PararealNetwork": ".parareal_network",
     "Partition": ".partitioning",
+    "Recurrence": ".recurrent",
     "automatic_maps": ".automatic",
     "build_parareal": ".automatic",
     "fit_maps": ".warm_start",

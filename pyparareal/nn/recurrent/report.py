@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...adjoint import BackwardPass
 from ...solution import Status
+from .exponent import Exponent
 from .settings import Settings
 
 
@@ -45,7 +48,7 @@ class SequenceReport:
         Solved one after the other, to save memory.
     settings : Settings
         What solves the same again without a choice to make.
-    backward : list of BackwardPass
+    backward : sequence of BackwardPass
         One per backward pass so far and window; empty where autograd went through the serial loop.
     """
 
@@ -64,7 +67,7 @@ class SequenceReport:
     reason: str = ""
     windows: int = 1
     settings: Settings | None = None
-    backward: list[BackwardPass] = field(default_factory=list)
+    backward: Sequence[BackwardPass] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -79,6 +82,41 @@ class SequenceReport:
         first = self.worst_chunk * self.chunk
         return first, min(first + self.chunk, self.length) - 1
 
+    def with_exponent(self, found: Exponent) -> SequenceReport:
+        return dataclasses.replace(self, exponent=found.mean, worst_chunk=found.chunk, worst_exponent=found.worst)
+
+    def why_failed(self) -> str:
+        """Which method failed how, and where differences grow most."""
+        last = f", residual {self.residuals[-1]:.2g}" if self.residuals else ""
+        text = f"{self.method} failed after {self.iterations} iterations{last}: {(self.failure or self.status).value}"
+        if self.steps is None:
+            return text
+        return (
+            f"{text}; differences grow most in chunk {self.worst_chunk} (steps {self.steps[0]} to {self.steps[1]}), "
+            f"by exp({self.worst_exponent:.3g}) per step, exponent of all {self.exponent:.3g}"
+        )
+
+    @staticmethod
+    def of_windows(reports: list[SequenceReport]) -> SequenceReport:
+        """One for all windows: the worst status and residuals, everything else in sum or mean."""
+        worst = next((r for r in reports if not r.ok), next((r for r in reports if r.failure), reports[-1]))
+        length = sum(r.length for r in reports)
+        at = max(range(len(reports)), key=lambda n: _order(reports[n].worst_exponent))
+        before = sum(r.length for r in reports[:at])
+        chunk, n = reports[at].chunk, reports[at].worst_chunk
+        return dataclasses.replace(
+            worst,
+            length=length,
+            iterations=max(r.iterations for r in reports),
+            cost=sum(r.cost * r.length for r in reports) / length,
+            exponent=sum(r.exponent * r.length for r in reports) / length,
+            worst_chunk=None if n is None else n + before // chunk,
+            worst_exponent=reports[at].worst_exponent,
+            windows=len(reports),
+            reason=f"{worst.reason}; {len(reports)} windows of about {reports[0].length} steps, to save memory",
+            backward=Joined([r.backward for r in reports]),
+        )
+
     def __str__(self) -> str:
         what = f"{self.method}, {self.length} steps"
         if self.method != "serial" or self.failure is not None:
@@ -87,3 +125,23 @@ class SequenceReport:
         if not math.isnan(self.exponent):
             what += f", exponent {self.exponent:+.3g}"
         return f"{what}: {self.status.value}"
+
+
+class Joined(Sequence[BackwardPass]):
+    """Several lists, which may still grow, as one."""
+
+    def __init__(self, parts: Sequence[Sequence[BackwardPass]]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def __iter__(self) -> Iterator[BackwardPass]:
+        return (item for part in self._parts for item in part)
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+
+def _order(exponent: float) -> float:
+    return -math.inf if math.isnan(exponent) else exponent

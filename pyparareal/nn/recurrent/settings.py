@@ -36,7 +36,11 @@ class Settings:
         entries; an ``MGRIT`` of your own compares with what it says). "auto": :func:`tolerance_of` the dtype. None:
         ``max_iterations`` iterations, compared with nothing (``Status.FIXED``).
     max_iterations : int, optional
-        Default: as many as make every chunk exact.
+        Default: as many as make every chunk exact; without a Jacobian a quarter of that, since then one chunk after
+        the other is as fast.
+    warm_up : int, optional
+        Without a Jacobian: steps before a chunk that are taken, from any state, to guess where it starts. Default: a
+        quarter of a chunk.
     levels, nu : int
         Of "mgrit": levels, and extra C- and F-relaxations of a cycle.
     jacobian : {"auto", "full", "diagonal", "none"}
@@ -48,29 +52,41 @@ class Settings:
         :class:`pyparareal.ConvergenceError`; or use the states as they are, with a RuntimeWarning.
     backward : Adjoint, MGRIT or {"mgrit", "newton", "serial"}, optional
         How the backward pass solves the reversed, linear recurrence (:class:`pyparareal.Adjoint`); default: with the
-        method of the forward pass.
+        method of the forward pass. Chunks without a Jacobian between them take its ``tol``, ``max_iterations`` and
+        ``on_failure``, and the method "serial", one chunk after the other.
     memory : int, optional
         Bytes that the states and what is computed of them may take at once; longer sequences are solved in windows, one
         after the other. Default: half of what is free on the device.
+    exponent : bool
+        Estimate the exponent of the report; it takes a few dozen steps.
     """
 
     method: str | MGRIT = "auto"
     chunk: int | None = None
     tol: float | str | None = "auto"
     max_iterations: int | None = None
+    warm_up: int | None = None
     levels: int = 2
     nu: int = 0
     jacobian: str = "auto"
     on_failure: str = "serial"
     backward: Adjoint | MGRIT | str | None = None
     memory: int | None = None
+    exponent: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, MGRIT):
             checks.choose("method", self.method, METHODS)
         checks.choose("jacobian", self.jacobian, JACOBIANS)
         checks.choose("on_failure", self.on_failure, ON_FAILURE)
-        for name, least in (("chunk", 1), ("max_iterations", 1), ("levels", 2), ("nu", 0), ("memory", 1)):
+        for name, least in (
+            ("chunk", 1),
+            ("max_iterations", 1),
+            ("warm_up", 0),
+            ("levels", 2),
+            ("nu", 0),
+            ("memory", 1),
+        ):
             _integer(name, getattr(self, name), least, optional=name not in ("levels", "nu"))
         if self.tol is None and self.max_iterations is None:
             raise ValueError("max_iterations: got None with tol=None, expected how many iterations to run")
@@ -80,6 +96,18 @@ class Settings:
             checks.tolerance(self.tol)
         if self.method in ("mgrit", "hybrid") and self.chunk == 1:
             raise ValueError(f"chunk: got 1 with method={self.method!r}, expected at least 2")
+
+    def backward_options(self, dtype: torch.dtype, limit: int) -> tuple[float | None, int, str]:
+        """Of a backward pass in chunks without a Jacobian: tolerance, passes at most (0: serial), ``on_failure``."""
+        given = self.backward if isinstance(self.backward, Adjoint) else Adjoint(self.backward)
+        if given.method not in (None, "serial"):
+            raise ValueError(
+                f"backward: got the method {given.method!r} for chunks without a Jacobian between them, "
+                'expected "serial" or none'
+            )
+        tol = self.tolerance(dtype) if given.tol is None else given.tol
+        most = 0 if given.method == "serial" else given.max_iterations or limit
+        return tol, most, given.on_failure or self.on_failure
 
     def tolerance(self, dtype: torch.dtype) -> float | None:
         return tolerance_of(dtype) if isinstance(self.tol, str) else self.tol

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A recurrence solved by :func:`pyparareal.solve`: which method, in which chunks, and what to do when it fails."""
+"""A recurrence solved: which method, in which chunks and windows, and what to do when it fails.
+
+Chunks without a Jacobian between them are :mod:`.chunks`; everything else is :func:`pyparareal.solve`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -18,6 +20,11 @@ from ...propagators import require_like
 from ...solution import Solution, Status
 from ...solver import solve
 from ...time_grid import TimeGrid
+from . import memory
+from .backward import Chunked, ChunkedBackward, autocast_of_now, known_to
+from .choosing import Key, iterations_of, key_of, measured, resolved
+from .chunks import Chunks
+from .exponent import UNKNOWN, exponent_of
 from .report import SequenceReport
 from .settings import Settings
 
@@ -30,6 +37,7 @@ def solve_sequence(
     *,
     coarse: Any = None,
     parameters: Iterable[Tensor] | None = None,
+    choices: dict[Key, tuple[Settings, str]] | None = None,
 ) -> tuple[Tensor, SequenceReport]:
     """``u[i+1] = step(u[i])`` for ``length`` steps: ``u [length + 1, batch, features...]``, and how it went.
 
@@ -38,14 +46,17 @@ def solve_sequence(
     Parameters
     ----------
     step : Propagator
-        On ``TimeGrid(0, length, length)``; a ``serial(u0, length)`` of its own, that returns all states, is used for
-        the serial solution.
+        On ``TimeGrid(0, length, length)``. Optional, besides what every propagator may have: ``serial(u0, length)``,
+        all states by the loop; ``unroll(u, points, m)``, the list of the next ``m`` states with a graph;
+        ``windows(lengths)``, a propagator for each so long part of the sequence.
     u0 : tensor ``[batch, features...]``
     length : int
         At least 1.
     coarse, parameters : as in :func:`pyparareal.solve`
         Without ``coarse`` and ``step.rediscretise`` nothing is carried from chunk to chunk but where they end: "mgrit"
         is then the block Jacobi iteration, right for recurrences that forget.
+    choices : dict, optional
+        What "auto" has chosen before; it is looked up and written to.
 
     Raises
     ------
@@ -54,49 +65,155 @@ def solve_sequence(
     ConvergenceError
         If the method fails and ``settings.on_failure`` is "raise".
     """
-    method, chunk = _resolve(settings, length)
-    if method == "serial":
-        return _serial(step, u0, length, settings)
-    solution = solve(
-        step,
-        u0,
-        TimeGrid(0, length, length),
-        m=chunk,
-        tol=settings.tolerance(u0.dtype),
-        coarse=_coarse(step, coarse, settings),
-        method=_method(settings),
-        max_iterations=settings.max_iterations,
-        norm=None if isinstance(settings.method, MGRIT) else "inf",
-        save="all",
-        on_failure="return",
-        parameters=parameters,
-        adjoint=settings.backward,
-    )
-    report = _report(solution, method, chunk, settings, u0)
-    if solution.status.ok:
-        return solution.u, report
-    return _failed(step, u0, settings, solution, report)
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise ValueError(f"length: got {length!r}, expected an integer of at least 1")
+    given = None if parameters is None else list(parameters)
+
+    def task(step: Any, u0: Tensor, length: int) -> Task:
+        known = known_to(step, u0, given) if torch.is_grad_enabled() else []
+        return Task(step, u0, length, settings, coarse, known, given is None, choices)
+
+    whole = task(step, u0, length)
+    parts = _windows(whole)
+    if len(parts) == 1:
+        return whole.solve()
+    states, reports, u = [u0[None]], [], u0
+    for part, steps in zip(step.windows(parts), parts, strict=True):
+        found, report = task(part, u, steps).solve()
+        states.append(found[1:])
+        reports.append(report)
+        u = found[-1]
+    return torch.cat(states), SequenceReport.of_windows(reports)
 
 
-def _resolve(settings: Settings, length: int) -> tuple[str, int]:
-    """The method, and how many steps a chunk has."""
-    method = "mgrit" if isinstance(settings.method, MGRIT) else settings.method
-    if method == "auto":
-        method = "serial"
-    if length < 4 or method == "serial":
-        return "serial", length
-    return method, min(settings.chunk or chunk_of(length), length)
+def _windows(task: Task) -> list[int]:
+    """The lengths of the windows that memory allows."""
+    if not hasattr(task.step, "windows") or task.coarse is not None:
+        return [task.length]
+    budget = memory.available(task.u0.device) if task.settings.memory is None else task.settings.memory
+    return memory.windows(task.length, memory.bytes_per_step(task.step, task.u0, task.known), budget)
 
 
-def chunk_of(length: int) -> int:
-    """Near the square root of the length, and such that few steps are left over, which are taken one by one.
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One window of a sequence; ``known`` are the tensors besides ``u0`` that it is differentiated in."""
 
-    A pass over chunks of ``m`` steps takes ``m`` steps one after the other, and what joins them ``length / m``: the
-    sum is smallest at the square root.
-    """
-    root = math.isqrt(length)
-    near = range(max(2, root - root // 4), root + root // 4 + 1)
-    return min(near, key=lambda m: (length % m, abs(m - root))) if near else max(2, root)
+    step: Any
+    u0: Tensor
+    length: int
+    settings: Settings
+    coarse: Any
+    known: list[Tensor]
+    complete: bool
+    choices: dict[Key, tuple[Settings, str]] | None
+
+    @property
+    def gradients(self) -> bool:
+        return torch.is_grad_enabled() and (self.u0.requires_grad or bool(self.known))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What steps are computed in, as far as that decides how exactly."""
+        kind = self.u0.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.u0.dtype
+
+    def solve(self) -> tuple[Tensor, SequenceReport]:
+        if self.settings.method == "auto":
+            return self._solve_auto()
+        return self._solve_by(resolved(self.settings, self.length, self.u0[0].numel()), "as asked for")
+
+    def _solve_auto(self) -> tuple[Tensor, SequenceReport]:
+        """By what was chosen for this shape, or by what a measurement promises to be fastest."""
+        choices, key = {} if self.choices is None else self.choices, key_of(self.u0, self.length, self.gradients)
+        if key not in choices:
+            choices[key] = measured(self.step, self.u0.detach(), self.length, self.settings)
+        chosen, why = choices[key]
+        # The chunk fits the length it was chosen for; others of the same key get their own.
+        chosen = dataclasses.replace(chosen, chunk=self.settings.chunk, warm_up=self.settings.warm_up)
+        u, report = self._solve_by(resolved(chosen, self.length, self.u0[0].numel()), why)
+        if report.failure is not None:
+            serial = dataclasses.replace(self.settings, method="serial")
+            choices[key] = serial, f"{why}; serial since it failed: {report.failure.value}"
+        return u, report
+
+    def _solve_by(self, settings: Settings, why: str) -> tuple[Tensor, SequenceReport]:
+        if settings.method == "serial":
+            u, report = self._serial(settings)
+        elif settings.method == "hybrid" and settings.jacobian == "none":
+            u, report = self._by_chunks(settings)
+        else:
+            u, report = self._by_solve(settings)
+        found = dataclasses.replace(report, reason=why)
+        if not self.settings.exponent or settings.method == "serial" or found.worst_chunk is not None:
+            return u, found
+        return u, found.with_exponent(exponent_of(self.step, u.detach(), found.chunk))
+
+    def _serial(self, settings: Settings) -> tuple[Tensor, SequenceReport]:
+        u = serial_states(self.step, self.u0, self.length)
+        status = Status.SERIAL if _finite(u) else Status.NON_FINITE
+        return u, SequenceReport("serial", self.length, self.length, status, settings=settings)
+
+    def _by_chunks(self, settings: Settings) -> tuple[Tensor, SequenceReport]:
+        m, warm_up, tol = settings.chunk or 1, settings.warm_up or 0, settings.tolerance(self.dtype)
+        limit = iterations_of(settings, self.length)
+        chunks = Chunks(self.step, self.length, m, warm_up, tol, limit)
+        with torch.no_grad():
+            status, u = chunks.run(self.u0.detach())
+        report = SequenceReport(
+            "hybrid", m, self.length, status, len(chunks.passes), tuple(chunks.residuals), tol, chunks.cost,
+            settings=settings,
+        )  # fmt: skip
+        if not status.ok and settings.on_failure != "return":
+            return self._failed(u, report, None)
+        if self.gradients:
+            options = settings.backward_options(self.dtype, limit)
+            backward = ChunkedBackward(self.step, self.length, m, warm_up, *options, self.complete, autocast_of_now())
+            u = Chunked.apply(lambda: u, backward, self.u0, *self.known)  # type: ignore[no-untyped-call]
+            report = dataclasses.replace(report, backward=backward.passes)
+        return (u, report) if status.ok else self._failed(u, report, None)
+
+    def _by_solve(self, settings: Settings) -> tuple[Tensor, SequenceReport]:
+        own = isinstance(settings.method, MGRIT)
+        tol = settings.tolerance(self.dtype)
+        solution = solve(
+            self.step,
+            self.u0,
+            TimeGrid(0, self.length, self.length),
+            m=settings.chunk or 1,
+            tol=tol,
+            coarse=_coarse(self.step, self.coarse, settings),
+            method=_method(settings),
+            max_iterations=settings.max_iterations,
+            norm=None if own else "inf",
+            save="all",
+            on_failure="return",
+            parameters=None if self.complete else self.known,
+            adjoint=settings.backward,
+        )
+        report = SequenceReport(
+            "mgrit" if own else str(settings.method), settings.chunk or 1, self.length, solution.status,
+            solution.iterations, solution.residuals, tol, solution.stats.fine_steps / self.length, settings=settings,
+            backward=solution.adjoint if solution.adjoint is not None else [],
+        )  # fmt: skip
+        return (solution.u, report) if solution.status.ok else self._failed(solution.u, report, solution)
+
+    def _failed(self, u: Tensor, report: SequenceReport, solution: Solution | None) -> tuple[Tensor, SequenceReport]:
+        """What ``on_failure`` says: the serial states or those found, with a warning, or an error."""
+        how = self.settings.on_failure
+        found = UNKNOWN if how == "serial" else exponent_of(self.step, u.detach(), report.chunk, self.length)
+        states = serial_states(self.step, self.u0, self.length) if how == "serial" else u
+        if how == "serial" and _finite(states):  # of the solution, where there is one
+            found = exponent_of(self.step, states.detach(), report.chunk, self.length)
+        report = dataclasses.replace(report.with_exponent(found), failure=report.status)
+        what = f"recurrence: {report.why_failed()}"
+        if how == "raise":
+            raise ConvergenceError(f'{what}. on_failure="serial" falls back.', solution)
+        if how == "return":
+            warnings.warn(f"{what}; the states are used as they are", RuntimeWarning, stacklevel=2)
+            return u, report
+        warnings.warn(f"{what}; solved serially instead", RuntimeWarning, stacklevel=2)
+        status = Status.SERIAL_FALLBACK if _finite(states) else Status.NON_FINITE
+        return states, dataclasses.replace(report, status=status, backward=[])
 
 
 def _method(settings: Settings) -> Any:
@@ -124,12 +241,6 @@ class Forgetful:
         return u * 0  # with a graph, for the adjoint
 
 
-def _serial(step: Any, u0: Tensor, length: int, settings: Settings) -> tuple[Tensor, SequenceReport]:
-    states = serial_states(step, u0, length)
-    status = Status.SERIAL if bool(torch.isfinite(states.detach()[-1]).all()) else Status.NON_FINITE
-    return states, SequenceReport("serial", length, length, status, settings=settings)
-
-
 def serial_states(step: Any, u0: Tensor, length: int) -> Tensor:
     """``[length + 1, ...]``, one step after the other; autograd follows."""
     if hasattr(step, "serial"):
@@ -141,35 +252,5 @@ def serial_states(step: Any, u0: Tensor, length: int) -> Tensor:
     return torch.cat(states)
 
 
-def _report(solution: Solution, method: str, chunk: int, settings: Settings, u0: Tensor) -> SequenceReport:
-    length = solution.grid.steps
-    return SequenceReport(
-        method,
-        chunk,
-        length,
-        solution.status,
-        solution.iterations,
-        solution.residuals,
-        settings.tolerance(u0.dtype),
-        solution.stats.fine_steps / length,
-        settings=settings,
-        backward=solution.adjoint if solution.adjoint is not None else [],
-    )
-
-
-def _failed(
-    step: Any, u0: Tensor, settings: Settings, solution: Solution, report: SequenceReport
-) -> tuple[Tensor, SequenceReport]:
-    """What ``on_failure`` says: the serial states or those found, with a warning, or an error."""
-    what = f"recurrence: {report.method} failed after {report.iterations} iterations: {solution.status.value}"
-    if settings.on_failure == "raise":
-        raise ConvergenceError(f'{what}. on_failure="serial" falls back.', solution)
-    failure = solution.status
-    if settings.on_failure == "return":
-        warnings.warn(f"{what}; the states are used as they are", RuntimeWarning, stacklevel=3)
-        return solution.u, dataclasses.replace(report, failure=failure)
-    warnings.warn(f"{what}; solved serially instead", RuntimeWarning, stacklevel=3)
-    states = serial_states(step, u0, report.length)
-    finite = bool(torch.isfinite(states.detach()[-1]).all())
-    status = Status.SERIAL_FALLBACK if finite else Status.NON_FINITE
-    return states, dataclasses.replace(report, status=status, failure=failure, backward=[])
+def _finite(u: Tensor) -> bool:
+    return bool(torch.isfinite(u.detach()).all())

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The backward pass of a recurrence solved in chunks: one linear, reversed recurrence, solved in chunks too.
+
+With ``w[i]`` the gradient with respect to state ``i``, and ``J`` the Jacobian of the ``m`` steps of chunk ``n``,
+
+    lambda[n] = J[n]^T lambda[n+1] + (what the w inside chunk n make of it)
+
+at the states found: the implicit function theorem, whatever iteration found them. The steps of all chunks are taken
+once more, side by side, now with a graph; each application of all the ``J^T`` is then one pass back through it, and the
+last one has the gradients of inputs and parameters too. The iteration is that of :mod:`.chunks`, with its warm-up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ...adjoint import BackwardPass
+from ...errors import ConvergenceError
+from ...solution import Status
+from ...time_grid import shift_points
+from ...vjp import held_by, leaves, require_known, require_repeatable
+
+Array = Any
+
+
+def known_to(step: Any, u0: Tensor, parameters: Any) -> list[Tensor]:
+    """The tensors that require grad and on which the steps depend: as given, or found as in :func:`.solve`."""
+    modules, tensors = held_by(step)
+    if parameters is None:
+        tensors = [*tensors, *(p for module in modules for p in module.parameters() if p.requires_grad)]
+        with torch.enable_grad():
+            one = step.step(u0.detach()[None], slice(0, 1, 1))
+        tensors = [*tensors, *leaves(one, stop=tensors)]
+    else:
+        tensors = [tensor for tensor in parameters if tensor.requires_grad]
+    found = list({id(tensor): tensor for tensor in tensors}.values())
+    if found or u0.requires_grad:
+        require_repeatable(modules)
+    return found
+
+
+@dataclass
+class ChunkedBackward:
+    """How to go back through ``length`` steps in chunks of ``m``; one :class:`BackwardPass` per time that is done.
+
+    Attributes
+    ----------
+    tol : float, optional
+        Converged when no ``lambda`` between chunks changes by more than ``tol`` times the largest of them. None:
+        after ``limit`` passes, compared with nothing.
+    limit : int
+        Passes back through all chunks, at most; 0: one chunk after the other.
+    """
+
+    step: Any
+    length: int
+    m: int
+    warm_up: int
+    tol: float | None
+    limit: int
+    on_failure: str
+    complete: bool
+    autocast: Callable[[], Any]
+    passes: list[BackwardPass] = field(default_factory=list)
+
+    def gradients(self, u: Tensor, w: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+        """Of ``u0`` and the parameters, from the states ``u`` and their gradients ``w``, ``[length + 1, ...]``."""
+        done = self.length - self.length % self.m
+        end, of_tail = w[done], list[Tensor | None]([None] * len(parameters))
+        with self.autocast():
+            if done < self.length:
+                tail = Tape(self.step, u[done : done + 1], slice(done, done + 1, 1), self.length - done, w[done:])
+                start, *of_tail = tail.back(None, parameters)
+                end = end + start[0]
+            tape = Tape(self.step, u[0 : done : self.m], slice(0, done - self.m + 1, self.m), self.m, w[: done + 1])
+            if self.complete:
+                for last in tape.states[-1:]:
+                    require_known(last, [*parameters, tape.starts])
+            went, found = self._iterate(tape, end, parameters)
+        self.passes.append(went)
+        start, *of_chunks = found
+        return start[0] + w[0], [_sum(a, b) for a, b in zip(of_chunks, of_tail, strict=True)]
+
+    def _iterate(self, tape: Tape, end: Tensor, parameters: Sequence[Tensor]) -> tuple[BackwardPass, list[Any]]:
+        """Until ``lambda`` at the starts of the chunks no longer changes; with gradients of all from the last pass."""
+        slices, residuals, finish = len(tape.starts), list[float](), True
+        v = end.expand(slices, *end.shape).clone()
+        if self.limit == 0:
+            self._one_by_one(tape, v)
+            return BackwardPass(Status.SERIAL), tape.back(v, parameters)
+        v[:-1] = tape.warm_up(self.warm_up)[1:] if self.warm_up and slices > 1 else 0
+        for k in range(1, self.limit + 1):
+            found = tape.back(v, parameters if finish else [])
+            change, size = _largest(found[0][1:] - v[:-1]), max(_largest(found[0]), _largest(end))
+            residuals.append(change)
+            v[:-1] = found[0][1:]
+            if not math.isfinite(change + size):
+                return self._failed(tape, v, parameters, BackwardPass(Status.NON_FINITE, k, tuple(residuals)))
+            if k >= slices or (self.tol is not None and change <= self.tol * size):
+                went = BackwardPass(Status.CONVERGED, k, tuple(residuals))
+                return went, found if finish else tape.back(v, parameters)
+            finish = False  # further passes look for lambda alone; one more, with all, follows
+        status = Status.FIXED if self.tol is None else Status.MAX_ITERATIONS
+        return self._failed(tape, v, parameters, BackwardPass(status, self.limit, tuple(residuals)))
+
+    def _failed(
+        self, tape: Tape, v: Tensor, parameters: Sequence[Tensor], went: BackwardPass
+    ) -> tuple[BackwardPass, list[Any]]:
+        """What ``on_failure`` says; fixed iterations do not fail."""
+        what = f"recurrence: the backward pass failed after {went.iterations} iterations: {went.status.value}"
+        if went.status is Status.FIXED:
+            return went, tape.back(v, parameters)
+        if self.on_failure == "raise":
+            raise ConvergenceError(what, None)
+        if self.on_failure == "return":
+            warnings.warn(f"{what}; the gradients are inexact", RuntimeWarning, stacklevel=2)
+            return went, tape.back(v, parameters)
+        warnings.warn(f"{what}; solved one chunk after the other instead", RuntimeWarning, stacklevel=2)
+        self._one_by_one(tape, v)
+        return BackwardPass(Status.SERIAL_FALLBACK, failure=went.status), tape.back(v, parameters)
+
+    def _one_by_one(self, tape: Tape, v: Tensor) -> None:
+        """``lambda`` at the ends of the chunks from that of the last, from right to left."""
+        for n in range(len(v) - 1, 0, -1):
+            v[n - 1] = tape.back_one(n, v[n])
+
+
+class Tape:
+    """The ``m`` steps of all chunks from ``u [slices, ...]``, with a graph to go back through.
+
+    Parameters
+    ----------
+    w : tensor ``[slices * m + 1, ...]``
+        Gradients of the states, from the first start to the last end; the first is not used.
+    """
+
+    def __init__(self, step: Any, u: Tensor, points: slice, m: int, w: Tensor) -> None:
+        self.step, self.points, self.m = step, points, m
+        slices = len(u)
+        self.given = w[1 : slices * m + 1].unflatten(0, (slices, m)).unbind(1)
+        with torch.enable_grad():
+            self.starts = u.detach().clone().requires_grad_()
+            self.states = unrolled(step, self.starts, points, m)
+
+    def back(self, v: Tensor | None, parameters: Sequence[Tensor]) -> list[Any]:
+        """Gradients of the starts ``[slices, ...]`` and of the parameters; ``v``: what comes in at the ends besides."""
+        given = list(self.given)
+        if v is not None:
+            # The last end's own gradient is in v already: lambda there counts it.
+            inner = given[-1].clone()
+            inner[-1] = 0
+            given[-1] = inner + v
+        return self._grad(self.states, [self.starts, *parameters], given)
+
+    def warm_up(self, steps: int) -> Tensor:
+        """``lambda`` at the starts, from the first ``steps`` of each chunk alone."""
+        return self._grad(self.states[:steps], [self.starts], self.given[:steps])[0]
+
+    def back_one(self, n: int, v: Tensor) -> Tensor:
+        """``lambda`` at the start of chunk ``n``, of ``v`` at its end."""
+        points = slice(self.points.start + n * self.points.step, self.points.start + n * self.points.step + 1, 1)
+        with torch.enable_grad():
+            start = self.starts[n : n + 1].detach().requires_grad_()
+            states = unrolled(self.step, start, points, self.m)
+        given = [w[n : n + 1] for w in self.given]
+        last = n + 1 == len(self.starts)
+        given[-1] = v[None] if last else given[-1] + v
+        return self._grad(states, [start], given)[0][0]
+
+    @staticmethod
+    def _grad(outputs: Sequence[Tensor], inputs: Sequence[Tensor], given: Sequence[Tensor]) -> list[Any]:
+        # What the parameters themselves were computed from is not ours to free.
+        found = list(torch.autograd.grad(outputs, inputs, given, retain_graph=True, allow_unused=True))
+        if found[0] is None:  # a cell that does not look at its state
+            found[0] = torch.zeros_like(inputs[0])
+        return found
+
+
+def unrolled(step: Any, u: Tensor, points: slice, m: int) -> list[Tensor]:
+    if hasattr(step, "unroll"):
+        return step.unroll(u, points, m)
+    states = []
+    for j in range(m):
+        u = step.step(u, shift_points(points, j))
+        states.append(u)
+    return states
+
+
+class Chunked(torch.autograd.Function):
+    """``compute()``, with the gradients of ``backward``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, compute: Callable[[], Tensor], backward: ChunkedBackward, u0: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        u = compute()
+        ctx.work, ctx.parameters = backward, parameters
+        ctx.save_for_backward(u, *parameters)  # torch checks that nobody has written to them since
+        return u
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, w: Tensor) -> tuple[Any, ...]:
+        u, *_ = ctx.saved_tensors
+        wanted = [p for p, needed in zip(ctx.parameters, ctx.needs_input_grad[3:], strict=True) if needed]
+        start, found = ctx.work.gradients(u.detach(), w, wanted)
+        found = iter(found)
+        of_parameters = [next(found) if needed else None for needed in ctx.needs_input_grad[3:]]
+        return None, None, start if ctx.needs_input_grad[2] else None, *of_parameters
+
+
+def autocast_of_now() -> Callable[[], Any]:
+    """A context with the automatic mixed precision of now."""
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    dtypes = [torch.get_autocast_dtype(kind) for kind in kinds]
+
+    def again() -> contextlib.ExitStack:
+        stack = contextlib.ExitStack()
+        for kind, dtype in zip(kinds, dtypes, strict=True):
+            stack.enter_context(torch.autocast(kind, dtype=dtype))
+        return stack
+
+    return again
+
+
+def _largest(v: Tensor) -> float:
+    return float(v.abs().max()) if v.numel() else 0.0
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which method, in chunks of how many steps: "auto" measured once, and the sizes that need no measurement."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...mgrit import MGRIT
+from .settings import Settings
+
+FEWEST = 4  # steps: two chunks of two
+SHORT = 64  # steps below which no measurement of "auto" pays
+FULL = 8  # numbers of a state up to which whole Jacobians are cheap: F products of F x F matrices per step
+MEASURED = 4  # steps, after one that warms up
+
+Key = tuple[Any, ...]
+
+
+def resolved(settings: Settings, length: int, features: int) -> Settings:
+    """``settings`` for this length with nothing left open but "auto"."""
+    if length < FEWEST or settings.method == "serial":
+        return dataclasses.replace(settings, method="serial", chunk=None)
+    method, jacobian = settings.method, settings.jacobian
+    if jacobian == "auto" and method in ("newton", "hybrid"):
+        jacobian = "full" if features <= FULL else ("diagonal" if method == "newton" else "none")
+    chunk = settings.chunk or (1 if method == "newton" else chunk_of(length))
+    if isinstance(method, MGRIT) or method in ("mgrit", "hybrid"):
+        chunk = max(2, chunk)
+    chunk = min(chunk, length)
+    warm_up = chunk // 4 if settings.warm_up is None else min(settings.warm_up, chunk)
+    return dataclasses.replace(settings, jacobian=jacobian, chunk=chunk, warm_up=warm_up)
+
+
+def chunk_of(length: int) -> int:
+    """Near the square root of the length, and such that few steps are left over, which are taken one by one.
+
+    A pass over chunks of ``m`` steps takes ``m`` steps one after the other, and what joins them ``length / m``: the
+    sum is smallest at the square root.
+    """
+    root = math.isqrt(length)
+    near = range(max(2, root - root // 4), root + root // 4 + 1)
+    return min(near, key=lambda m: (length % m, abs(m - root)))
+
+
+def iterations_of(settings: Settings, length: int) -> int:
+    """Passes without a Jacobian, at most."""
+    slices = length // (settings.chunk or 1)
+    return settings.max_iterations or min(slices, max(8, slices // 4))
+
+
+def key_of(u0: Tensor, length: int, gradients: bool) -> Key:
+    """What a choice of "auto" holds for: shape, dtype, device, and lengths up to the next power of two."""
+    return (1 << (length - 1).bit_length(), tuple(u0.shape), u0.dtype, u0.device, gradients)
+
+
+@torch.no_grad()
+def measured(step: Any, u0: Tensor, length: int, settings: Settings) -> tuple[Settings, str]:
+    """What promises to be fastest, before it has been tried, and why: "serial", or "hybrid" with a limit of passes.
+
+    A pass that takes the ``m`` steps of all chunks is compared with all steps one by one; passes are worth it as long
+    as together they take less.
+    """
+    if length < SHORT:
+        return dataclasses.replace(settings, method="serial"), f"auto: fewer than {SHORT} steps"
+    hybrid = resolved(dataclasses.replace(settings, method="hybrid", jacobian="none"), length, u0.shape[-1])
+    m = hybrid.chunk or 1
+    slices = length // m
+    one = _seconds(lambda: _serial(step, u0, MEASURED), u0) / MEASURED
+    u, points = u0.expand(slices, *u0.shape).contiguous(), slice(0, (slices - 1) * m + 1, m)
+    side_by_side = _seconds(lambda: _relax(step, u, points, MEASURED), u0) / MEASURED
+    passes = int(length * one / (m * side_by_side))
+    why = f"auto: one step {1e6 * one:.0f} us, of {slices} chunks side by side {1e6 * side_by_side:.0f} us"
+    if passes < 2:
+        return dataclasses.replace(settings, method="serial"), f"{why}: too little to gain"
+    limit = min(passes, iterations_of(hybrid, length))
+    return dataclasses.replace(hybrid, max_iterations=settings.max_iterations or limit), why
+
+
+def _serial(step: Any, u0: Tensor, steps: int) -> None:
+    if hasattr(step, "serial"):
+        step.serial(u0, steps)
+    else:
+        _relax(step, u0[None], slice(0, 1, 1), steps)
+
+
+def _relax(step: Any, u: Tensor, points: slice, steps: int) -> None:
+    if getattr(step, "fused", False) is True:
+        step.relax(u, points, steps, torch.empty_like(u))
+        return
+    for j in range(steps):
+        u = step.step(u, slice(points.start + j, points.stop + j, points.step))
+
+
+def _seconds(work: Any, u: Tensor) -> float:
+    """The least of two, after one that warms up."""
+    seconds = []
+    for _ in range(3):
+        _wait(u)
+        begin = time.perf_counter()
+        work()
+        _wait(u)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds[1:])
+
+
+def _wait(u: Tensor) -> None:
+    if u.device.type == "cuda":
+        torch.cuda.synchronize(u.device)
