@@ -158,7 +158,7 @@ class NewtonIteration:
         Returns the norms of the residuals before and of the updates, of the slices after that one.
         """
         self._relax(u, f, done)
-        with self.runtime.mark("newton.scan"), np.errstate(over="ignore", invalid="ignore"):
+        with self.runtime.mark("newton.scan"), np.errstate(all="ignore"):
             norms = self._norms(f[done + 1 :], u[done + 2 :])
             if self.jacobians is None:
                 u[done + 1 :] = f[done:]

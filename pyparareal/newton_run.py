@@ -139,7 +139,7 @@ class NewtonRun:
             if growth.chain > 0
             else ("the chain as a whole does not grow; damping may help")
         )
-        return f"{text}, the whole chain by exp({growth.chain:.3g}): {kind}. "
+        return f"{text}, the chain by exp({growth.chain:.3g}): {kind}. "
 
 
 def check_options(options: Newton) -> None:

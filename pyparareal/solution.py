@@ -72,8 +72,8 @@ class Stats:
     worst_slice : int, optional
         The slice that has it.
     chain_exponent : float, optional
-        ``log |J_{S-1} ... J_0| / (S m)``: positive for a chaotic or unstable chain, its largest Lyapunov exponent for a
-        long one.
+        ``log |J_{S-1} ... J_0| / (S m)``, or as far as all J are finite: positive for a chaotic or unstable chain, and
+        for a long one its largest Lyapunov exponent.
     """
 
     slices: int
