@@ -143,6 +143,9 @@ inline int32_t numbers_of(py::handle sequence, double* to, std::size_t most, con
   return static_cast<int32_t>(values.size());
 }
 
+// tree.cpp
+double tree_sum(py::handle numbers);
+
 // relax_rk.cpp
 void relax_rk(py::handle out, py::handle u, py::handle rhs, py::handle parameters, py::handle tableau, py::handle dt,
               py::handle m, py::handle substeps, py::handle times, py::handle f, py::handle g, py::handle every,

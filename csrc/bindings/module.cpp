@@ -246,6 +246,7 @@ PYBIND11_MODULE(_core, module) {
              py::arg("last"), py::arg("bias"), py::arg("m"), py::arg("f").none(true), py::arg("g").none(true),
              py::arg("every").none(true), py::arg("target").none(true), py::arg("norms").none(true), py::arg("norm"),
              py::arg("stream").none(true), py::arg("threads"));
+  module.def("tree_sum", tree_sum, py::arg("values"), "Sum of float64 [slices] as reference.tree_sum rounds it.");
   module.def("build_info", build_info, "What this extension was built with.");
   module.def("select_simd", select_simd, py::arg("name"), "Choose the instruction set of the CPU kernels.");
   module.def("held_calls", held_calls, "Calls on foreign streams whose arrays are still held.");
