@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Self = TypeVar("Self", bound="HeldGates")
 
 
 class HeldGates:
@@ -52,8 +55,17 @@ class HeldGates:
         """The parts of states."""
         return (u,)
 
-    def _coarse_gates(self, m: int) -> Tensor:
-        return self.gates[: self.steps // m * m : m]
+    def with_gates(self: Self, gates: Tensor, hold: int) -> Self:
+        """The same cell with other gates, held for so long."""
+        raise NotImplementedError
+
+    def rediscretise(self: Self, m: int) -> Self:
+        """The same cell with its gates held ``m`` times as long."""
+        return self.with_gates(self.gates[: self.steps // m * m : m], self.hold * m)
+
+    def windows(self: Self, lengths: Sequence[int]) -> list[Self]:
+        """The cell on one part of the sequence after the other."""
+        return [self.with_gates(part, self.hold) for part in self.gates.split(list(lengths))]
 
 
 class GRUStep(HeldGates):
@@ -76,9 +88,8 @@ class GRUStep(HeldGates):
     def parameters(self) -> list[Tensor]:
         return [self.gates, self.weight, *([] if self.bias is None else [self.bias])]
 
-    def rediscretise(self, m: int) -> GRUStep:
-        """The same cell with its gates held ``m`` times as long."""
-        return GRUStep(self._coarse_gates(m), self.weight, self.bias, self.hold * m)
+    def with_gates(self, gates: Tensor, hold: int) -> GRUStep:
+        return GRUStep(gates, self.weight, self.bias, hold)
 
     def step(self, u: Tensor, points: slice) -> Tensor:
         _, _, n, _, keep = self._gates(u, points)
@@ -140,9 +151,8 @@ class LSTMStep(HeldGates):
     def parameters(self) -> list[Tensor]:
         return [self.gates, self.weight, *([] if self.projection is None else [self.projection])]
 
-    def rediscretise(self, m: int) -> LSTMStep:
-        """The same cell with its gates held ``m`` times as long."""
-        return LSTMStep(self._coarse_gates(m), self.weight, self.projection, self.hold * m)
+    def with_gates(self, gates: Tensor, hold: int) -> LSTMStep:
+        return LSTMStep(gates, self.weight, self.projection, hold)
 
     def packed(self, *parts: Tensor) -> Tensor:
         """``h [..., outputs]`` and ``c [..., hidden]`` as a state."""

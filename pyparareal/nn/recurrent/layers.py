@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 import torch
@@ -97,11 +98,17 @@ class SolvedLayers(nn.RNNBase):
         TypeError, ValueError, RuntimeError
             For arguments that torch refuses too, or ``lengths`` that do not fit.
         """
+        if "torch._dynamo" in sys.modules:  # methods look at values; torch's own module breaks a graph too
+            return torch.compiler.disable(self._forward)(input, hx, lengths)
+        return self._forward(input, hx, lengths)
+
+    def _forward(self, input: Any, hx: Any, lengths: Any) -> Any:
         self._update_flat_weights()
         packed = isinstance(input, PackedSequence)
         batch, device = self._check_input(input, lengths)
         start = self._start(hx, batch, device, batched=packed or input.dim() == 3)
-        torchs_own = self.settings.method in ("auto", "serial") and (batch == 0 or self._by_torch(batch, device))
+        serial = self.settings.method in ("auto", "serial")
+        torchs_own = batch == 0 or (serial and self._by_torch(batch, device))
         if torchs_own and lengths is None:
             output, final = super().forward(input, hx)
             steps = len(input.batch_sizes) if packed else input.shape[0 if input.dim() == 2 else self.batch_first]
