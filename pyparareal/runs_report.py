@@ -38,7 +38,7 @@ class Progress:
 def heading(problem: Any, runs: Any) -> str:
     """What is trained and how, two lines."""
     s = runs.settings
-    rates = f"learning rate {runs.step.base:g}, at most {runs.rules.alpha_max:g}"
+    rates = f"learning rate {runs.step.largest_alpha(s.steps):g}, at most {runs.rules.alpha_max:g}"
     return (
         f"{problem.name}: {runs.weights.size} weights, {len(runs.examples.x)} examples, "
         f"{'all of them' if runs.examples.order is None else runs.examples.order.shape[1]} in a step\n"

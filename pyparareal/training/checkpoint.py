@@ -23,7 +23,7 @@ from torch import Tensor
 from ..nn.atomic_files import write_files
 from ..nn.training_job.checkpoint import CheckpointError as CheckpointError
 
-FORMAT = "pyparareal-training-runs-2"
+FORMAT = "pyparareal-training-runs-3"
 
 _JSON = ("first", "windows", "serial", "residuals", "parts", "seconds", "sizes")
 
@@ -68,13 +68,15 @@ def require_place(checkpoint: str | os.PathLike[str]) -> Path:
     Raises
     ------
     TypeError, ValueError
-        No path; a directory, or in a directory that is not there.
+        No path; a directory or another thing that is no file; in a directory that is not there.
     """
     if not isinstance(checkpoint, str | os.PathLike):
         raise TypeError(f"checkpoint: got {type(checkpoint).__name__}, expected a path")
     path = Path(checkpoint)
     if path.is_dir():
         raise ValueError(f"checkpoint: got {path}, a directory, expected a file")
+    if path.exists() and not path.is_file():  # such as a pipe, which may never be read to its end
+        raise ValueError(f"checkpoint: got {path}, which is no regular file")
     if not path.parent.is_dir():
         raise ValueError(f"checkpoint: got {path}, whose directory {path.parent} does not exist")
     return path
@@ -94,7 +96,10 @@ def save(path: Path, progress: Progress, identity: dict[str, Any]) -> None:
         arrays["c"] = progress.c.cpu().numpy()
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_files(path.parent, {path.name: buffer.getvalue()})
+    try:
+        write_files(path.parent, {path.name: buffer.getvalue()})
+    except OSError as error:
+        raise OSError(error.errno, f"checkpoint: {path} cannot be written: {error.strerror}") from error
 
 
 def load(path: Path, identity: dict[str, Any], like: Tensor) -> Progress:
@@ -157,7 +162,8 @@ def digest(*tensors: Tensor | None) -> str:
     for tensor in tensors:
         if tensor is not None:
             found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-            found.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+            # As bytes: NumPy does not know all dtypes.
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
 
 

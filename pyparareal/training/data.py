@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from .rules import Rules
 
 _AVERAGED_AT_ONCE = 8  # batches per slice
+_ASKED_ALONE = 16  # points of a level
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,40 @@ class Examples:
     def chosen(self, rule: Callable[..., Any], level: int, points: range, stride: int) -> Tensor:
         """What ``rule`` gives for ``points``, counted from the start of the run: int64 ``[points, batch]``, checked."""
         slices = len(points)
-        chosen = torch.as_tensor(rule(level, np.arange(points.start, points.stop, points.step, dtype=np.int64), stride))
-        if chosen.dtype != torch.int64 or chosen.ndim != 2 or len(chosen) != slices:
+        given = rule(level, np.arange(points.start, points.stop, points.step, dtype=np.int64), stride)
+        try:
+            chosen = torch.as_tensor(given)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"data: the rule returned {type(given).__name__}, expected int64 [{slices}, batch] ({error})"
+            ) from error
+        if chosen.dtype != torch.int64 or chosen.ndim != 2 or len(chosen) != slices or not chosen.shape[1]:
             raise ValueError(
                 f"data: the rule returned {chosen.dtype} {list(chosen.shape)}, expected int64 [{slices}, batch]"
             )
         if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self.x):
             raise ValueError(f"data: the rule returned an example outside 0 .. {len(self.x) - 1}")
         return chosen
+
+    def require_function(self, rule: Callable[..., Any], strides: Sequence[int], steps: int) -> None:
+        """Refuse a ``rule`` that does not give the same for a point every time, alone and among others.
+
+        Asked for the first points of every level, which has ``strides`` fine steps per step.
+
+        Raises
+        ------
+        ValueError
+            Names the point.
+        """
+        for level, stride in enumerate(strides):
+            points = range(max(min(steps // stride, _ASKED_ALONE), 1))
+            together = self.chosen(rule, level, points, stride)
+            for i in points:
+                if not torch.equal(self.chosen(rule, level, range(i, i + 1), stride)[0], together[i]):
+                    raise ValueError(
+                        f"data: the rule gives other examples for point {i} of level {level} when asked again or for "
+                        "that point alone; expected a function of level, point and stride"
+                    )
 
     def to(self, device: torch.device) -> Examples:
         """The same on ``device``; the order stays on the host."""
@@ -112,6 +139,11 @@ def read(data: Any, rules: Rules, steps: int) -> Examples:
             f"data: got {str(found.y.dtype).removeprefix('torch.')} targets for the rule 'averaged', but the mean of "
             "classes is none; expected floating-point targets, such as probabilities, or another rule"
         )
+    if rules.data == "averaged" and not (found.x.is_floating_point() or found.x.is_complex()):
+        raise ValueError(
+            f"data: got {str(found.x.dtype).removeprefix('torch.')} inputs for the rule 'averaged', but the mean of "
+            "such numbers is no input; expected floating-point inputs, or another rule"
+        )
     return found
 
 
@@ -120,6 +152,8 @@ def _of_pair(data: Any, rules: Rules) -> Examples:
         raise TypeError(
             f"data: got {type(data).__name__}, expected a pair of tensors (inputs, targets) or a DataLoader"
         )
+    if any(part.layout is not torch.strided for part in data):
+        raise ValueError("data: got a sparse tensor, expected dense ones")
     x, y = (part.detach().clone() for part in data)  # what the caller writes there later is no part of the run
     if x.ndim < 1 or y.ndim < 1 or len(x) != len(y) or not len(x):
         raise ValueError(
@@ -155,7 +189,7 @@ def _of_loader(loader: DataLoader[Any], rules: Rules, steps: int) -> Examples:
     if not isinstance(pairs, tuple | list) or len(pairs) != 2 or not all(isinstance(part, Tensor) for part in pairs):
         raise TypeError("data: the DataLoader's dataset gives no pairs (input, target) of tensors or numbers")
     order = _order(loader, steps if isinstance(sampler, RandomSampler) else 1)
-    for batch in order[:2]:
+    for batch in order[: len(loader)]:  # an epoch
         again = collate([dataset[int(i)] for i in batch])
         if not all(_equal(part[batch], a) for part, a in zip(pairs, again, strict=True)):
             raise ValueError(

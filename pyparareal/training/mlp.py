@@ -54,18 +54,21 @@ class MlpStep(OptimiserStep):
     def relax(self, u: Tensor, points: slice, m: int, out: Tensor | None, **more: Any) -> None:
         """See :class:`pyparareal.propagators.FusedPropagator`."""
         shape, examples = self.shape, self.examples
-        first, count = self._ranges(points, m)
+        own = torch.arange(points.start, points.stop, points.step)[:, None] + torch.arange(m)
+        first, count = self._ranges(own)
+        alpha = self.rates_at(own)[0]
+        if isinstance(alpha, Tensor):
+            alpha = alpha.to(u.device)
         ops.relax_mlp_sgd(
-            u, shape.sizes, examples.x, examples.y, self.alpha, m, first=first, count=count, hidden=shape.hidden,
+            u, shape.sizes, examples.x, examples.y, alpha, m, first=first, count=count, hidden=shape.hidden,
             last=shape.last, bias=shape.bias, out=out, **more,
         )  # fmt: skip
 
-    def _ranges(self, points: slice, m: int) -> tuple[Tensor | None, int | None]:
-        """The first example of every step ``[slices, m]``, and how many follow one another; None for all of them."""
+    def _ranges(self, own: Tensor) -> tuple[Tensor | None, int | None]:
+        """The first example of every step from ``own [slices, m]``, and how many follow; None for all of them."""
         order = self.examples.order
         if order is None:
             return None, None
-        own = torch.arange(points.start, points.stop, points.step)[:, None] + torch.arange(m)
         serial, batch = self.rules.data == "serial", order.shape[1]
         index = own + self.offset // self.stride if serial else self.offset + self.stride * own
         return ((index % len(order)) * batch).to(self.examples.x.device), batch
@@ -102,6 +105,8 @@ def _fused(module: nn.Module, loss: Loss, examples: Examples, shape: Shape, **mo
 def _shape(module: nn.Module, loss: Loss, examples: Examples, **more: Any) -> Shape | str:
     """The network's shape, or why the kernel cannot train it."""
     weights: Weights = more["weights"]
+    if torch.is_autocast_enabled(weights.device.type):
+        return "autocast is on, which the kernel does not know"
     if type(loss) is not HalfSquaredError:
         return f"the loss is {type(loss).__name__}, not HalfSquaredError"
     if more["optimiser"] != SGD():

@@ -14,43 +14,45 @@ ends at fine step ``M (i + 1)``, and corrects with that count, on every level.
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-def _number(name: str, value: Any, expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: got {value!r}, expected {expected}")
+from . import learning_rates
+from .learning_rates import Rate, require_number
 
 
-def _between(name: str, value: Any) -> None:
+def _between(name: str, value: Any) -> float:
     expected = "a number of at least 0 and below 1"
-    _number(name, value, expected)
+    require_number(name, value, expected)
     if not 0 <= value < 1:
         raise ValueError(f"{name}: got {value!r}, expected {expected}")
+    return float(value)
 
 
-def _not_negative(name: str, value: Any) -> None:
+def _not_negative(name: str, value: Any) -> float:
     expected = "a finite number of at least 0"
-    _number(name, value, expected)
+    require_number(name, value, expected)
     if not 0 <= value < math.inf:
         raise ValueError(f"{name}: got {value!r}, expected {expected}")
-
-
-def _rate(value: Any) -> float:
-    _number("lr", value, "a number")
-    if not 0 < value < math.inf:
-        raise ValueError(f"lr: got {value!r}, expected a finite number above 0")
     return float(value)
 
 
 def _switch(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name}: got {value!r}, expected True or False")
+
+
+def _like(w: Tensor, factor: Rate) -> Any:
+    """A factor per slice in the dtype of ``w``; a number as it is."""
+    return factor.to(w.dtype) if isinstance(factor, Tensor) else factor
+
+
+def _minus(w: Tensor, alpha: Rate, d: Tensor) -> Tensor:
+    """``w - alpha d``, rounded as torch does where ``alpha`` is a number."""
+    return torch.addcmul(w, _like(w, alpha), d, value=-1) if isinstance(alpha, Tensor) else w.add(d, alpha=-alpha)
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ class SGD:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _between("momentum", self.momentum)
-        _not_negative("weight_decay", self.weight_decay)
+        # As floats: what is equal has one text, and a checkpoint compares texts.
+        object.__setattr__(self, "momentum", _between("momentum", self.momentum))
+        object.__setattr__(self, "weight_decay", _not_negative("weight_decay", self.weight_decay))
         _switch("nesterov", self.nesterov)
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov: got True without momentum, expected momentum > 0")
@@ -72,23 +75,24 @@ class SGD:
     def moments(self) -> tuple[str, ...]:
         return ("momentum_buffer",) if self.momentum else ()
 
-    def update(
-        self, w: Tensor, moments: list[Tensor], g: Tensor, alpha: float, q: float, count: Tensor
-    ) -> list[Tensor]:
-        """``[w, moments...]``, each ``[slices, weights]``, after the update; ``count [slices, 1]`` is the fine step."""
+    def update(self, w: Tensor, moments: list[Tensor], g: Tensor, alpha: Rate, q: Rate, count: Tensor) -> list[Tensor]:
+        """``[w, moments...]``, each ``[slices, weights]``, after the update; ``count [slices, 1]`` is the fine step.
+
+        ``alpha`` and ``q`` may be float64 tensors ``[slices, 1]``.
+        """
         if self.weight_decay:
             g = g.add(w, alpha=self.weight_decay)
         if not self.momentum:
-            return [w.add(g, alpha=-alpha)]
+            return [_minus(w, alpha, g)]
         mu, (v,) = self.momentum, moments
-        if q == 1:
+        if isinstance(q, float) and q == 1:
             v = v.mul(mu).add(g)
-            return [w.add(g.add(v, alpha=mu) if self.nesterov else v, alpha=-alpha), v]
+            return [_minus(w, alpha, g.add(v, alpha=mu) if self.nesterov else v), v]
         gain = (1 - mu**q) / (1 - mu)
-        total = v * (mu * gain) + g * ((q - mu * gain) / (1 - mu))  # v_1 + ... + v_q
+        total = v * _like(w, mu * gain) + g * _like(w, (q - mu * gain) / (1 - mu))  # v_1 + ... + v_q
         if self.nesterov:
-            total = q * g + mu * total
-        return [w.add(total, alpha=-alpha / q), v * mu**q + g * gain]
+            total = _like(w, q) * g + mu * total
+        return [_minus(w, alpha / q, total), v * _like(w, mu**q) + g * _like(w, gain)]
 
 
 @dataclass(frozen=True)
@@ -107,33 +111,32 @@ class Adam:
             raise TypeError(f"betas: got {self.betas!r}, expected a pair of numbers")
         if len(self.betas) != 2:
             raise ValueError(f"betas: got {self.betas!r}, expected a pair of numbers")
-        for beta in self.betas:
-            _between("betas", beta)
+        object.__setattr__(self, "betas", tuple(_between("betas", beta) for beta in self.betas))
         _switch("decoupled", self.decoupled)
-        _not_negative("eps", self.eps)
-        _not_negative("weight_decay", self.weight_decay)
+        object.__setattr__(self, "eps", _not_negative("eps", self.eps))
+        object.__setattr__(self, "weight_decay", _not_negative("weight_decay", self.weight_decay))
 
-    def update(
-        self, w: Tensor, moments: list[Tensor], g: Tensor, alpha: float, q: float, count: Tensor
-    ) -> list[Tensor]:
+    def update(self, w: Tensor, moments: list[Tensor], g: Tensor, alpha: Rate, q: Rate, count: Tensor) -> list[Tensor]:
         """See :meth:`SGD.update`."""
         (b1, b2), (first, second) = self.betas, moments
         if self.weight_decay and self.decoupled:
-            w = w * (1 - alpha / q * self.weight_decay) ** q
+            w = w * _like(w, (1 - alpha / q * self.weight_decay) ** q)
         elif self.weight_decay:
             g = g.add(w, alpha=self.weight_decay)
-        mean = first
-        if q != 1:
+        one, mean = isinstance(q, float) and q == 1, first
+        if not one:
             share = b1 * (1 - b1**q) / (q * (1 - b1))  # of the first moment in the mean of the q next ones
-            mean = first * share + g * (1 - share)
-        first = first.lerp(g, 1 - b1**q)
-        second = second.mul(b2**q).addcmul(g, g, value=1 - b2**q)
+            mean = first * _like(w, share) + g * _like(w, 1 - share)
+        first = first.lerp(g, _like(w, 1 - b1**q))
+        new = _like(w, 1 - b2**q)
+        second = second.mul(_like(w, b2**q))
+        second = second + new * g * g if isinstance(new, Tensor) else second.addcmul(g, g, value=new)
         root = second.clamp_min(0).sqrt().maximum(first.abs() / self._most())
         # In float64, as in torch: in float32 the small 1 - b2 of the first steps would have half its digits.
         fine = count.double()
         length, unbiased = (alpha / (1 - b1**fine)).to(w.dtype), (1 - b2**fine).sqrt().to(w.dtype)
         spread = root / unbiased + self.eps
-        return [w - length * (first if q == 1 else mean) / spread, first, second]
+        return [w - length * (first if one else mean) / spread, first, second]
 
     def _most(self) -> float:
         """``|m| <= (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) sqrt(v)`` for the moments of any gradients.
@@ -154,19 +157,20 @@ NAMES: dict[str, SGD | Adam] = {
 }
 
 
-def find(optimiser: Any, lr: float | None, module: nn.Module) -> tuple[SGD | Adam, float]:
+def find(optimiser: Any, lr: Any, module: nn.Module, steps: int) -> tuple[SGD | Adam, Rate]:
     """The optimiser and its learning rate: of a name of :data:`NAMES`, one of ours, or one of ``torch.optim``.
+
+    ``lr`` is a number or a function of the step (:mod:`.learning_rates`); beside one of ``torch.optim`` None, or its
+    scheduler.
 
     Raises
     ------
     ValueError, TypeError
-        Unknown; with options that are not here; several groups; of other parameters than those that ``module`` trains;
-        a learning rate that is missing, given twice or not above 0.
+        Unknown; with options or hooks that are not here; several groups; of other parameters than those that
+        ``module`` trains; a learning rate that is missing, given twice or not above 0.
     """
     if isinstance(optimiser, torch.optim.Optimizer):
-        if lr is not None:
-            raise ValueError(f"lr: got {lr!r} beside a torch optimiser, expected it in one of them")
-        return _of_torch(optimiser, module)
+        return _of_torch(optimiser, lr, module, steps)
     if isinstance(optimiser, str):
         if optimiser not in NAMES:
             raise ValueError(f"optimiser: got {optimiser!r}, expected one of {', '.join(NAMES)}, or an object")
@@ -176,10 +180,10 @@ def find(optimiser: Any, lr: float | None, module: nn.Module) -> tuple[SGD | Ada
             f"optimiser: got {type(optimiser).__name__}, expected one of {', '.join(NAMES)}, training.SGD, "
             "training.Adam, or torch.optim.SGD, Adam or AdamW"
         )
-    return optimiser, _rate(lr)
+    return optimiser, learning_rates.read(lr, steps)
 
 
-def _of_torch(optimiser: torch.optim.Optimizer, module: nn.Module) -> tuple[SGD | Adam, float]:
+def _of_torch(optimiser: torch.optim.Optimizer, lr: Any, module: nn.Module, steps: int) -> tuple[SGD | Adam, Rate]:
     kind = type(optimiser).__name__
     if type(optimiser) not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
         raise ValueError(f"optimiser: got {kind}, expected torch.optim.SGD, Adam or AdamW: others are not known here")
@@ -191,12 +195,14 @@ def _of_torch(optimiser: torch.optim.Optimizer, module: nn.Module) -> tuple[SGD 
     unknown = [name for name in ("maximize", "amsgrad", "dampening") if group.get(name)]
     if unknown:
         raise ValueError(f"optimiser: got {kind} with {unknown[0]}={group[unknown[0]]}, which is not known here")
+    if any(getattr(optimiser, f"_optimizer_step_{when}_hooks", None) for when in ("pre", "post")):
+        raise ValueError(f"optimiser: got {kind} with hooks of its step, which would not be called; expected none")
+    rate, decay = learning_rates.of_torch(optimiser, lr, steps), float(group["weight_decay"])
     _require_all(kind, group["params"], module)
-    lr, decay = _rate(float(group["lr"])), float(group["weight_decay"])
     if kind == "SGD":
-        return SGD(float(group["momentum"]), bool(group["nesterov"]), decay), lr
+        return SGD(float(group["momentum"]), bool(group["nesterov"]), decay), rate
     betas = (float(group["betas"][0]), float(group["betas"][1]))
-    return Adam(betas, float(group["eps"]), decay, kind == "AdamW" or bool(group.get("decoupled_weight_decay"))), lr
+    return Adam(betas, float(group["eps"]), decay, kind == "AdamW" or bool(group.get("decoupled_weight_decay"))), rate
 
 
 def _require_all(kind: str, given: list[Tensor], module: nn.Module) -> None:

@@ -7,6 +7,8 @@ running statistics, would be another one each time, and there would be no chain 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -69,17 +71,38 @@ def require_gradient(step: OptimiserStep, examples: Examples) -> None:
                 "take them out, or let them come with the inputs"
             ) from error
         raise ValueError(
-            f"module, loss, data: the gradient of loss(module(inputs), targets) for inputs {list(examples.x.shape)} "
-            f"and targets {list(examples.y.shape)} cannot be taken for several slices at once: {error}"
+            f"module, loss, data: the gradient of loss(module(inputs), targets) for {_kind(step.weights.dtype)} "
+            f"parameters, {_kind(examples.x.dtype)} inputs {list(examples.x.shape)} and {_kind(examples.y.dtype)} "
+            f"targets {list(examples.y.shape)} cannot be taken for several slices at once: {error}"
         ) from error
+    _require_use(step)
     changed = [name for name, b in module.named_buffers() if not torch.equal(b, before[name])]
     if changed:
         raise ValueError(f"module: its forward pass changes the buffer {changed[0]!r}, which is no part of the weights")
     _require_finite(first)
-    if not torch.allclose(first, second, rtol=1e-3):  # atomics may round differently; random numbers differ more
+    # Atomics may round differently; random numbers, and what counts its own calls, differ more.
+    if float((first - second).norm()) > math.sqrt(torch.finfo(first.dtype).eps) * float(first.norm()):
         raise ValueError(
             f"module: {type(module).__name__} gives another gradient when asked twice; it must draw no random numbers"
         )
+
+
+def _require_use(step: OptimiserStep) -> None:
+    """The loss depends on the parameters; with weight decay on all, as ``torch.optim`` passes over the others."""
+    if torch.is_inference_mode_enabled():  # where torch records nothing that could be asked
+        return
+    unused = step.unused()
+    if len(unused) == len(step.weights.shapes):
+        raise ValueError("loss: got one that depends on no parameter of the module that requires grad")
+    if unused and step.optimiser.weight_decay:
+        raise ValueError(
+            f"module: the loss does not depend on {unused[0]}, which torch's weight decay would pass over and this one "
+            "would not; set requires_grad_(False) on it"
+        )
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _require_finite(gradient: Tensor) -> None:

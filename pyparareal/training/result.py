@@ -92,8 +92,21 @@ class RunsResult:
         return dict(self.weights)
 
     def load(self, module: nn.Module) -> None:
-        """Give ``module`` the weights."""
-        missing = [name for name in self.weights if name not in module.state_dict()]
+        """Give ``module`` the weights.
+
+        Raises
+        ------
+        TypeError, ValueError
+            No module, or one without these parameters in their shapes and dtype; then it stays as it is.
+        """
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module: got {type(module).__name__}, expected a torch module")
+        own = module.state_dict()
+        missing = [name for name in self.weights if name not in own]
         if missing:
             raise ValueError(f"module: got {type(module).__name__} without {missing[0]!r}, expected the trained one")
+        for name, weight in self.weights.items():
+            got, expected = (f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (own[name], weight))
+            if got != expected:
+                raise ValueError(f"module: got {name} {got}, expected {expected}")
         module.load_state_dict(self.weights, strict=False)

@@ -8,9 +8,14 @@ naive solver; solver 1, eq. (14); solver 2, eq. (15); the slowly growing learnin
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
+
+from .learning_rates import Rate, require_number
 
 DATA = ("full", "serial", "injected", "averaged")
 
@@ -42,25 +47,33 @@ class Rules:
     batch: int = 1
 
     def __post_init__(self) -> None:
-        if self.growth is not None and (isinstance(self.growth, bool) or not isinstance(self.growth, int | float)):
-            raise TypeError(f"growth: got {self.growth!r}, expected a number or None")
+        if self.growth is not None:
+            require_number("growth", self.growth, "a number or None")
         if self.growth is not None and not 0 < self.growth < math.inf:
             raise ValueError(f"growth: got {self.growth!r}, expected a number above 0")
-        if isinstance(self.alpha_max, bool) or not isinstance(self.alpha_max, int | float):
-            raise TypeError(f"alpha_max: got {self.alpha_max!r}, expected a number")
+        require_number("alpha_max", self.alpha_max, "a number")
         if not self.alpha_max > 0:
             raise ValueError(f"alpha_max: got {self.alpha_max!r}, expected a number above 0")
         if not callable(self.data) and self.data not in DATA:
             raise ValueError(f"data: got {self.data!r}, expected one of {', '.join(DATA)}, or a function")
-        if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
+        # As floats: what is equal has one text, and a checkpoint compares texts.
+        object.__setattr__(self, "alpha_max", float(self.alpha_max))
+        if self.growth is not None:
+            object.__setattr__(self, "growth", float(self.growth))
+        if isinstance(self.batch, bool) or not isinstance(self.batch, numbers.Integral) or self.batch < 1:
             raise ValueError(f"batch: got {self.batch!r}, expected an integer of at least 1")
+        object.__setattr__(self, "batch", int(self.batch))
 
-    def alpha(self, base: float, level: int, stride: int) -> float:
-        """The learning rate of ``level``, which has ``stride`` fine steps per step."""
+    def alpha(self, base: Rate, level: int, stride: int) -> Rate:
+        """The learning rate of ``level``, which has ``stride`` fine steps per step; each, where ``base`` has many."""
         if level == 0:
             return base
-        scale = float(stride) if self.growth is None else self.growth**level
-        return min(scale * base, self.alpha_max)
+        alpha = self.scale(level, stride) * base
+        return alpha.clamp(max=self.alpha_max) if isinstance(alpha, Tensor) else min(alpha, self.alpha_max)
+
+    def scale(self, level: int, stride: int) -> float:
+        """``growth^l``: what the rate of the finest level is multiplied by, where ``alpha_max`` allows it."""
+        return float(stride) if self.growth is None else self.growth**level
 
 
 PRESETS = {

@@ -56,8 +56,10 @@ class TrainingRuns:
     optimiser : str or object
         "sgd", "momentum", "nesterov", "adam", "adamw", :class:`SGD`, :class:`Adam`, or a new one of ``torch.optim``,
         which brings its learning rate.
-    lr : float
-        Of the finest level.
+    lr : float, function, or scheduler
+        Learning rate of the finest level; a function ``lr(step)`` gives that of step 0, 1, ..., ``steps - 1``. Beside
+        an optimiser of ``torch.optim``: nothing, or its new scheduler, of which every update is one step. Read once,
+        when constructing: a coarse step has the rate of the fine step that it starts at, times the level's growth.
     rules : str or Rules
         Learning rate and data of every level: "naive", "solver1", "solver2", "slow"
         (:data:`pyparareal.training.PRESETS`).
@@ -92,7 +94,7 @@ class TrainingRuns:
     """
 
     def __init__(
-        self, module: nn.Module, loss: Loss, data: Any, *, steps: int, optimiser: Any = "sgd", lr: float | None = None,
+        self, module: nn.Module, loss: Loss, data: Any, *, steps: int, optimiser: Any = "sgd", lr: Any = None,
         rules: str | Rules = "solver1", alpha_max: float | None = None, m: int = 2, cycle: str = "V", nu: int = 1,
         levels: int | None = 2, max_coarse: int = 10, tol: float | None = None, max_iterations: int = 50,
         guess: str = "zeros", divergence: float = 1e6, stagnation: int | None = 40, window: int | None = None,
@@ -102,9 +104,8 @@ class TrainingRuns:
         self.module = module
         if not callable(loss):
             raise TypeError(f"loss: got {type(loss).__name__}, expected a callable loss(prediction, target)")
-        if isinstance(divergence, bool) or not isinstance(divergence, int | float):
-            raise TypeError(f"divergence: got {divergence!r}, expected a number above 1")
-        self.optimiser, base = optimisers.find(optimiser, lr, module)
+        steps = integer("steps", steps, 1)
+        self.optimiser, base = optimisers.find(optimiser, lr, module, steps)
         found = find_rules(rules)
         self.rules = found if alpha_max is None else dataclasses.replace(found, alpha_max=alpha_max)
         self.settings = Settings(
@@ -113,6 +114,8 @@ class TrainingRuns:
         )  # fmt: skip
         refusals.require_repeatable(module)
         self.examples = examples.read(data, self.rules, steps).to(self.weights.device)
+        if callable(self.rules.data):
+            self.examples.require_function(self.rules.data, self._strides(), steps)
         self.step, self.why_not_fused = make_step(
             module, loss, self.examples, fused, weights=self.weights, optimiser=self.optimiser, base=base,
             rules=self.rules,
@@ -152,6 +155,8 @@ class TrainingRuns:
             self.window, self.slices_per_call = progress.sizes
             if progress.c is not None:
                 progress.parts = (*progress.parts, len(progress.residuals) - sum(progress.parts))
+        else:
+            self._save(path, progress, identity)  # so that a place that cannot be written is met before any step
         while progress.first < self.settings.steps:
             begin = time.perf_counter() - progress.seconds
 
@@ -228,16 +233,16 @@ class TrainingRuns:
     def identity(self) -> dict[str, Any]:
         """What a run must have in common with one to continue it."""
         return {
-            "settings": dataclasses.asdict(self.settings),
-            "window": self.given_window,
+            **dataclasses.asdict(self.settings),
+            "window": None if self.given_window is None else int(self.given_window),
             "weights": checkpoints.digest(self.start),
             "shapes": {name: list(shape) for name, shape in self.weights.shapes.items()},
             "module": str(self.module),
             "optimiser": repr(self.optimiser),
-            "lr": self.step.base,
+            "lr": self.step.base if isinstance(self.step.base, float) else checkpoints.digest(self.step.base),
             **self._identity_of_rules(),
             "data": checkpoints.digest(self.examples.x, self.examples.y, self.examples.order),
-            "path": self.why_not_fused or "fused",
+            "path": "torch" if self.why_not_fused else "fused",
             "what loss and forward pass compute": self._probe(),
         }
 
@@ -246,14 +251,17 @@ class TrainingRuns:
         if not callable(rules.data):
             return {"rules": repr(rules)}
         chosen = []
-        for level in range(settings.levels_for(settings.steps)):
-            stride = settings.m**level
+        for level, stride in enumerate(self._strides()):
             points = range(max(min(settings.steps // stride, _PROBED), 1))
             chosen.append(self.examples.chosen(rules.data, level, points, stride))
         return {
             "rules": repr(dataclasses.replace(rules, data="full")).replace("'full'", "a function"),
             "the rule of the data": checkpoints.digest(*chosen),
         }
+
+    def _strides(self) -> list[int]:
+        """Fine steps per step of every level."""
+        return [self.settings.m**level for level in range(self.settings.levels_for(self.settings.steps))]
 
     def _probe(self) -> list[float]:
         """Norm, sum and a weighted sum of gradients of the first steps of two levels, near the initial weights.
@@ -280,11 +288,11 @@ class TrainingRuns:
 
     def _window(self, window: int | None, memory: int | None) -> tuple[int, int | None]:
         if window is not None:
-            integer("window", window, 1)
+            window = integer("window", window, 1)
             if window % self.settings.m and window < self.settings.steps:
                 raise ValueError(f"window: got {window}, expected a multiple of m = {self.settings.m}")
         if memory is not None:
-            integer("memory", memory, 1)
+            memory = integer("memory", memory, 1)
         budget = memories.available(self.weights.device) if memory is None else memory
         longest, at_a_time = memories.fitting(self.step, self.settings, budget)
         if window is not None and window > longest and longest < self.settings.steps:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 from ..checks import choose, tolerance
@@ -37,15 +38,22 @@ class Settings:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("m", 2), ("nu", 0), ("max_coarse", 1), ("max_iterations", 1)):
-            integer(name, getattr(self, name), least)
-        for name, least in (("levels", 1), ("stagnation", 1)):
-            if getattr(self, name) is not None:
-                integer(name, getattr(self, name), least)
+        for name, least in (
+            ("steps", 1), ("m", 2), ("nu", 0), ("max_coarse", 1), ("max_iterations", 1), ("levels", 1),
+            ("stagnation", 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None or name not in ("levels", "stagnation"):
+                object.__setattr__(self, name, integer(name, value, least))
         choose("cycle", self.cycle, ("V", "F", "W"))
         choose("guess", self.guess, GUESSES)
         choose("on_failure", self.on_failure, ON_FAILURE)
-        tolerance(self.tol)
+        object.__setattr__(self, "tol", tolerance(self.tol))
+        if isinstance(self.divergence, bool) or not isinstance(self.divergence, numbers.Real):
+            raise TypeError(f"divergence: got {self.divergence!r}, expected a number above 1")
+        object.__setattr__(self, "divergence", float(self.divergence))
+        if not isinstance(self.deterministic, bool):
+            raise TypeError(f"deterministic: got {self.deterministic!r}, expected True or False")
         if not self.divergence > 1:
             raise ValueError(f"divergence: got {self.divergence!r}, expected a number above 1")
 
@@ -58,9 +66,10 @@ class Settings:
         return found
 
 
-def integer(name: str, value: object, least: int) -> None:
-    """Refuse what is no integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def integer(name: str, value: object, least: int) -> int:
+    """``value``, an integer of any kind of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: got {value!r}, expected an integer")
     if value < least:
         raise ValueError(f"{name}: got {value}, expected at least {least}")
+    return int(value)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import nn
 from ..mgrit import MGRIT
 from ..prediction import Prediction, measured_costs, predict
 from ..time_grid import TimeGrid
+from .learning_rates import largest, require_number
 from .optimisers import SGD
 from .result import RunsResult
 from .runs import TrainingRuns
@@ -97,6 +99,9 @@ def speed(
     runs: TrainingRuns, result: RunsResult, *, processors: Sequence[int] | None = None, budget: float = 2.0
 ) -> Speed:
     """Measure and predict for ``result`` of ``runs``; each serial program is timed for ``budget`` seconds at most."""
+    require_number("budget", budget, "seconds")
+    if not 0 < budget < math.inf:
+        raise ValueError(f"budget: got {budget!r}, expected a finite number of seconds above 0")
     serial, counts = {}, {}
     programs = {OWN_STEP: _own_step, "torch.optim": _torch_optim}
     for name, program in programs.items():
@@ -183,6 +188,8 @@ def _torch_optim(runs: TrainingRuns) -> Callable[[int], None]:
             else:
                 x, y, _ = runs.examples.batch(runs.rules, 0, range(i, i + 1), 1, 0)
                 x, y = x[0], y[0]
+            if not isinstance(runs.step.base, float):
+                optimiser.param_groups[0]["lr"] = largest(runs.step.base, slice(i, i + 1))
             optimiser.zero_grad(set_to_none=True)
             runs.step.loss(module(x), y).backward()
             optimiser.step()
@@ -194,7 +201,7 @@ def torch_optimiser(runs: TrainingRuns, module: nn.Module) -> torch.optim.Optimi
     """The optimiser of ``runs`` as torch has it, for the parameters of ``module`` that require grad."""
     own = runs.optimiser
     parameters = [p for p in module.parameters() if p.requires_grad]
-    lr, decay = runs.step.base, own.weight_decay
+    lr, decay = largest(runs.step.base, slice(0, 1)), own.weight_decay
     if isinstance(own, SGD):
         return torch.optim.SGD(parameters, lr=lr, momentum=own.momentum, nesterov=own.nesterov, weight_decay=decay)
     kind = torch.optim.AdamW if own.decoupled else torch.optim.Adam

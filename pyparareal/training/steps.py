@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from .data import Examples
+from .learning_rates import Rate, largest
 from .optimisers import SGD, Adam
 from .rules import Rules
 from .weights import Weights
@@ -32,8 +33,8 @@ class OptimiserStep:
     ----------
     module, loss : torch module, callable
         ``loss(module(x), y)`` is a scalar.
-    base : float
-        Learning rate of the finest level; that of this level follows from ``rules``.
+    base : float, or float64 tensor [steps]
+        Learning rate of the finest level, or that of each of its steps; those of this level follow from ``rules``.
     level, stride, offset : int
         Of this propagator: its level, fine steps per step, and the fine step at its point 0.
     slices_per_call : int, optional
@@ -50,7 +51,7 @@ class OptimiserStep:
         *,
         weights: Weights,
         optimiser: SGD | Adam,
-        base: float,
+        base: Rate,
         rules: Rules,
         level: int = 0,
         stride: int = 1,
@@ -74,8 +75,32 @@ class OptimiserStep:
         steps = torch.arange(points.start, points.stop, points.step, device=u.device) + 1
         count = (self.offset + self.stride * steps)[:, None].to(u.dtype)
         g = self.gradient(w, points)
-        updated = self.optimiser.update(w, moments, g, self.alpha, self.alpha / self.base, count)
+        alpha, q = (
+            rate.to(u.device)[:, None] if isinstance(rate, Tensor) else rate
+            for rate in self.rates_at(torch.arange(points.start, points.stop, points.step))
+        )
+        updated = self.optimiser.update(w, moments, g, alpha, q, count)
         return torch.cat(updated, dim=-1)[:, None]
+
+    def rates_at(self, points: Tensor) -> tuple[Rate, Rate]:
+        """``alpha`` and ``q = alpha / alpha_0`` of the steps from ``points`` (int64, on the host), like it in shape.
+
+        Numbers where all steps have the same.
+        """
+        if not isinstance(self.base, Tensor) or not isinstance(self.alpha, Tensor):
+            assert isinstance(self.base, float)
+            assert isinstance(self.alpha, float)
+            return self.alpha, self.alpha / self.base
+        # The blocks of `deterministic` are padded with points behind the last.
+        at = (self.offset + self.stride * points).clamp(max=len(self.base) - 1)
+        alpha, base = self.alpha[at], self.base[at]
+        if self.level == 0:
+            return alpha, 1.0
+        return alpha, torch.where(base > 0, alpha / base, self.rules.scale(self.level, self.stride))
+
+    def largest_alpha(self, steps: int) -> float:
+        """Of the first ``steps`` fine steps from the offset."""
+        return largest(self.alpha, slice(self.offset, self.offset + steps))
 
     def gradient(self, w: Tensor, points: slice) -> Tensor:
         """The gradient of every slice at its own weights ``w [slices, s]`` and batch."""
@@ -97,6 +122,20 @@ class OptimiserStep:
         shared = {name: named[original] for name, original in self.weights.shared.items()}
         # torch's own way with shared weights leaves a module that has two names broken behind.
         return self.loss(functional_call(self.module, {**named, **shared}, (x,), tie_weights=False), y)
+
+    def unused(self) -> list[str]:
+        """Parameters that the loss of the first batch does not depend on, at the module's own weights."""
+        x, y, own = self.examples.batch(self.rules, self.level, range(1), self.stride, self.offset)
+        flat = self.start()[0, : self.weights.size]
+        named = {name: part.clone().requires_grad_(True) for name, part in self.weights.named(flat).items()}
+        shared = {name: named[original] for name, original in self.weights.shared.items()}
+        with torch.enable_grad():
+            prediction = functional_call(self.module, {**named, **shared}, (x[0] if own else x,), tie_weights=False)
+            value = self.loss(prediction, y[0] if own else y)
+            if not value.requires_grad:
+                return list(named)
+            found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+        return [name for name, g in zip(named, found, strict=True) if g is None]
 
     def curvature(self, w: Tensor, iterations: int = 20) -> float:
         """The largest curvature ``mu`` of the loss of the first batch at ``w [s]``, by power iteration.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ def weights_of(module: nn.Module) -> Weights:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: got {type(module).__name__}, expected a torch module")
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    unknown = [name for name, p in trained.items() if isinstance(p, UninitializedParameter)]
+    if unknown:
+        raise ValueError(f"module: {unknown[0]} has no shape yet; call the module once with an input before")
     if not trained:
         raise ValueError(f"module: got a {type(module).__name__} without a parameter that requires grad")
     kinds = {(p.dtype, p.device) for p in trained.values()}
@@ -70,6 +74,8 @@ def weights_of(module: nn.Module) -> Weights:
         found = sorted(f"{str(dtype).removeprefix('torch.')} on {device}" for dtype, device in kinds)
         raise ValueError(f"module: got parameters of {', '.join(found)}, expected one dtype and device")
     dtype, device = next(iter(kinds))
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"module: got parameters on {device}, expected them on a CPU or a CUDA device")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"module: got {str(dtype).removeprefix('torch.')} parameters, expected float32 or float64")
     return Weights({name: p.shape for name, p in trained.items()}, dtype, device, _shared(module, trained))

@@ -43,7 +43,7 @@ class Window:
     steps_per_level : tuple of int
         Steps taken on each level, those of a serial fallback included, and those before an interruption.
     alphas : tuple of float
-        Learning rate per level.
+        Learning rate per level, the largest where there are several.
     seconds : float
         Those before an interruption included, up to the last checkpoint.
     curvature : float, optional
@@ -120,7 +120,7 @@ class WindowSolver:
         self.fine: Propagator = checks.propagator("fine", step, self.grid, settings.deterministic)
         self.limits = Limits(settings.divergence, settings.stagnation)
         self.tol = settings.tol * math.sqrt(steps)
-        self.window = Window(step.offset, steps, alphas=(step.alpha,))
+        self.window = Window(step.offset, steps, alphas=(step.largest_alpha(steps),))
 
     def serial(self, start: Tensor, first: int = 0) -> Tensor:
         """From ``start [1, s]`` at point ``first``, a C-point, to the end, one step after the other."""
@@ -145,7 +145,8 @@ class WindowSolver:
             window.steps_per_level = (self.steps,)
             return self.serial(start)
         window.levels = levels
-        window.alphas = tuple(self.step.rules.alpha(self.step.base, at, settings.m**at) for at in range(levels))
+        coarse = (self.step.moved(level=at, stride=settings.m**at) for at in range(levels))
+        window.alphas = tuple(step.largest_alpha(self.steps) for step in coarse)
         window.residuals = list(resume.residuals) if resume else []
         status = self._judge() if resume else None
         parts = resume.parts if resume else ()

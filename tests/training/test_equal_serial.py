@@ -82,6 +82,21 @@ def test_the_module_gets_the_weights_and_the_result_loads_them():
         result.load(torch.nn.Linear(1, 1))
 
 
+def test_a_module_that_does_not_fit_gets_no_weight_at_all():
+    result = TrainingRuns(mlp(), torch.nn.MSELoss(), examples(), steps=4, lr=0.1).run()
+    narrow = mlp()
+    narrow[2] = torch.nn.Linear(5, 3).double()
+    for wrong, error, said in [
+        (narrow, ValueError, r"module: got 2\.weight float64 \[3, 5\], expected float64 \[2, 5\]"),
+        (mlp(dtype=torch.float32), ValueError, r"module: got 0\.weight float32 \[5, 3\], expected float64 \[5, 3\]"),
+        (3, TypeError, "module: got int, expected a torch module"),
+    ]:
+        before = [p.detach().clone() for p in wrong.parameters()] if wrong != 3 else []
+        with pytest.raises(error, match=said):
+            result.load(wrong)
+        assert all(torch.equal(a, b) for a, b in zip(before, wrong.parameters() if before else [], strict=True))
+
+
 def test_frozen_and_shared_parameters_stay_what_they_are():
     class Twice(torch.nn.Module):
         def __init__(self):

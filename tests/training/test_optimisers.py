@@ -83,16 +83,21 @@ def test_adams_bound_holds_for_moments_of_gradients_and_bounds_others():
 
 def test_names_and_torch_optimisers():
     net = mlp()
-    assert find("nesterov", 0.1, net) == (NAMES["nesterov"], 0.1)
-    assert find(torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.5), None, net) == (SGD(momentum=0.5), 0.2)
-    assert find(torch.optim.AdamW(net.parameters(), lr=0.2), None, net) == (
+    assert find("nesterov", 0.1, net, 4) == (NAMES["nesterov"], 0.1)
+    assert find(torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.5), None, net, 4) == (SGD(momentum=0.5), 0.2)
+    assert find(torch.optim.AdamW(net.parameters(), lr=0.2), None, net, 4) == (
         Adam(weight_decay=0.01, decoupled=True),
         0.2,
     )
-    assert find(torch.optim.Adam(net.parameters(), lr=0.2, betas=(0.5, 0.6)), None, net) == (
+    assert find(torch.optim.Adam(net.parameters(), lr=0.2, betas=(0.5, 0.6)), None, net, 4) == (
         Adam(betas=(0.5, 0.6)),
         0.2,
     )
+
+
+def with_hook(optimiser):
+    optimiser.register_step_post_hook(lambda *given: None)
+    return optimiser
 
 
 @pytest.mark.parametrize(
@@ -104,6 +109,7 @@ def test_names_and_torch_optimisers():
         (lambda p: torch.optim.SGD(p, lr=0.1, maximize=True), None, ValueError, "maximize"),
         (lambda p: torch.optim.Adam(p, amsgrad=True), None, ValueError, "amsgrad"),
         (lambda p: torch.optim.SGD([{"params": [q]} for q in p], lr=0.1), None, ValueError, "4 groups"),
+        (lambda p: with_hook(torch.optim.SGD(p, lr=0.1)), None, ValueError, "SGD with hooks of its step"),
         (lambda p: torch.optim.SGD(p, lr=0.1), 0.1, ValueError, "lr: got 0.1 beside a torch optimiser"),
         (lambda p: "sgd", None, TypeError, "lr: got None, expected a number"),
         (lambda p: "sgd", -1.0, ValueError, "lr: got -1.0"),
@@ -136,7 +142,7 @@ def test_frozen_parameters_may_be_among_a_torch_optimisers():
     net = mlp()
     net[0].requires_grad_(False)
     for given in (net.parameters(), net[2].parameters()):
-        assert find(torch.optim.SGD(given, lr=0.1), None, net) == (SGD(), 0.1)
+        assert find(torch.optim.SGD(given, lr=0.1), None, net, 4) == (SGD(), 0.1)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])

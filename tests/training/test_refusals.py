@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What cannot be solved in parallel is refused by name before any step; what does not fit is estimated first."""
 
+import json
+
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -9,7 +12,7 @@ from networks import examples, mlp  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from pyparareal.training import Rules, TrainingRuns  # noqa: E402
+from pyparareal.training import SGD, Rules, TrainingRuns  # noqa: E402
 
 
 def make(net, **options):
@@ -34,6 +37,12 @@ def counted(self, z):
     return z
 
 
+def drifting(self, z):
+    """By little: the calls are counted where no buffer shows it."""
+    self.calls = getattr(self, "calls", 0) + 1
+    return z * 0.99999**self.calls
+
+
 @pytest.mark.parametrize(
     ("net", "said"),
     [
@@ -45,7 +54,11 @@ def counted(self, z):
         (Forward(counted), "seen|cannot be taken for several slices"),
         (Forward(lambda self, z: z * float("nan")), "its gradient at the initial weights is not finite"),
         (Forward(lambda self, z: z if z.sum() > 0 else -z), "cannot be taken for several slices at once"),
-        (nn.Linear(4, 2), r"inputs \[16, 3\] and targets \[16, 2\] cannot"),
+        (nn.Linear(4, 2), r"float64 inputs \[16, 3\] and float64 targets \[16, 2\] cannot"),
+        (Forward(drifting), "gives another gradient when asked twice"),
+        (Forward(lambda self, z: z.detach()), "loss: got one that depends on no parameter"),
+        (nn.Sequential(nn.LazyLinear(2)), r"module: 0\.weight has no shape yet; call the module once"),
+        (nn.Linear(3, 2, device="meta"), "module: got parameters on meta, expected them on a CPU or a CUDA"),
         (nn.Linear(3, 2).requires_grad_(False), "without a parameter that requires grad"),
     ],
 )
@@ -95,6 +108,7 @@ def test_kinds_of_parameters():
         ({"divergence": None}, TypeError, "divergence: got None, expected a number above 1"),
         ({"alpha_max": "8"}, TypeError, "alpha_max: got '8', expected a number"),
         ({"levels": 0}, ValueError, "levels"),
+        ({"deterministic": "no"}, TypeError, "deterministic: got 'no', expected True or False"),
         ({"stagnation": 0}, ValueError, "stagnation"),
         ({"window": 5}, ValueError, "window: got 5, expected a multiple of m = 2"),
         ({"window": 0}, ValueError, "window: got 0"),
@@ -105,6 +119,39 @@ def test_kinds_of_parameters():
 def test_wrong_options_are_refused(wrong, error, said):
     with pytest.raises(error, match=said):
         make(mlp(), **wrong)
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = {"steps": np.int64(20), "tol": np.float32(1e-6), "alpha_max": np.float64(8), "divergence": np.float32(1e6)}
+    plain = {name: value.item() for name, value in given.items()}
+    runs, other = make(mlp(), window=np.int32(8), **given), make(mlp(), window=8, **plain)
+    assert json.dumps(runs.identity()) == json.dumps(other.identity())
+    assert runs.run().steps == 20
+
+
+class Half(nn.Module):
+    """Of its two layers one is not used."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.used, self.idle = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def test_weight_decay_of_what_the_loss_does_not_see():
+    """torch's optimisers pass over parameters without a gradient; a gradient of zero would be another thing."""
+    with pytest.raises(
+        ValueError, match=r"module: the loss does not depend on idle\.weight, which torch's weight decay"
+    ):
+        make(Half(), optimiser=SGD(weight_decay=0.1))
+    net, other = Half(), Half().double()
+    assert make(net).run().status.ok
+    assert torch.equal(net.idle.weight, other.idle.weight)
+    net.idle.requires_grad_(False)
+    assert make(net, optimiser=SGD(weight_decay=0.1)).run().status.ok
 
 
 # Memory

@@ -194,6 +194,12 @@ def test_networks_larger_than_the_kernels_are_trained_by_torch():
     assert runs.serial().path == "torch"
 
 
+def test_autocast_is_not_the_kernels():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        runs = make(mlp(dtype=torch.float32), examples(dtype=torch.float32))
+    assert runs.why_not_fused == "autocast is on, which the kernel does not know"
+
+
 def test_targets_that_torch_repeats_are_torchs():
     x, y = examples()
     net = mlp()

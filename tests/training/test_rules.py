@@ -73,6 +73,29 @@ def test_a_wrong_rule_is_refused(answer):
         runs.examples.batch(Rules(data=lambda *_: answer), 0, range(2), 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (
+            lambda level, points, stride: torch.arange(len(points))[:, None] % 4,
+            "point 1 of level 0 when asked again or",
+        ),
+        (lambda level, points, stride: torch.randint(4, (len(points), 30)), "point 0 of level 0 when asked again or"),
+        (lambda level, points, stride: [[len(points) * level % 4] for _ in points], "point 0 of level 1 when asked"),
+        (lambda level, points, stride: None, "the rule returned NoneType, expected int64"),
+        (lambda level, points, stride: [["a"]] * len(points), "the rule returned list, expected int64"),
+        (
+            lambda level, points, stride: torch.zeros(len(points), 0, dtype=torch.int64),
+            r"returned torch.int64 \[16, 0\]",
+        ),
+    ],
+)
+def test_a_rule_that_is_no_function_of_the_point_is_refused(rule, said):
+    """Serial training asks for one point at a time, the solver for many: they would see other examples."""
+    with pytest.raises(ValueError, match=f"data: .*{said}"):
+        TrainingRuns(mlp(), torch.nn.MSELoss(), examples(4), steps=40, lr=0.1, rules=Rules(data=rule))
+
+
 def test_a_loader_is_read_in_its_own_order():
     x, y = examples(12)
 
@@ -129,12 +152,24 @@ class Noisy(torch.utils.data.Dataset):
         return torch.randn(3), torch.zeros(2)
 
 
+class Rare(torch.utils.data.Dataset):
+    """Random in its last example alone."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        return torch.randn(3) if i == 11 else torch.ones(3), torch.zeros(2)
+
+
 def centred(batch):
     x, y = (torch.stack(part) for part in zip(*batch, strict=True))
     return x - x.mean(0), y
 
 
-@pytest.mark.parametrize(("dataset", "more"), [(Noisy(), {}), (TensorDataset(*examples(12)), {"collate_fn": centred})])
+@pytest.mark.parametrize(
+    ("dataset", "more"), [(Noisy(), {}), (Rare(), {}), (TensorDataset(*examples(12)), {"collate_fn": centred})]
+)
 def test_examples_that_are_not_fixed_are_refused(dataset, more):
     with pytest.raises(ValueError, match="data: got a DataLoader whose examples are others"):
         read(DataLoader(dataset, batch_size=4, **more), Rules(data="serial"), 6)
@@ -173,6 +208,18 @@ def test_classes_are_not_averaged():
         TrainingRuns(mlp(), loss, data, steps=8, lr=0.1, rules=Rules(data="averaged", batch=4))
     runs = TrainingRuns(mlp(), loss, data, steps=8, lr=0.1, rules=Rules(data="injected", batch=4))
     assert runs.run().status.ok
+    words = (torch.arange(12)[:, None] % 5, examples(12)[1])
+    net = torch.nn.Sequential(torch.nn.Embedding(5, 2), torch.nn.Flatten()).double()
+    with pytest.raises(
+        ValueError, match="data: got int64 inputs for the rule 'averaged', but the mean of such numbers"
+    ):
+        TrainingRuns(net, torch.nn.MSELoss(), words, steps=8, lr=0.1, rules=Rules(data="averaged", batch=4))
+
+
+def test_sparse_data_are_refused():
+    x, y = examples(12)
+    with pytest.raises(ValueError, match="data: got a sparse tensor, expected dense ones"):
+        TrainingRuns(mlp(), torch.nn.MSELoss(), (x.to_sparse(), y), steps=8, lr=0.1)
 
 
 def test_the_data_are_the_runs_own():

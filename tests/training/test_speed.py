@@ -51,6 +51,13 @@ def test_speed_measures_serial_programs_and_predicts_more_from_more_processors()
     assert 0 < speedups[0] < 1  # all the cycles' steps on one processor
 
 
+@pytest.mark.parametrize("budget", [0, float("nan"), float("inf")])
+def test_a_budget_without_an_end_is_refused(budget):
+    runs = problems.xor().runs(4)
+    with pytest.raises(ValueError, match="budget: got"):
+        speed(runs, runs.run(), budget=budget)
+
+
 def test_nothing_is_predicted_from_a_run_that_failed():
     runs = problems.xor().runs(100, rules="naive", max_iterations=2)
     found = speed(runs, runs.run(), budget=0.05)

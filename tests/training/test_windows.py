@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Windows hand their ends on; what fails is trained serially from its last exact point; interrupted runs go on."""
 
+import functools
 import json
 import math
 
@@ -14,7 +15,7 @@ from networks import equal, examples, largest, mlp  # noqa: E402
 from pyparareal.errors import ConvergenceError  # noqa: E402
 from pyparareal.nn.training_job.checkpoint import CheckpointError  # noqa: E402
 from pyparareal.solution import Status  # noqa: E402
-from pyparareal.training import Rules, TrainingRuns, checkpoint, problems  # noqa: E402
+from pyparareal.training import SGD, Adam, HalfSquaredError, Rules, TrainingRuns, checkpoint, problems  # noqa: E402
 
 
 def make(steps=60, **options):
@@ -234,7 +235,7 @@ def test_checkpoints_of_other_runs_or_none_are_refused(tmp_path):
     make().run(checkpoint=path)
     for wrong, said in [
         ({"lr": 0.06}, "lr is 0.05 there, 0.06 here"),
-        ({"tol": 1e-3}, "settings"),
+        ({"tol": 1e-3}, "tol is 1e-09 there, 0.001 here"),
         ({"rules": "slow"}, "rules"),
     ]:
         with pytest.raises(CheckpointError, match=said):
@@ -279,6 +280,35 @@ def test_a_checkpoint_of_another_loss_forward_pass_or_rule_is_refused(tmp_path):
     assert run(rules=Rules(data=rule(1))) is Status.STOPPED
 
 
+def test_equal_settings_are_the_same_run_however_they_are_written(tmp_path):
+    def run(**options):
+        return make(**options).run(checkpoint=tmp_path / "run.npz", stop=lambda: True).status
+
+    for a, b in [
+        ({"alpha_max": 8}, {"alpha_max": np.float64(8)}),
+        ({"optimiser": SGD(weight_decay=0)}, {"optimiser": SGD()}),
+        ({"optimiser": Adam(betas=[0.9, 0.999])}, {"optimiser": "adam"}),
+    ]:
+        (tmp_path / "run.npz").unlink(missing_ok=True)
+        assert run(**a) is Status.STOPPED
+        assert run(**b) is Status.STOPPED  # and not refused
+
+
+def test_a_checkpoint_does_not_depend_on_where_a_rule_lies_in_memory():
+    """Its text does; with the loss of the kernel it would be why the kernel is not used."""
+
+    def rule(level, points, stride):
+        return (points[:, None] + [0, 1]) % 16
+
+    a, b = (
+        TrainingRuns(
+            mlp(), HalfSquaredError(), examples(), steps=40, lr=0.02, rules=Rules(data=functools.partial(rule))
+        ).identity()
+        for _ in range(2)
+    )
+    assert a == b
+
+
 def test_files_that_are_no_checkpoints_are_refused_by_name(tmp_path):
     path = tmp_path / "run.npz"
     with path.open("wb") as file:
@@ -301,6 +331,8 @@ def test_wrong_arguments_of_run_are_refused_before_any_step(tmp_path):
         ({"checkpoint": tmp_path}, ValueError, "checkpoint: got .*, a directory"),
         ({"checkpoint": tmp_path / "no" / "run.npz"}, ValueError, "whose directory .*no does not exist"),
         ({"checkpoint": 5}, TypeError, "checkpoint: got int, expected a path"),
+        ({"checkpoint": "/dev/null"}, ValueError, "checkpoint: got /dev/null, which is no regular file"),
+        ({"checkpoint": "/proc/run.npz"}, OSError, "checkpoint: /proc/run.npz cannot be written"),
         ({"callback": 3}, TypeError, "callback: got 3"),
         ({"stop": True}, TypeError, "stop: got True"),
     ]:
