@@ -56,19 +56,18 @@ def main(args: argparse.Namespace) -> int:
     if args.problem not in PROBLEMS:
         raise ValueError(f"problem: got {args.problem!r}, expected one of {', '.join(PROBLEMS)}")
     solve_report.require_drawable(args.plot)
+    if args.plot is not None and args.plot.is_dir():
+        raise ValueError(f"plot: got {str(args.plot)!r}, a folder, expected a file")
     problem, runs = _runs(args)
     progress = None
     if not (args.json or args.quiet):
         progress = runs_report.Progress(sys.stdout, sys.stdout.isatty(), problem, runs)
     result = runs.run(checkpoint=args.checkpoint, callback=progress)
     outcome = runs_report.outcome(problem, runs, result)
-    if args.plot is not None:
+    print(json.dumps(outcome.as_dict(), indent=1) if args.json else outcome.text(), flush=True)
+    if args.plot is not None:  # last: the numbers are not lost with the picture
         runs_report.draw(args.plot, outcome)
-    if args.json:
-        print(json.dumps(outcome.as_dict(), indent=1))
-    else:
-        print(outcome.text())
-        if args.plot is not None:
+        if not args.json:
             print(f"wrote {args.plot}")
     if result.status.ok:
         return 0

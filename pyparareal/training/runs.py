@@ -54,7 +54,7 @@ class TrainingRuns:
     steps : int
         Optimiser updates.
     optimiser : str or object
-        "sgd", "momentum", "nesterov", "adam", "adamw", :class:`SGD`, :class:`Adam`, or a new one of ``torch.optim``,
+        "sgd", "momentum", "nesterov", "adam", "adamw", :class:`.SGD`, :class:`.Adam`, or a new one of ``torch.optim``,
         which brings its learning rate.
     lr : float, function, or scheduler
         Learning rate of the finest level; a function ``lr(step)`` gives that of step 0, 1, ..., ``steps - 1``. Beside
@@ -65,9 +65,16 @@ class TrainingRuns:
         (:data:`pyparareal.training.PRESETS`).
     alpha_max : float, optional
         In place of that of ``rules``.
-    m, cycle, nu, levels, divergence, stagnation : see :class:`pyparareal.MGRIT`
-        ``levels=None``: until a level has at most ``max_coarse`` steps. F-cycles over thousands of steps may let the
-        residual grow first and then fall fast: the longest of the paper's runs waits 34 cycles for a new least one.
+    m : int
+        Steps of a level per step of the next.
+    cycle : {"V", "F", "W"}
+        See :class:`pyparareal.mgrit.MGRIT`.
+    nu : int
+        F- and C-relaxations before the last F-relaxation of a cycle: 1 is FCF, 0 is F.
+    levels : int, optional
+        At most so many; None: until one has at most ``max_coarse`` steps.
+    max_coarse : int
+        Steps that are few enough to be taken one after the other.
     tol : float, optional
         Of the residual at the C-points, times the root of the window's steps. Default: 1e-9, or what float32 can reach.
     max_iterations : int
@@ -75,6 +82,11 @@ class TrainingRuns:
     guess : {"zeros", "constant", "coarse"}
         Weights of zero behind the initial ones, as in the paper; the state a window starts with at all its points; a
         first cycle that only goes up from the coarsest level.
+    divergence : float
+        The residual over the first one, above which the window has diverged.
+    stagnation : int, optional
+        Cycles without a new least residual after which the window has stagnated; None: never. F-cycles over thousands
+        of steps may let the residual grow first and then fall fast: the longest of the paper's runs waits 34.
     window : int, optional
         Steps solved at a time, each window from the end of the one before. Default: all that ``memory`` holds.
     on_failure : {"serial", "return", "raise"}

@@ -77,6 +77,27 @@ def test_a_picture(tmp_path, capsys):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_that_cannot_be_written_takes_no_number_along(tmp_path, capsys, monkeypatch):
+    def full(path, found):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs_report, "draw", full)
+    assert run("--steps", "40", "--json", "--plot", str(tmp_path / "a.png")) == 1
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["converged"] is True
+    assert shown.err == "pyparareal: error: [Errno 28] No space left on device\n"
+    (tmp_path / "b.png").mkdir()
+    assert run("--steps", "40", "--plot", str(tmp_path / "b.png")) == 2
+    assert "a folder, expected a file" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_written_is_met_before_any_step(capsys):
+    assert run("--steps", "40", "--checkpoint", "/proc/run.npz") == 1
+    shown = capsys.readouterr()
+    assert "checkpoint: /proc/run.npz cannot be written" in shown.err
+    assert (len(shown.err.splitlines()), shown.out) == (1, "")
+
+
 def outcome(best, driver):
     """Of a run whose steps take 1 s on one processor and 0.1 s on 4, and ``driver`` s more as measured."""
     runs = problems.xor().runs(40, alpha_max=8.0)
