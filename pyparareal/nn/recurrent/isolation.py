@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A recurrence cut from what its inputs were computed from, and put back together for the backward pass.
+
+Inputs often depend on the parameters that the steps use too: a projection of the input, or an embedding that is tied.
+Differentiating steps in both at once would follow the inputs back to the parameters, and count that path twice.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Isolated:
+    """``step`` and ``u0`` with leaves in place of the tensors that are computed from others.
+
+    Attributes
+    ----------
+    step, u0 : the same with leaves
+    """
+
+    def __init__(self, step: Any, u0: Tensor) -> None:
+        self._leaves: dict[int, tuple[Tensor, Tensor]] = {}
+        self.u0 = self._leaf(u0)
+        changed = {name: self._of(value) for name, value in getattr(step, "__dict__", {}).items()}
+        changed = {name: value for name, value in changed.items() if value is not None}
+        self.step = step
+        if changed:
+            self.step = copy.copy(step)
+            self.step.__dict__.update(changed)
+
+    def _of(self, value: Any) -> Any:
+        """``value`` with leaves; None if there is nothing to change in it."""
+        if isinstance(value, Tensor):
+            return self._leaf(value) if _computed(value) else None
+        if type(value) in (list, tuple) and any(isinstance(part, Tensor) and _computed(part) for part in value):
+            return type(value)(self._leaf(part) if isinstance(part, Tensor) else part for part in value)
+        return None
+
+    def _leaf(self, tensor: Tensor) -> Tensor:
+        if not _computed(tensor):
+            return tensor
+        if id(tensor) not in self._leaves:
+            self._leaves[id(tensor)] = (tensor.detach().requires_grad_(), tensor)
+        return self._leaves[id(tensor)][0]
+
+    def inside(self, tensor: Tensor) -> Tensor:
+        """The leaf in place of ``tensor``, if there is one."""
+        return self._leaves[id(tensor)][0] if id(tensor) in self._leaves else tensor
+
+    def connected(self, u: Tensor, known: Sequence[Tensor]) -> Tensor:
+        """``u``, found with ``step`` and ``u0``, as a function of what these stand for, and of ``known``."""
+        if not self._leaves or not u.requires_grad:
+            return u
+        originals = {id(leaf): tensor for leaf, tensor in self._leaves.values()}
+        inner = list({id(t): t for t in [self.u0, *known] if t.requires_grad}.values())
+        inner += [leaf for leaf, _ in self._leaves.values() if all(leaf is not t for t in inner)]
+        return _Connected.apply(lambda: (u, inner), *(originals.get(id(t), t) for t in inner))  # type: ignore[no-untyped-call]
+
+
+class _Connected(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, graph: Callable[[], tuple[Tensor, list[Tensor]]], *_: Tensor) -> Tensor:
+        u, ctx.inner = graph()
+        ctx.u = u
+        return u.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
+        found = torch.autograd.grad(ctx.u, ctx.inner, w, retain_graph=True, allow_unused=True)
+        return None, *found
+
+
+def _computed(tensor: Tensor) -> bool:
+    return tensor.requires_grad and tensor.grad_fn is not None
