@@ -70,6 +70,24 @@ def empty_like(u: Array, slices: int | None = None) -> Array:
     return empty(u, shape if slices is None else (slices, *shape[1:]))
 
 
+class Pool:
+    """Arrays of ``rows`` rows in total from one piece of memory: a large one comes in large pages, and sooner.
+
+    What it has no room for, or is not like ``u``, gets memory of its own, and so does all that is not NumPy's.
+    """
+
+    def __init__(self, u: Array, rows: int) -> None:
+        self._left = empty_like(u, slices=rows if isinstance(u, np.ndarray) else 0)
+
+    def take(self, like: Array, rows: int) -> Array:
+        """An uninitialised contiguous array of ``rows`` rows like those of ``like``."""
+        left = self._left
+        if rows > len(left) or (like.shape[1:], like.dtype) != (left.shape[1:], left.dtype):
+            return empty_like(like, slices=rows)
+        self._left = left[rows:]
+        return left[:rows]
+
+
 def to_numpy(u: Array) -> np.ndarray[Any, Any]:
     """``u`` as a NumPy array on the host. Waits for the device where there is one."""
     if isinstance(u, np.ndarray):
@@ -125,7 +143,7 @@ def windows(u: Array, points: slice, m: int, shift: int = 0) -> Array:
     if count and start + (count - 1) * points.step + m > len(u):
         raise ValueError(f"points: got {points} with {m} rows each, expected windows inside the {len(u)} rows of u")
     if count == 1:
-        return u[start : start + m][None]
+        return u[None, start : start + m]
     if points.step == m:
         return u[start : start + count * m].reshape(count, m, *u.shape[1:])
     shape = (count, m, *u.shape[1:])

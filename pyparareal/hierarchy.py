@@ -7,9 +7,11 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from . import arrays
+from .equations import has_residual
 from .propagators import Propagator, is_fused
 from .time_grid import TimeGrid, shift_points
 
@@ -119,6 +121,20 @@ def build_levels(
     return found
 
 
+def coarse_rows(levels: Sequence[Level], *, relaxed: bool) -> int:
+    """Rows of all the arrays that a cycle keeps on coarse levels with states like those of the finest.
+
+    ``g`` of the pair equation, and where a level is relaxed (the coarsest is if ``relaxed``), its C-points twice.
+    """
+    rows = 0
+    for finer, level in pairwise(levels):
+        if finer.transfer is not None:
+            break
+        rows += 0 if has_residual(level.phi) else level.grid.steps
+        rows += 2 * (level.slices + 1) if relaxed or level is not levels[-1] else 0
+    return rows
+
+
 def obstacle(levels: Sequence[Level], norm: Any, u: Array) -> str | None:
     """Why a cycle with states like ``u`` may be another each time, on the host; None where it is known not to be."""
     for depth, level in enumerate(levels):
@@ -129,6 +145,15 @@ def obstacle(levels: Sequence[Level], norm: Any, u: Array) -> str | None:
         if depth + 1 < len(levels) and level.transfer is not None and not level.transfer.capturable:
             return f"the transfer {where}"
     return None if isinstance(norm, str) or getattr(norm, "capturable", False) else "the norm is not capturable"
+
+
+def only_calls(levels: Sequence[Level], norm: Any) -> bool:
+    """Whether a cycle is nothing but calls of the runtime, on arrays that stay.
+
+    Residuals and other spaces make new ones; so does interpolation step by step, which had better not keep them.
+    """
+    kernels = all(is_fused(level.phi) and not has_residual(level.phi) for level in levels)
+    return kernels and isinstance(norm, str) and not any(level.transfer for level in levels)
 
 
 def _factors(m: Any) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays
+from . import arrays, ops
 from .operators import LinearOperator, Tridiagonal
 from .propagators import column, is_of, like, relax_by_steps
 from .tableaux import BACKWARD_EULER, IMEX_EULER, ImexTableau, ImplicitTableau
@@ -73,7 +73,8 @@ class DiagonallyImplicit(_OnGrid):
         # One kernel for all steps: backward Euler with a tridiagonal matrix, steps of one size, no source.
         plain = self.tableau == BACKWARD_EULER and source is None and grid.uniform
         ours = is_of(DiagonallyImplicit, self, "step") and is_of(DiagonallyImplicit, self, "_step")
-        self.fused = plain and ours and isinstance(operator, Tridiagonal)
+        self.fused = plain and ours and isinstance(operator, Tridiagonal) and is_of(Tridiagonal, operator, "relax")
+        self._h: Any = grid.dt()
 
     def rediscretise(self, m: int) -> DiagonallyImplicit:
         """The same scheme with steps ``m`` times as long."""
@@ -92,7 +93,8 @@ class DiagonallyImplicit(_OnGrid):
     def relax(self, u: Array, points: slice, m: int, out: Array | None, **more: Any) -> None:
         """``m`` steps (:class:`pyparareal.propagators.FusedPropagator`)."""
         if self.fused and arrays.kernel_takes(u):
-            self.operator.relax(u, self.grid.dt(), m, out, **more)  # type: ignore[attr-defined]
+            ratio, scale, coupling = self.operator.factors(u, self._h)  # type: ignore[attr-defined]
+            ops.relax_tridiagonal(u, ratio, scale, coupling, m, out=out, **more)
         else:
             relax_by_steps(self, u, points, m, out, **more)
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from . import arrays, ops
 from .equations import Stored, WithResidual, has_residual, pair
-from .hierarchy import Level, Transfer, obstacle
+from .hierarchy import Level, Transfer, coarse_rows, obstacle, only_calls
 from .norms import NORMS
 from .parareal import Callback
 from .propagators import Propagator, advance, compares, is_fused
@@ -129,6 +129,7 @@ class Cycles:
     mode: str = "eager"
     _taken: list[tuple[int, int, int]] = field(default_factory=list)
     _rooms: dict[tuple[str, int], Array] = field(default_factory=dict)
+    _pool: arrays.Pool | None = None
 
     def run(self, c: Array, *, guessed: bool) -> tuple[Status, Array]:
         """Iterate on the C-points ``c [S + 1, batch, features...]`` of the finest level: how it ended, and with what.
@@ -137,12 +138,14 @@ class Cycles:
         """
         options, top = self.options, self._finest(c)
         self._rooms["c", 0] = c
+        self._pool = arrays.Pool(c, coarse_rows(self.levels, relaxed=bool(options.coarsest_sweeps)))
         self.steps, self.critical = [0] * len(self.levels), [0] * len(self.levels)
         skip = not (guessed or options.nested) if options.skip_first_down is None else options.skip_first_down
         if options.nested:
             self._from_coarser(0, c, visit=True)
             self._tally(self._taken)
-        again, ends = self.runtime.repeat(c, partial(obstacle, self.levels, self.norm, c)), None
+        fixed = only_calls(self.levels, self.norm)
+        again, ends = self.runtime.repeat(c, partial(obstacle, self.levels, self.norm, c), fixed=fixed), None
         for k in range(self.max_iterations):
             up = k == 0 and skip
             kind, place = (up, ends is None), c is self._rooms["c", 0]
@@ -182,7 +185,7 @@ class Cycles:
         measure = options.measure if options.stopping == "residual" else "jump"
         before = None
         if measure == "jump" and not up:  # going up is no change of a solution
-            before = ops.extract(c, step=1, out=self._room("before", 0, c, len(c)))
+            before = self.runtime.do(ops.extract, c, step=1, out=self._room("before", 0, c, len(c)))
         if up:
             self._from_coarser(0, c, visit=options.cycle == "F")
         else:
@@ -208,7 +211,7 @@ class Cycles:
         nu, omega = self.levels[at].nu, self.levels[at].omega
         ends = ends or self._ends(at, equation, c, compare=compare and nu == 0)
         for i in range(1, nu + 1):
-            ends = self._ends(at, equation, c_relax(ends, omega), compare=compare and i == nu)
+            ends = self._ends(at, equation, c_relax(self.runtime, ends, omega), compare=compare and i == nu)
         return ends
 
     def _correct(self, at: int, equation: Propagator, ends: Ends, kind: str) -> Array:
@@ -239,7 +242,7 @@ class Cycles:
         c = self._c_points(at, u)
         if coarsest:
             for _ in range(sweeps or 0):
-                c = c_relax(self._ends(at, equation, c), 1.0)
+                c = c_relax(self.runtime, self._ends(at, equation, c), 1.0)
         else:
             c = self._cycle(at, equation, c, kind)
             if kind != "V":
@@ -294,12 +297,13 @@ class Cycles:
 
     def _c_points(self, at: int, u: Array) -> Array:
         level = self.levels[at]
-        return ops.extract(u, step=level.m, out=self._room("c", at, u, level.slices + 1))
+        return self.runtime.do(ops.extract, u, step=level.m, out=self._room("c", at, u, level.slices + 1))
 
     def _room(self, name: str, at: int, like: Array, rows: int) -> Array:
         """The same memory in every cycle: fresh pages cost more than the arithmetic that fills them."""
         if (name, at) not in self._rooms:
-            self._rooms[name, at] = arrays.empty_like(like, slices=rows)
+            pool = self._pool if at else None  # what is on the finest level may be handed out
+            self._rooms[name, at] = pool.take(like, rows) if pool else arrays.empty_like(like, slices=rows)
         return self._rooms[name, at]
 
     def _other(self, at: int, c: Array) -> Array:
@@ -338,7 +342,7 @@ class Cycles:
             return self._norms("norms", ends.f[1:], ends.c[1:])
 
     def _norms(self, name: str, u: Array, v: Array | None = None) -> Array:
-        return raw_norms(self.norm, u, v, out=self._room_of_norms(name))
+        return self.runtime.do(raw_norms, self.norm, u, v, out=self._room_of_norms(name))
 
     def _room_of_norms(self, name: str) -> Array:
         if (name, 0) not in self._rooms:

@@ -55,7 +55,7 @@ class Tridiagonal:
         n = len(self.diagonal)
         if self.lower.shape != (n - 1,) or self.upper.shape != (n - 1,):
             raise ValueError(f"lower, upper: got shapes {self.lower.shape}, {self.upper.shape}, expected ({n - 1},)")
-        self._factors: dict[Any, tuple[Array, ...]] = {}
+        self._factors: dict[Any, tuple[Array, Array, Array]] = {}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,20 +72,21 @@ class Tridiagonal:
 
     def relax(self, u: Array, h: float, m: int, out: Array | None, **more: Any) -> Array:
         """``m`` times ``solve``, in one kernel: :func:`pyparareal.ops.relax_tridiagonal`, with its other arguments."""
-        ratio, scale, coupling = self._factors_like(u, h)
-        return ops.relax_tridiagonal(u, ratio, scale, coupling, m, out=out, **more)
+        return ops.relax_tridiagonal(u, *self.factors(u, h), m, out=out, **more)
+
+    def factors(self, u: Array, h: float) -> tuple[Array, Array, Array]:
+        """``ratio``, ``scale`` and ``coupling`` of ``I - h A`` for :func:`.relax_tridiagonal`, kept, like ``u``."""
+        key = h, type(u), u.dtype, getattr(u, "device", None)
+        if (found := self._factors.get(key)) is None:
+            ratio, scale, coupling = (like(v, u) for v in self._factorised(h))
+            found = self._factors[key] = ratio, scale, coupling
+        return found
 
     def _solve_plainly(self, b: Array, h: float) -> Array:
         """The same operations one by one, for what the kernel does not take: gradients and 16-bit dtypes."""
         factors = (v.tolist() for v in self._factorised(h))
         x = solve_tridiagonal([b[..., i] for i in range(len(self.diagonal))], *factors)
         return arrays.namespace(b).stack(x, -1)
-
-    def _factors_like(self, u: Array, h: float) -> tuple[Array, ...]:
-        key = (h, type(u), u.dtype, getattr(u, "device", None))
-        if key not in self._factors:
-            self._factors[key] = tuple(like(v, u) for v in self._factorised(h))
-        return self._factors[key]
 
     def _factorised(self, h: float) -> tuple[Array, ...]:
         return factorise_tridiagonal(-h * self.lower, 1 - h * self.diagonal, -h * self.upper)

@@ -74,7 +74,8 @@ def relax_diagonal(
     a : array, like the last axes of ``u``
     m, f, g, every, target, norms, norm, out : see the module.
     """
-    out = _end_states(u, every, out)
+    if out is None and every is None:
+        out = new("u", u)
     _core.relax_diagonal(out, u, a, m, f, g, every, target, norms, norm_code(norm), stream, threads)
     return every if out is None else out
 
@@ -109,7 +110,8 @@ def relax_tridiagonal(
     ratio, scale, coupling : array [n], contiguous
     m, f, g, every, target, norms, norm, out : see the module.
     """
-    out = _end_states(u, every, out)
+    if out is None and every is None:
+        out = new("u", u)
     _core.relax_tridiagonal(
         out, u, ratio, scale, coupling, m, f, g, every, target, norms, norm_code(norm), stream, threads
     )
@@ -146,7 +148,8 @@ def relax_stencil(
     """
     if boundary not in ("zero", "periodic"):
         raise ValueError(f"boundary: got {boundary!r}, expected zero or periodic")
-    out = _end_states(u, every, out)
+    if out is None and every is None:
+        out = new("u", u)
     _core.relax_stencil(
         out, u, weights, int(boundary == "periodic"), m, f, g, every, target, norms, norm_code(norm), stream, threads
     )
@@ -202,7 +205,8 @@ def relax_rk(
         raise TypeError("dt: got bool, expected a float or an array")
     if isinstance(dt, numbers.Real):
         dt = float(dt)
-    out = _end_states(u, every, out)
+    if out is None and every is None:
+        out = new("u", u)
     given = (parameters, scheme, dt, m, substeps, times, f, g, every, target, norms, norm_code(norm), stream)
     if isinstance(rhs, CudaSlope):
         rhs.relax(out, u, *given)
@@ -265,8 +269,3 @@ def _times(times: Any) -> Any:
     if times.steps < 1:
         raise ValueError(f"times: got {times}, expected 1 step or more")
     return values
-
-
-def _end_states(u: Array, every: Array | None, out: Array | None) -> Array | None:
-    """Where the end states go: to ``out``; nowhere where only ``every`` is given."""
-    return new("u", u) if out is None and every is None else out

@@ -26,11 +26,11 @@ class Ends(NamedTuple):
     norms: Array | None = None
 
 
-def c_relax(ends: Ends, omega: float) -> Array:
+def c_relax(runtime: Runtime, ends: Ends, omega: float) -> Array:
     """``c[n+1] = omega f[n+1] + (1 - omega) c[n+1]``; with ``omega = 1`` that is the other array, and costs nothing."""
     if omega == 1:
         return ends.f
-    ops.c_relax(ends.f[1:], ends.c[1:], omega, out=ends.c[1:])
+    runtime.do(ops.c_relax, ends.f[1:], ends.c[1:], omega, out=ends.c[1:])
     return ends.c
 
 
@@ -39,7 +39,7 @@ def every_point(runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Ar
 
     ``c [S + 1, ...]``, ``u [steps + 1, ...]`` is written. Returns the steps taken: in total, and one after the other.
     """
-    ops.inject(c, u, step=m)
+    runtime.do(ops.inject, c, u, step=m)
     if is_fused(phi):
         return _every_point_fused(runtime, phi, grid, m, c, u)
     v, total, depth = c, 0, min(m - 1, grid.steps)
@@ -47,7 +47,7 @@ def every_point(runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Ar
         count = count_points(grid.f_points(m, j))
         v_next = arrays.empty_like(v, slices=count)
         runtime.map(phi, v[:count], part_of_points(grid.f_points(m, j - 1), 0, count), out=v_next)
-        ops.inject(v_next, u, start=j, step=m)
+        runtime.do(ops.inject, v_next, u, start=j, step=m)
         v, total = v_next, total + count
     return total, depth
 

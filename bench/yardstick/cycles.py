@@ -18,7 +18,7 @@ from . import problems
 
 @dataclass
 class Kernels:
-    """Calls into the extension, and steps of a propagator that make none: NumPy's, then, or the user's.
+    """Calls of the ops in the extension, and steps of a propagator that make none: NumPy's, then, or the user's.
 
     ``seconds`` and ``calls`` are totals since the start; a call inside another counted one is the one that counts.
     """
@@ -30,12 +30,13 @@ class Kernels:
     @contextlib.contextmanager
     def watch(self, phi: Any) -> Iterator[None]:
         """Count from here on, for ``phi`` and all propagators whose ``step`` and ``relax`` come from its classes."""
-        from pyparareal import _core
+        from pyparareal import _core, ops
 
+        # What else the extension does is no kernel: the sum over slices, say, by which a cycle is judged.
         places: list[tuple[Any, str, Any]] = [
             (_core, name, value)
             for name, value in vars(_core).items()
-            if not name.startswith("_") and callable(value) and not isinstance(value, type)
+            if not name.startswith("_") and callable(value) and hasattr(ops, name)
         ]
         for kind in type(phi).__mro__:
             places += [(kind, name, vars(kind)[name]) for name in ("step", "relax") if name in vars(kind)]
@@ -70,9 +71,8 @@ class Run:
     Attributes
     ----------
     setup : seconds from before the grid and the propagators exist until the first cycle begins
-    seconds, kernel_seconds : per cycle
-    residuals : per cycle
-    calls : of one cycle, the last
+    seconds, residuals : per cycle
+    kernel_seconds, calls : per cycle, and of the last one; empty where no kernels were counted
     """
 
     setup: float
@@ -98,18 +98,21 @@ def run_cycles(
 
     begin = time.perf_counter()
     stamps, counts, residuals, calls = [], [], [], []
-    seen = kernels or Kernels()
 
-    class Watched(LocalRuntime):
-        def mark(self, name: str) -> Any:  # as cheap as the one it stands for
-            if not stamps:
-                stamp()
-            return super().mark(name)
+    runtime = LocalRuntime()
+
+    def first_mark(name: str) -> Any:
+        stamp()
+        del runtime.mark  # all others are as ever: what is watched is no slower
+        return runtime.mark(name)
+
+    runtime.mark = first_mark  # type: ignore[method-assign]
 
     def stamp() -> None:
         stamps.append(time.perf_counter())
-        counts.append(seen.seconds)
-        calls.append(Counter(seen.calls))
+        if kernels:
+            counts.append(kernels.seconds)
+            calls.append(Counter(kernels.calls))
 
     def after(k: int, c: Any, residual: float) -> None:
         residuals.append(residual)
@@ -119,7 +122,7 @@ def run_cycles(
     guess = np.zeros((given["grid"].steps // m + 1, *given["u0"].shape))
     # Neither limit of a history may end a run whose length is what is asked for.
     method = MGRIT(levels=levels, measure=measure, stagnation=None)
-    with seen.watch(given["fine"]) if kernels else contextlib.nullcontext():
+    with kernels.watch(given["fine"]) if kernels else contextlib.nullcontext():
         solve(
             **given,
             m=m,
@@ -130,14 +133,14 @@ def run_cycles(
             on_failure="return",
             save=save,
             callback=after,
-            runtime=Watched(),
+            runtime=runtime,
         )
     return Run(
         stamps[0] - begin,
         np.diff(stamps).tolist(),
         np.diff(counts).tolist(),
         residuals,
-        dict(calls[-1] - calls[-2]),
+        dict(calls[-1] - calls[-2]) if kernels else {},
     )
 
 

@@ -52,7 +52,7 @@ class GraphRuntime(LocalRuntime):
         super().__init__(slices_per_call=slices_per_call)
         self.recorder = recorder
 
-    def repeat(self, u: Array, unless: Callable[[], str | None]) -> Repeated:
+    def repeat(self, u: Array, unless: Callable[[], str | None], *, fixed: bool = False) -> Repeated:
         recorder = recorder_of(u) if self.recorder is None else self.recorder
         if recorder is None:
             return Repeated(self, None, f"{arrays.namespace(u).__name__} arrays on the CPU have no graphs")

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .. import _trace, arrays, reference
-from ..propagators import Propagator, advance, is_fused
+from .. import _core, _trace, arrays, reference
+from ..propagators import Propagator, advance, is_fused, is_of
 from ..time_grid import part_of_points
 from .protocol import Link, Repeat
 
@@ -35,42 +37,59 @@ class LocalRuntime:
         self.seconds: dict[str, float] = {}
 
     def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, **fused: Any) -> None:
+        if not len(u):
+            return
+        step: Any = phi.relax if is_fused(phi) else partial(_advance, phi)  # type: ignore[attr-defined]
         if self.slices_per_call is None:
-            if len(u):
-                _advance(phi, u, points, m, out, fused)
+            self.do(step, u, points, m, out, **fused)
             return
         size = self.slices_per_call
         for n in range(0, len(u), size):
             end = min(n + size, len(u))
             part = part_of_points(points, n, end)
             more = {name: value if isinstance(value, str) else value[n:end] for name, value in fused.items()}
-            _advance(phi, u[n:end], part, m, None if out is None else out[n:end], more)
+            self.do(step, u[n:end], part, m, None if out is None else out[n:end], **more)
 
     def shift(self, u: Array) -> Array:
         return u[:-1]  # one range holds all slices: the left neighbour's end is the row before
 
     def chain(self, link: Link, u: Array, first: int, *, whole: Callable[[Array], None] | None = None) -> None:
         if whole is not None and first == 0 and len(u) > 1:
-            whole(u)
-            return
-        for n in range(first, len(u) - 1):
-            link(n, u[n : n + 1], u[n + 1 : n + 2])
+            self.do(whole, u)
+        else:
+            self.do(_in_turn, link, u, first)
+
+    def do(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        calls = _kept.calls
+        if calls is None:
+            return call(*arguments, **named)
+        calls.append(partial(call, *arguments, **named))
+        _kept.calls = None  # a call is kept whole, with whatever it does here itself
+        try:
+            return call(*arguments, **named)
+        finally:
+            _kept.calls = calls
 
     def reduce(self, values: Array, combine: Any = np.add) -> float:
-        return float(reference.tree_sum(arrays.to_numpy(values), combine))
+        values = arrays.to_numpy(values)
+        return _core.tree_sum(values) if combine is np.add else float(reference.tree_sum(values, combine))
 
     def mark(self, name: str) -> AbstractContextManager[None]:
         return Region(name, self.seconds)
 
-    def repeat(self, u: Array, unless: Callable[[], str | None]) -> Repeat:
-        return Anew()
+    def repeat(self, u: Array, unless: Callable[[], str | None], *, fixed: bool = False) -> Repeat:
+        # A subclass that does something else in a verb is asked every time.
+        ours = all(is_of(LocalRuntime, self, verb) for verb in ("map", "shift", "chain", "do", "mark"))
+        return Kept() if fixed and ours else Anew()
 
 
-def _advance(phi: Any, u: Array, points: slice, m: int, out: Array | None, fused: dict[str, Any]) -> None:
-    if is_fused(phi):
-        phi.relax(u, points, m, out, **fused)
-    else:
-        advance(phi, u, points, m, out=out)
+def _in_turn(link: Link, u: Array, first: int) -> None:
+    for n in range(first, len(u) - 1):
+        link(n, u[n : n + 1], u[n + 1 : n + 2])
+
+
+def _advance(phi: Propagator, u: Array, points: slice, m: int, out: Array) -> None:
+    advance(phi, u, points, m, out=out)
 
 
 class Anew:
@@ -82,21 +101,75 @@ class Anew:
         return work()
 
 
-class Region:
-    """A named region: in the trace while it lasts, in ``seconds`` when it ends. Cheaper than a generator."""
+class Kept:
+    """Anew the first time, with its calls kept; from then on those calls, without the way that led to them.
 
-    __slots__ = ("begin", "name", "seconds", "traced")
+    What a CUDA graph is on a device, for the host: in short cycles less time passes between the kernels.
+    """
+
+    mode = "eager"
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, tuple[Any, Calls]] = {}
+
+    def __call__(self, kind: Hashable, place: Hashable, work: Callable[[], Any]) -> Any:
+        key = kind, place
+        if key in self._known:
+            result, calls = self._known[key]
+            for call in calls:
+                call()
+            return result
+        outside, _kept.calls = _kept.calls, Calls()
+        try:
+            self._known[key] = work(), _kept.calls
+        finally:
+            _kept.calls = outside
+        return self._known[key][0]
+
+
+Calls = list[Callable[[], Any]]
+
+
+class _Keeping(threading.local):
+    """``calls`` of the work that this thread is keeping."""
+
+    calls: Calls | None = None
+
+
+_kept = _Keeping()
+
+
+class Region:
+    """A named region: in the trace while it lasts, in ``seconds`` when it ends. Cheaper than a generator.
+
+    Where calls are kept, those inside are one of those outside.
+    """
+
+    __slots__ = ("begin", "name", "outside", "seconds", "traced")
 
     def __init__(self, name: str, seconds: dict[str, float]) -> None:
         self.name, self.seconds = name, seconds
 
     def __enter__(self) -> None:
+        self.outside = _kept.calls
+        if self.outside is not None:
+            inside = Calls()
+            self.outside.append(partial(_marked, self.name, self.seconds, inside))
+            _kept.calls = inside
         self.begin = time.perf_counter()
         self.traced = None if _trace.listener is None else _trace.mark(self.name)
         if self.traced is not None:
             self.traced.__enter__()
 
     def __exit__(self, *error: Any) -> None:
+        if self.outside is not None:
+            _kept.calls = self.outside
         if self.traced is not None:
             self.traced.__exit__(*error)
         self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.begin
+
+
+def _marked(name: str, seconds: dict[str, float], calls: Calls) -> None:
+    with Region(name, seconds):
+        for call in calls:
+            call()

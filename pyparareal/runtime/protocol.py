@@ -70,6 +70,14 @@ class Runtime(Protocol):
         """Name the enclosed work in the trace and add its host seconds to ``seconds[name]``."""
         ...
 
-    def repeat(self, u: Array, unless: Callable[[], str | None]) -> Repeat:
-        """For work on arrays like ``u``. ``unless()`` is why it has to be done anew each time, None if it need not."""
+    def do(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """``call(*arguments, **named)``: an op on all slices."""
+        ...
+
+    def repeat(self, u: Array, unless: Callable[[], str | None], *, fixed: bool = False) -> Repeat:
+        """For work on arrays like ``u``. ``unless()`` is why it has to be done anew each time, None if it need not.
+
+        ``fixed``: of one kind at one place it is nothing but ``map``, ``chain``, ``do`` and ``mark`` with the same
+        arguments.
+        """
         ...
