@@ -59,7 +59,7 @@ class Adjoint:
         "serial": one step after the other, as autograd does it for the chain. With ``skip_first_down=False``
         MGRIT starts from zero. Newton, for this linear chain, is one reverse scan of the transposed Jacobians, each
         computed once, and a second relaxation to see that it is right; with ``jacobian="diagonal"`` or "none" it
-        iterates. It is not damped unless a Newton is given here.
+        iterates. It has neither damping nor ``trust`` unless a Newton is given here.
     tol : float, optional
         As ``tol`` of the forward solve, times ``sum_i |w[i]|``, the norms of the gradients that come in: no
         ``lambda`` is larger than that where the steps do not amplify. Not times that if MGRIT's ``relative`` is given.
@@ -166,8 +166,8 @@ class AdjointChain:
             self.method = Newton()
         if isinstance(self.method, Newton):
             check_newton(self.method)
-            if options.method is None:  # its chain is linear: there is nothing that the damping could keep it near
-                self.method = dataclasses.replace(self.method, damping=0.0)
+            if options.method is None:  # its chain is linear: there is no region to stay in
+                self.method = dataclasses.replace(self.method, damping=0.0, trust=None)
         self.on_failure = problem.on_failure if options.on_failure is None else options.on_failure
         checks.choose("on_failure", self.on_failure, ON_FAILURE)
         self.limit = options.max_iterations

@@ -30,6 +30,15 @@ def _scan(a: Array, b: Array, product: Any) -> Array:
     return u
 
 
+def restrict(d: Array, f: Array, trust: float) -> None:
+    """Scale every ``d [slices, batch, features...]`` to at most ``trust max |f|``, and to 0 where it is not finite."""
+    xp = arrays.namespace(d)
+    states = d.reshape(*(d.shape[:2] if d.ndim > 2 else (len(d), 1)), -1)  # a view
+    scale = trust * xp.amax(xp.abs(f)) / xp.amax(xp.abs(states), -1)
+    states *= _like_dtype(xp.where(scale < 1, scale, xp.ones_like(scale)), d)[..., None]
+    states[~xp.isfinite(states)] = 0
+
+
 def add_product(f: Array, jacobians: Array, d: Array, *, out: Array, diagonal: bool) -> None:
     """``out = f + J d``, exactly ``f`` where ``d`` is zero and ``J`` finite."""
     product = jacobians * d if diagonal else (jacobians @ d.reshape(*jacobians.shape[:-1], 1)).reshape(d.shape)

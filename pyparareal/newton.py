@@ -18,9 +18,10 @@ tolerance, is frozen and not computed again. With the true ``J`` convergence is 
 by one iteration.
 
 Where a chain grows, ``|J[n] ... J[0]| >> 1``, ``d`` does too, and the iteration leaves the region where it converges.
-Damping scales ``J`` down to what stays bounded, as generalised teacher forcing does: F. Hess et al., ICML 2023, and
-arXiv:2605.12683. It makes the convergence linear, and helps where a chain grows in places; where it is chaotic as a
-whole no choice helps: X. Gonzalez et al., arXiv:2508.16817.
+Two things keep it there. A trust region bounds ``d`` after the scan by the size of the states, the simplest form of
+what ELK (arXiv:2407.19115) does within it; convergence stays quadratic. Damping scales ``J`` down to what stays bounded,
+as generalised teacher forcing does (F. Hess et al., ICML 2023, and arXiv:2605.12683), and makes convergence linear. Both
+help where a chain grows in places; where it is chaotic as a whole nothing does: X. Gonzalez et al., arXiv:2508.16817.
 """
 
 from __future__ import annotations
@@ -56,10 +57,15 @@ class Newton:
     damping : float from 0 to 1, or "adaptive"
         ``J`` is multiplied by ``1 - damping``: 0 is Newton's method, 1 the same as "none". "adaptive": by
         ``min(1, 1 / |J|)`` for each slice and each state of the batch, so that no product of them is larger than 1.
+    trust : float, optional
+        ``d[n]`` of a state is scaled down to at most ``trust`` times the largest number in ``F(u)`` of all slices, and
+        dropped where it overflows. 1 suits states that are bounded, as those of recurrent cells are. A chain whose
+        states grow beyond those of its guess then takes more than one iteration, even if it is linear.
     """
 
     jacobian: str = "auto"
     damping: float | str = 0.0
+    trust: float | None = None
 
 
 @dataclass
@@ -89,6 +95,7 @@ class NewtonIteration:
     grid: TimeGrid
     m: int
     damping: float | str
+    trust: float | None
     tol: float | None
     max_iterations: int
     norm: str
@@ -165,6 +172,8 @@ class NewtonIteration:
                 return norms, norms
             j = self._damped(self.jacobians[done:])
             d = linear_chain.solve(j, f[done:] - u[done + 1 :], diagonal=self.diagonal)
+            if self.trust is not None:
+                linear_chain.restrict(d, f[done:], self.trust)
             u[done + 1] = f[done]  # this slice started from a final state
             # Bracket first: d is exactly zero where the start no longer changes, and then the end is F exactly.
             linear_chain.add_product(f[done + 1 :], j[1:], d[:-1], out=u[done + 2 :], diagonal=self.diagonal)

@@ -57,6 +57,7 @@ class NewtonRun:
             grid,
             m,
             damping=options.damping,
+            trust=options.trust,
             tol=common.tol,
             max_iterations=checks.iterations(common.max_iterations, self.slices),
             norm=str(norm),
@@ -137,7 +138,7 @@ class NewtonRun:
         kind = (
             "it is chaotic or unstable, and no such method is faster than the serial chain"
             if growth.chain > 0
-            else ("the chain as a whole does not grow; damping may help")
+            else "the chain as a whole does not grow; trust=1 or damping may help"
         )
         return f"{text}, the chain by exp({growth.chain:.3g}): {kind}. "
 
@@ -145,10 +146,18 @@ class NewtonRun:
 def check_options(options: Newton) -> None:
     """Refuse what no :class:`.Newton` can mean, naming the option."""
     checks.choose("jacobian", options.jacobian, ("auto", *KINDS))
-    damping = options.damping
-    if damping == "adaptive":
-        return
-    if isinstance(damping, bool | str) or not isinstance(damping, int | float | np.floating):
-        raise TypeError(f"damping: got {damping!r}, expected a number or 'adaptive'")
-    if not 0 <= damping <= 1:
-        raise ValueError(f"damping: got {damping}, expected a number from 0 to 1, or 'adaptive'")
+    damping, trust = options.damping, options.trust
+    if damping != "adaptive":
+        if not _is_number(damping):
+            raise TypeError(f"damping: got {damping!r}, expected a number or 'adaptive'")
+        if not 0 <= float(damping) <= 1:
+            raise ValueError(f"damping: got {damping}, expected a number from 0 to 1, or 'adaptive'")
+    if trust is not None:
+        if not _is_number(trust):
+            raise TypeError(f"trust: got {trust!r}, expected a number or None")
+        if not 0 < trust < math.inf:
+            raise ValueError(f"trust: got {trust}, expected a finite number above 0, or None")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.floating) and not isinstance(value, bool)

@@ -28,14 +28,14 @@ def largest(u):
 WRONG = {"zero": 0.0, "small": 0.3, "large": -1.7}
 
 
-@pytest.mark.parametrize("damping", [0.0, 0.4, "adaptive"])
+@pytest.mark.parametrize(("damping", "trust"), [(0.0, None), (0.4, None), ("adaptive", None), (0.0, 0.3)])
 @pytest.mark.parametrize("jacobian", ["full", "diagonal", "none"])
 @pytest.mark.parametrize("slope", WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize(("steps", "m"), [(24, 2), (13, 1), (26, 4)])
-def test_k_iterations_make_exactly_k_slices_exact(steps, m, slope, jacobian, damping):
+def test_k_iterations_make_exactly_k_slices_exact(steps, m, slope, jacobian, damping, trust):
     grid, phi = TimeGrid(0, 1, steps), Logistic(slope=slope)
     chain, slices = serial_solve(phi, U0, grid).u[grid.c_points(m)], grid.slices(m)
-    method = Newton(jacobian, damping)
+    method = Newton(jacobian, damping, trust)
     for k in range(1, slices + 1):
         options = {"tol": 0.0, "max_iterations": k, "keep_going": True, "on_failure": "return", "method": method}
         u = solve(phi, U0, grid, m=m, **options).u

@@ -162,6 +162,53 @@ def test_adaptive_damping_keeps_updates_bounded_where_the_chain_of_jacobians_is_
     assert np.allclose(adaptive.u[:, 0, 0], 0.1 * np.arange(201), rtol=1e-12)
 
 
+# The trust region
+
+
+def test_a_trust_region_bounds_updates_by_the_size_of_the_states():
+    guess = np.zeros((201, 1, 1))
+    options = {"m": 1, "tol": None, "max_iterations": 1, "initial": guess}
+    u = solve(Bump(), np.zeros((1, 1)), TimeGrid(0, 1, 200), method=Newton("diagonal", trust=3.0), **options).u
+    # F(0) = 0.1 everywhere, |J| = 20: updates are 0.1, 0.2 + 0.01, ... up to 3 * 0.1, and the rest is cut to that.
+    assert np.allclose(u[:2, 0, 0], [0, 0.1], rtol=0, atol=0)
+    assert np.allclose(u[3:, 0, 0], 0.1 + 20 * 0.3, rtol=1e-14, atol=0)
+
+
+def test_an_update_that_overflows_is_dropped():
+    phi = Linear(np.full((400, 1, 1), 1e3))
+    guess = np.full((401, 1, 1), 1e-300)
+    options = {"m": 1, "tol": None, "max_iterations": 1, "initial": guess, "norm": "inf"}
+    u0 = np.full((1, 1), 1e-300)
+    plain = solve(phi, u0, TimeGrid(0, 1, 400), method=Newton("full"), on_failure="return", **options)
+    bounded = solve(phi, u0, TimeGrid(0, 1, 400), method=Newton("full", trust=1.0), **options)
+    assert plain.status is Status.NON_FINITE
+    assert bounded.status is Status.FIXED
+    assert float(bounded.u.max()) <= 2e-294  # F and J times an update as large as F, at most 1e-297 each
+
+
+@pytest.mark.parametrize("jacobian", ["full", "diagonal", "block"])
+def test_a_trust_region_that_nothing_leaves_changes_nothing(jacobian):
+    cell = Cell(40, keep=0.6)
+    options = {"m": 2, "tol": 1e-11}
+    plain, trusted = (
+        solve(cell, cell.u0, cell.grid, method=Newton(jacobian, trust=t), **options) for t in (None, 100.0)
+    )
+    assert np.array_equal(plain.u, trusted.u)
+
+
+def test_a_trust_region_helps_a_cell_that_grows_in_places():
+    # Rows of W of size 5: the chain forgets as a whole, and grows by more than e per step in places.
+    cell = Cell(300, features=8, gain=6.0, keep=0.3, seed=4)
+    chain = serial_solve(cell, cell.u0, cell.grid).u
+    stats = along(cell, cell.u0, cell.grid, 1, jacobian="full").stats
+    assert stats.exponent > 0.3 > stats.chain_exponent
+    options = {"m": 1, "tol": 1e-9, "max_iterations": 300, "on_failure": "return"}
+    plain, trusted = (solve(cell, cell.u0, cell.grid, method=Newton("full", trust=t), **options) for t in (None, 1.0))
+    assert trusted.status is Status.CONVERGED
+    assert trusted.iterations < plain.iterations
+    assert float(np.abs(trusted.u - chain).max()) < 1e-6
+
+
 # Chains that are chaotic
 
 
