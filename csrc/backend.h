@@ -44,10 +44,18 @@ struct EndNorms {
                        const ConstView& y, const ConstView& alpha, const ConstView& first, int64_t m,                  \
                        const ConstView& f, const ConstView& g, const MutableView& every, const EndNorms& norms,        \
                        const Exec& exec);                                                                              \
+  Status relax_gru(const MutableView& out, const ConstView& u, const ConstView& gates, const ConstView& weight,        \
+                   const ConstView& bias, int64_t m, const ConstView& f, const ConstView& g, const MutableView& every, \
+                   const EndNorms& norms, const Exec& exec);                                                           \
+  Status relax_gru_adjoint(const MutableView& d_start, const MutableView& d_gates, const MutableView& d_hidden,        \
+                           const ConstView& u, const ConstView& gates, const ConstView& weight, const ConstView& bias, \
+                           const ConstView& d_end, const ConstView& d_every, const Exec& exec);                        \
   /* Scratch of the relaxations for at most `threads` threads (0: the default); for one thread it suffices. */         \
   std::size_t relax_tridiagonal_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads);               \
   std::size_t relax_stencil_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads);                   \
-  std::size_t relax_mlp_sgd_workspace_bytes(const ConstView& u, const Mlp& net, int32_t threads);
+  std::size_t relax_mlp_sgd_workspace_bytes(const ConstView& u, const Mlp& net, int32_t threads);                      \
+  std::size_t relax_gru_workspace_bytes(const ConstView& u, int32_t threads);                                          \
+  std::size_t relax_gru_adjoint_workspace_bytes(const ConstView& d_end, int32_t threads);
 
 namespace cpu {
 PYPARAREAL_DECLARE_BACKEND

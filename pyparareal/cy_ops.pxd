@@ -135,6 +135,14 @@ cdef extern from "pyparareal/capsule.h" namespace "pyparareal" nogil:
             MutableView, ConstView, const Mlp&, ConstView, ConstView, ConstView, ConstView, int64_t, ConstView,
             ConstView, MutableView, ConstView, MutableView, Norm, Exec) noexcept
         size_t (*relax_mlp_sgd_workspace_bytes)(const ConstView&, const Mlp&, int32_t) noexcept
+        Status (*relax_gru)(
+            MutableView, ConstView, ConstView, ConstView, ConstView, int64_t, ConstView, ConstView, MutableView,
+            ConstView, MutableView, Norm, Exec) noexcept
+        size_t (*relax_gru_workspace_bytes)(const ConstView&, int32_t) noexcept
+        Status (*relax_gru_adjoint)(
+            MutableView, MutableView, MutableView, ConstView, ConstView, ConstView, ConstView, ConstView, ConstView,
+            Exec) noexcept
+        size_t (*relax_gru_adjoint_workspace_bytes)(const ConstView&, int32_t) noexcept
 
 
 # ops.h, name by name: shapes, meaning and rules are there.
@@ -167,6 +175,14 @@ cdef Status relax_mlp_sgd(
     ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
     Exec exec) noexcept nogil
 cdef size_t relax_mlp_sgd_workspace_bytes(const ConstView& u, const Mlp& net, int32_t threads) noexcept nogil
+cdef Status relax_gru(
+    MutableView out, ConstView u, ConstView gates, ConstView weight, ConstView bias, int64_t m, ConstView f,
+    ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil
+cdef size_t relax_gru_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil
+cdef Status relax_gru_adjoint(
+    MutableView d_start, MutableView d_gates, MutableView d_hidden, ConstView u, ConstView gates, ConstView weight,
+    ConstView bias, ConstView d_end, ConstView d_every, Exec exec) noexcept nogil
+cdef size_t relax_gru_adjoint_workspace_bytes(const ConstView& d_end, int32_t threads) noexcept nogil
 
 # A view of CPU memory from what a typed memoryview says of itself:
 #     view_of(&u[0, 0], DType.float64, 2, u.shape, u.strides)

@@ -9,7 +9,8 @@ because the order of every sum is part of the specification:
 * a lane is summed from left to right, the lanes of a chunk by folding halves (:func:`fold`);
 * the chunks of a slice, and later the slices of a grid, by the fixed binary tree of :func:`tree_sum`.
 
-The sums of ``relax_mlp_sgd`` have the order of their index, see :mod:`pyparareal.reference_mlp`.
+The sums of ``relax_mlp_sgd`` and ``relax_gru`` have the order of their index, see :mod:`pyparareal.reference_mlp` and
+:mod:`pyparareal.reference_gru`.
 The order of the scans is that of :mod:`pyparareal.reference_scan`.
 No thread count, stream count or rank count appears in that list.
 
@@ -26,6 +27,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyparareal.reference_gru import gru_step
+from pyparareal.reference_gru import relax_gru_adjoint as relax_gru_adjoint
 from pyparareal.reference_mlp import sgd_step
 from pyparareal.reference_scan import scan_block as scan_block
 from pyparareal.reference_scan import scan_diag as scan_diag
@@ -319,6 +322,17 @@ def relax_mlp_sgd(
     return _steps(
         lambda v, j: sgd_step(v, sizes, x, y, rates[:, j], start[:, j], batch, *net),
         u, m, f, g, every, target, norms, norm,
+    )  # fmt: skip
+
+
+def relax_gru(
+    u: Array, gates: Array, weight: Array, bias: Array | None, m: int, *, f: Array | None = None,
+    g: Array | None = None, every: Array | None = None, target: Array | None = None, norms: Array | None = None,
+    norm: str = "sum_squares",
+) -> Array:  # fmt: skip
+    """``m`` steps of a gated recurrent unit; step ``j`` takes ``gates[:, j]``, see :mod:`pyparareal.reference_gru`."""
+    return _steps(
+        lambda v, j: gru_step(v, gates[:, j], weight, bias), u, m, f, g, every, target, norms, norm
     )  # fmt: skip
 
 

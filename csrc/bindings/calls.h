@@ -156,4 +156,12 @@ py::object rk_arguments(py::handle out, py::handle u, int64_t components, py::ha
 void rk_launched(py::handle out, py::handle u, py::handle dt, py::handle times, py::handle f, py::handle g,
                  py::handle every, py::handle stream);
 
+// gru.cpp
+void relax_gru(py::handle out, py::handle u, py::handle gates, py::handle weight, py::handle bias, py::handle m,
+               py::handle f, py::handle g, py::handle every, py::handle target, py::handle norms, int norm,
+               py::handle stream, py::handle threads);
+void relax_gru_adjoint(py::handle d_start, py::handle d_gates, py::handle d_hidden, py::handle u, py::handle gates,
+                       py::handle weight, py::handle bias, py::handle d_end, py::handle d_every, py::handle stream,
+                       py::handle threads);
+
 }  // namespace pyparareal::bindings

@@ -200,7 +200,11 @@ OpsTable ops_table = {ops_table_version,
                       pyparareal::relax_rk,
                       pyparareal::relax_rk_workspace_bytes,
                       pyparareal::relax_mlp_sgd,
-                      pyparareal::relax_mlp_sgd_workspace_bytes};
+                      pyparareal::relax_mlp_sgd_workspace_bytes,
+                      pyparareal::relax_gru,
+                      pyparareal::relax_gru_workspace_bytes,
+                      pyparareal::relax_gru_adjoint,
+                      pyparareal::relax_gru_adjoint_workspace_bytes};
 
 }  // namespace
 
@@ -247,6 +251,14 @@ PYBIND11_MODULE(_core, module) {
              py::arg("every").none(true), py::arg("target").none(true), py::arg("norms").none(true), py::arg("norm"),
              py::arg("stream").none(true), py::arg("threads"));
   module.def("tree_sum", tree_sum, py::arg("values"), "Sum of float64 [slices] as reference.tree_sum rounds it.");
+  module.def("relax_gru", relax_gru, py::arg("out").none(true), py::arg("u"), py::arg("gates"), py::arg("weight"),
+             py::arg("bias").none(true), py::arg("m"), py::arg("f").none(true), py::arg("g").none(true),
+             py::arg("every").none(true), py::arg("target").none(true), py::arg("norms").none(true), py::arg("norm"),
+             py::arg("stream").none(true), py::arg("threads"));
+  module.def("relax_gru_adjoint", relax_gru_adjoint, py::arg("d_start"), py::arg("d_gates").none(true),
+             py::arg("d_hidden").none(true), py::arg("u"), py::arg("gates"), py::arg("weight"),
+             py::arg("bias").none(true), py::arg("d_end"), py::arg("d_every").none(true), py::arg("stream").none(true),
+             py::arg("threads"));
   module.def("build_info", build_info, "What this extension was built with.");
   module.def("select_simd", select_simd, py::arg("name"), "Choose the instruction set of the CPU kernels.");
   module.def("held_calls", held_calls, "Calls on foreign streams whose arrays are still held.");

@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "gru_tiles.h"
 #include "mlp_tiles.h"
 #include "pyparareal/layout.h"
 #include "relax_tiles.h"
@@ -37,6 +38,8 @@ struct TileSet {
   RelaxTiles<float> relax_float32;
   MlpTiles<double> mlp_float64;
   MlpTiles<float> mlp_float32;
+  GruTiles<double> gru_float64;
+  GruTiles<float> gru_float32;
 };
 
 const TileSet& tiles_baseline();
@@ -89,6 +92,17 @@ inline const MlpTiles<double>& mlp_tiles_of(const TileSet& set) {
 template <>
 inline const MlpTiles<float>& mlp_tiles_of(const TileSet& set) {
   return set.mlp_float32;
+}
+
+template <class T>
+const GruTiles<T>& gru_tiles_of(const TileSet& set);
+template <>
+inline const GruTiles<double>& gru_tiles_of(const TileSet& set) {
+  return set.gru_float64;
+}
+template <>
+inline const GruTiles<float>& gru_tiles_of(const TileSet& set) {
+  return set.gru_float32;
 }
 
 }  // namespace pyparareal::cpu

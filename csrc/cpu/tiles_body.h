@@ -3,6 +3,8 @@
 // no copy compiled for a wide instruction set can be linked into code for a narrow one.
 #include "mlp_body.h"
 
+#include "gru_body.h"
+
 namespace pyparareal::cpu {
 namespace {
 
@@ -164,7 +166,9 @@ constexpr TileSet make_tile_set(const char* name) {
           make_relax_tiles<double>(),
           make_relax_tiles<float>(),
           make_mlp_tiles<double>(),
-          make_mlp_tiles<float>()};
+          make_mlp_tiles<float>(),
+          make_gru_tiles<double>(),
+          make_gru_tiles<float>()};
 }
 
 }  // namespace

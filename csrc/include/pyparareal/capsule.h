@@ -35,6 +35,12 @@ struct OpsTable {
   Status (*relax_mlp_sgd)(MutableView, ConstView, const Mlp&, ConstView, ConstView, ConstView, ConstView, int64_t,
                           ConstView, ConstView, MutableView, ConstView, MutableView, Norm, Exec);
   std::size_t (*relax_mlp_sgd_workspace_bytes)(const ConstView&, const Mlp&, int32_t);
+  Status (*relax_gru)(MutableView, ConstView, ConstView, ConstView, ConstView, int64_t, ConstView, ConstView,
+                      MutableView, ConstView, MutableView, Norm, Exec);
+  std::size_t (*relax_gru_workspace_bytes)(const ConstView&, int32_t);
+  Status (*relax_gru_adjoint)(MutableView, MutableView, MutableView, ConstView, ConstView, ConstView, ConstView,
+                              ConstView, ConstView, Exec);
+  std::size_t (*relax_gru_adjoint_workspace_bytes)(const ConstView&, int32_t);
 };
 
 }  // namespace pyparareal

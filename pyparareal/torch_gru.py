@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``relax_gru`` as a differentiable torch function: ``torch.ops.pyparareal.gru_states`` and its backward.
+
+Both directions are the fused kernels of :mod:`pyparareal.gru_ops`; the gradients of ``weight`` and ``bias`` are matrix
+products over all steps. ``torch.compile`` traces through it as one node. Importing this module registers the ops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyparareal import ops
+
+
+def gru_states(gates: Tensor, weight: Tensor, bias: Tensor | None, h0: Tensor) -> Tensor:
+    """All states of a gated recurrent unit, one step after the other: ``torch.nn.GRU`` without its input products.
+
+    Parameters
+    ----------
+    gates : Tensor [T, batch, 3 hidden]
+        ``x @ weight_ih.T + bias_ih``, and of ``bias_hh`` the first two thirds. Any strides; float32 or float64. Within
+        autocast 16 bits are widened to the dtype of ``weight``.
+    weight : Tensor [3 hidden, hidden]
+        ``weight_hh``.
+    bias : Tensor [hidden], optional
+        The last third of ``bias_hh``.
+    h0 : Tensor [batch, hidden]
+
+    Returns
+    -------
+    Tensor [T, batch, hidden]
+        Differentiable once with respect to all four; ``T`` is 1 or more.
+    """
+    return gru_chunks(gates[None], weight, bias, h0[None])[0]
+
+
+def gru_chunks(gates: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor) -> Tensor:
+    """The same of every slice: ``gates [slices, m, batch, 3 hidden]``, start states ``u [slices, batch, hidden]``.
+
+    Returns the states after every step, ``[slices, m, batch, hidden]``.
+    """
+    if torch.is_autocast_enabled(gates.device.type):
+        gates, u = gates.to(weight.dtype), u.to(weight.dtype)
+        bias = None if bias is None else bias.to(weight.dtype)
+    return torch.ops.pyparareal.gru_states(u, gates, weight, bias)
+
+
+def _plain(u: Tensor | None) -> Tensor | None:
+    return u.detach() if u is not None and u.requires_grad else u
+
+
+def _gru_states(u: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    every = u.new_empty((u.shape[0], gates.shape[1] if gates.ndim > 1 else 0, *u.shape[1:]))
+    u, gates, weight, bias = (_plain(a) for a in (u, gates, weight, bias))
+    return ops.relax_gru(u, gates, weight, bias, every.shape[1], every=every)
+
+
+def _gru_states_backward(
+    d_every: Tensor, every: Tensor, u: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_every, every, u, gates, weight, bias = (_plain(a) for a in (d_every, every, u, gates, weight, bias))
+    d_gates, d_hidden = torch.empty_like(gates, memory_format=torch.contiguous_format), torch.empty_like(every)
+    hidden, d = u.shape[-1], torch.zeros_like(u)
+    d_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+    if len(u) == 1:  # the first step starts from u, the others from where the last ended: no copy joins the two
+        parts = [(slice(1, None), every[:, :-1]), (slice(0, 1), u[:, None])]
+    else:
+        parts = [(slice(None), torch.cat([u[:, None], every[:, :-1]], 1))]
+    for steps, starts in parts:
+        if starts.numel() == 0:
+            continue
+        of_gates, of_hidden = d_gates[:, steps], d_hidden[:, steps]
+        d, _, _ = ops.relax_gru_adjoint(
+            starts, gates[:, steps], weight, bias, d, d_every=d_every[:, steps], d_gates=of_gates, d_hidden=of_hidden
+        )
+        rows = starts.reshape(-1, hidden)
+        d_weight[: 2 * hidden].addmm_(of_gates.reshape(-1, 3 * hidden)[:, : 2 * hidden].T, rows)
+        d_weight[2 * hidden :].addmm_(of_hidden.reshape(-1, hidden).T, rows)
+    return d, d_gates, d_weight, d_hidden.reshape(-1, hidden).sum(0)
+
+
+def _fake_states(u: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return u.new_empty((u.shape[0], gates.shape[1], *u.shape[1:]))
+
+
+def _fake_backward(
+    d_every: Tensor, every: Tensor, u: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, ...]:
+    contiguous = [a.new_empty(a.shape) for a in (u, gates, weight)]
+    return (*contiguous, u.new_empty(u.shape[-1:]))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.has_bias = inputs[3] is not None
+    ctx.save_for_backward(output, *inputs)
+
+
+def _backward(ctx: Any, d_every: Tensor) -> tuple[Tensor | None, ...]:
+    d_u, d_gates, d_weight, d_bias = torch.ops.pyparareal.gru_states_backward(d_every, *ctx.saved_tensors)
+    return d_u, d_gates, d_weight, d_bias if ctx.has_bias else None
+
+
+def _no_second(ctx: Any, *_: Any) -> None:
+    raise NotImplementedError("gru_states: got a second derivative, expected the first: its backward is one kernel")
+
+
+_SCHEMAS = {
+    "gru_states": "(Tensor u, Tensor gates, Tensor weight, Tensor? bias) -> Tensor",
+    "gru_states_backward": "(Tensor d_every, Tensor every, Tensor u, Tensor gates, Tensor weight, Tensor? bias)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+}
+_BODIES = {"gru_states": _gru_states, "gru_states_backward": _gru_states_backward}
+_FAKES = {"gru_states": _fake_states, "gru_states_backward": _fake_backward}
+_GRADIENTS: dict[str, tuple[Any, Any]] = {"gru_states": (_backward, _keep), "gru_states_backward": (_no_second, None)}
+
+_library: torch.library.Library | None = None
+
+
+def register() -> None:
+    """Make the ops known to torch. Importing this module does it; again is no error."""
+    global _library
+    if _library is not None:
+        return
+    _library = library = torch.library.Library("pyparareal", "FRAGMENT")
+    for name, schema in _SCHEMAS.items():
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        for device in ("CPU", "CUDA"):
+            library.impl(name, _BODIES[name], device)
+        torch.library.register_fake(f"pyparareal::{name}", _FAKES[name], lib=library)
+        backward, keep = _GRADIENTS[name]
+        torch.library.register_autograd(f"pyparareal::{name}", backward, setup_context=keep, lib=library)
+
+
+register()
