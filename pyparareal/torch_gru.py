@@ -48,20 +48,21 @@ def gru_chunks(gates: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor) ->
     return torch.ops.pyparareal.gru_states(u, gates, weight, bias)
 
 
-def _plain(u: Tensor | None) -> Tensor | None:
-    return u.detach() if u is not None and u.requires_grad else u
+def _plain(*given: Any) -> Any:
+    # Below the autograd key a tensor still says that it requires grad; ops.py refuses those.
+    return tuple(u.detach() if u is not None and u.requires_grad else u for u in given)
 
 
 def _gru_states(u: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     every = u.new_empty((u.shape[0], gates.shape[1] if gates.ndim > 1 else 0, *u.shape[1:]))
-    u, gates, weight, bias = (_plain(a) for a in (u, gates, weight, bias))
+    u, gates, weight, bias = _plain(u, gates, weight, bias)
     return ops.relax_gru(u, gates, weight, bias, every.shape[1], every=every)
 
 
 def _gru_states_backward(
     d_every: Tensor, every: Tensor, u: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d_every, every, u, gates, weight, bias = (_plain(a) for a in (d_every, every, u, gates, weight, bias))
+    d_every, every, u, gates, weight, bias = _plain(d_every, every, u, gates, weight, bias)
     d_gates, d_hidden = torch.empty_like(gates, memory_format=torch.contiguous_format), torch.empty_like(every)
     hidden, d = u.shape[-1], torch.zeros_like(u)
     d_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
@@ -112,8 +113,8 @@ _SCHEMAS = {
     "gru_states_backward": "(Tensor d_every, Tensor every, Tensor u, Tensor gates, Tensor weight, Tensor? bias)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
 }
-_BODIES = {"gru_states": _gru_states, "gru_states_backward": _gru_states_backward}
-_FAKES = {"gru_states": _fake_states, "gru_states_backward": _fake_backward}
+_BODIES: dict[str, Any] = {"gru_states": _gru_states, "gru_states_backward": _gru_states_backward}
+_FAKES: dict[str, Any] = {"gru_states": _fake_states, "gru_states_backward": _fake_backward}
 _GRADIENTS: dict[str, tuple[Any, Any]] = {"gru_states": (_backward, _keep), "gru_states_backward": (_no_second, None)}
 
 _library: torch.library.Library | None = None
