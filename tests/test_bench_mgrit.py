@@ -196,6 +196,14 @@ def test_comparison_with_pymgrit_notices_another_residual(theirs, name):
 # Our side
 
 
+def test_setup_by_part_and_its_share_of_longer_solves():
+    metrics, notes = mgrit_speed_cases.setup_of_longer_solves(SMALL)
+    for name in ("heat_two_level_16", "dahlquist_256"):
+        assert 0 < metrics[f"setup_share_{name}_times_as_long"] < 1
+    assert metrics["setup_us_dahlquist"] > 0
+    assert all(part in notes for part in ("problem", "guess", "solve"))
+
+
 def test_heat_exact_is_backward_euler():
     problem = problems.heat(50, 9)
     chain = serial_solve(problem["fine"], problem["u0"], problem["grid"]).u

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,9 @@ def vs_pymgrit(sizes: Sizes = Sizes()) -> Result:
     runs = _pymgrit_runs(sizes)
     with pymgrit.environment() as python:
         theirs = dict(zip(runs, pymgrit.histories(python, list(runs.values())), strict=True))
-    return compare_with_pymgrit(sizes, theirs)
+    result = compare_with_pymgrit(sizes, theirs)
+    metrics, notes = setup_of_longer_solves(sizes)
+    return replace(result, metrics=result.metrics | metrics, notes=f"{result.notes}; {notes}")
 
 
 def compare_with_pymgrit(sizes: Sizes, theirs: dict[str, dict[str, Any]]) -> Result:
@@ -61,6 +63,31 @@ def compare_with_pymgrit(sizes: Sizes, theirs: dict[str, dict[str, Any]]) -> Res
     notes.append(f"PyMGRIT with one process and thread on {theirs['dahlquist']['versions']}, steps by {steps}")
     notes.append("ratios above 1: pyparareal is faster; samples: our seconds per cycle, one per solve")
     return Result(metrics, checked, samples, "; ".join(notes))
+
+
+# Times as many steps, in slices as many times as long: what is set up stays of one size.
+LONGER = {"heat_two_level": 16, "dahlquist": 256}
+
+
+def setup_of_longer_solves(sizes: Sizes) -> tuple[dict[str, float], str]:
+    """Our set-up in microseconds, by part, and its share of a longer solve."""
+    metrics, parts = {}, []
+    for name, times in LONGER.items():
+        run = _pymgrit_runs(sizes)[name]
+        long = run | {"steps": times * run["steps"], "m": times * run["m"]}
+        short, here = _ours(run, sizes, 1), _ours(long, sizes, 1)
+        setup, solve = statistics.median(here["setup"]), statistics.median(map(sum, here["seconds"]))
+        metrics[f"setup_us_{name}"] = statistics.median(short["setup"]) * 1e6
+        metrics[f"setup_share_{name}_{times}_times_as_long"] = setup / (setup + solve)
+        shares = {
+            part: statistics.median(one[part] for one in short["setup_parts"]) for part in short["setup_parts"][0]
+        }
+        parts.append(f"{name} " + ", ".join(f"{part} {seconds * 1e6:.0f}" for part, seconds in shares.items()))
+    longer = [f"{value:.2%} of {name[12:]}" for name, value in metrics.items() if name.startswith("setup_share_")]
+    return metrics, (
+        f"set-up in microseconds: {'; '.join(parts)}; solve copies the guess into fresh memory; in as many slices, "
+        f"longer ones, set-up is {', '.join(longer)}"
+    )
 
 
 def _pymgrit_runs(sizes: Sizes) -> dict[str, dict[str, Any]]:

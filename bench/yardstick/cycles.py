@@ -71,11 +71,13 @@ class Run:
     Attributes
     ----------
     setup : seconds from before the grid and the propagators exist until the first cycle begins
+    parts : of them, for the problem, for the guess, and within ``solve``
     seconds, residuals : per cycle
     kernel_seconds, calls : per cycle, and of the last one; empty where no kernels were counted
     """
 
     setup: float
+    parts: dict[str, float]
     seconds: list[float]
     kernel_seconds: list[float]
     residuals: list[float]
@@ -119,7 +121,9 @@ def run_cycles(
         stamp()
 
     given = problem()
+    made = time.perf_counter()
     guess = np.zeros((given["grid"].steps // m + 1, *given["u0"].shape))
+    guessed = time.perf_counter()
     # Neither limit of a history may end a run whose length is what is asked for.
     method = MGRIT(levels=levels, measure=measure, stagnation=None)
     with kernels.watch(given["fine"]) if kernels else contextlib.nullcontext():
@@ -137,6 +141,7 @@ def run_cycles(
         )
     return Run(
         stamps[0] - begin,
+        {"problem": made - begin, "guess": guessed - made, "solve": stamps[0] - guessed},
         np.diff(stamps).tolist(),
         np.diff(counts).tolist(),
         residuals,
@@ -158,6 +163,7 @@ def time_cycles(
     return {
         "seconds": [run.seconds for run in runs],
         "setup": [run.setup for run in runs],
+        "setup_parts": [run.parts for run in runs],
         "residuals": runs[-1].residuals,
         "kernel_seconds": counted.kernel_seconds,
         "calls": counted.calls,
