@@ -66,7 +66,7 @@ def compare_with_pymgrit(sizes: Sizes, theirs: dict[str, dict[str, Any]]) -> Res
 
 
 # Times as many steps, in slices as many times as long: what is set up stays of one size.
-LONGER = {"heat_two_level": 16, "dahlquist": 256}
+LONGER = {"heat_two_level": 64, "dahlquist": 2048}
 
 
 def setup_of_longer_solves(sizes: Sizes) -> tuple[dict[str, float], str]:
