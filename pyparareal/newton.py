@@ -19,9 +19,10 @@ by one iteration.
 
 Where a chain grows, ``|J[n] ... J[0]| >> 1``, ``d`` does too, and the iteration leaves the region where it converges.
 Two things keep it there. A trust region bounds ``d`` after the scan by the size of the states, the simplest form of
-what ELK (arXiv:2407.19115) does within it; convergence stays quadratic. Damping scales ``J`` down to what stays bounded,
-as generalised teacher forcing does (F. Hess et al., ICML 2023, and arXiv:2605.12683), and makes convergence linear. Both
-help where a chain grows in places; where it is chaotic as a whole nothing does: X. Gonzalez et al., arXiv:2508.16817.
+what ELK (arXiv:2407.19115) does within it; convergence stays quadratic. Damping scales ``J`` down to what stays
+bounded, as generalised teacher forcing does (F. Hess et al., ICML 2023, and arXiv:2605.12683), and makes convergence
+linear. Both help where a chain grows in places; where it is chaotic as a whole nothing does: X. Gonzalez et al.,
+arXiv:2508.16817.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class Newton:
         ``min(1, 1 / |J|)`` for each slice and each state of the batch, so that no product of them is larger than 1.
     trust : float, optional
         ``d[n]`` of a state is scaled down to at most ``trust`` times the largest number in ``F(u)`` of all slices, and
-        dropped where it overflows. 1 suits states that are bounded, as those of recurrent cells are. A chain whose
-        states grow beyond those of its guess then takes more than one iteration, even if it is linear.
+        dropped where it overflows. 0.25 suits states that are bounded, as those of recurrent cells are: little is lost
+        where it is not needed. A chain whose states grow beyond those of its guess takes more iterations with it.
     """
 
     jacobian: str = "auto"

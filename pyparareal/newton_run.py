@@ -138,7 +138,7 @@ class NewtonRun:
         kind = (
             "it is chaotic or unstable, and no such method is faster than the serial chain"
             if growth.chain > 0
-            else "the chain as a whole does not grow; trust=1 or damping may help"
+            else "the chain as a whole does not grow; trust=0.25 or damping may help"
         )
         return f"{text}, the chain by exp({growth.chain:.3g}): {kind}. "
 
