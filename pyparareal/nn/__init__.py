@@ -16,12 +16,18 @@ if TYPE_CHECKING:
     from .parareal_network import PararealNetwork as PararealNetwork
     from .partitioning import Partition as Partition
     from .partitioning import partition as partition
+    from .recurrent.gru import GRU as GRU
+    from .recurrent.implicit_gru import ImplicitGRU as ImplicitGRU
+    from .recurrent.lstm import LSTM as LSTM
     from .recurrent.recurrence import Recurrence as Recurrence
     from .saving import load as load
     from .saving import save as save
     from .warm_start import fit_maps as fit_maps
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "ImplicitGRU",
     "PararealNetwork",
     "Partition",
     "Recurrence",
@@ -35,6 +41,9 @@ __all__ = [
 ]
 
 _HOME = {
+    "GRU": ".recurrent",
+    "LSTM": ".recurrent",
+    "ImplicitGRU": ".recurrent",
     "PararealNetwork": ".parareal_network",
     "Partition": ".partitioning",
     "Recurrence": ".recurrent",
