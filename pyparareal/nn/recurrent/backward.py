@@ -150,6 +150,11 @@ class Tape:
         with torch.enable_grad():
             self.starts = u.detach().clone().requires_grad_()
             self.states = unrolled(step, self.starts, points, m)
+        if not self.states[-1].requires_grad:
+            raise ValueError(
+                "cell: returned a tensor without a graph to its arguments: a differentiable step must not detach u, "
+                "leave torch or run under torch.no_grad()"
+            )
 
     def back(self, v: Tensor | None, parameters: Sequence[Tensor]) -> list[Any]:
         """Gradients of the starts ``[slices, ...]`` and of the parameters; ``v``: what comes in at the ends besides."""

@@ -98,7 +98,7 @@ def check_cell(
 ) -> None:
     """Refuse a cell that is no function of its arguments, row by row; judged once per mode and kind of arguments.
 
-    It is called twice with the same, and once with every row doubled.
+    It is called twice with the same, and once in the company of as many other rows.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def _check_company(cell: Any, nested: Any, x: Sequence[Tensor], h0: State, packi
     rows = packing.batch
 
     def doubled(tensor: Tensor) -> Tensor:
-        return torch.cat([tensor, tensor])
+        return torch.cat([tensor, 0.5 * tensor if tensor.is_floating_point() else tensor])
 
     packed = packing.pack(h0)
     state = packing.unpack(doubled(packed))

@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from ...mgrit import MGRIT
+from ...time_grid import shift_points
+from .exponent import SAMPLES, STEPS, growth_along
 from .settings import Settings
 
 FEWEST = 4  # steps: two chunks of two
 SHORT = 64  # steps below which no measurement of "auto" pays
 FULL = 8  # numbers of a state up to which whole Jacobians are cheap: F products of F x F matrices per step
 MEASURED = 4  # steps, after one that warms up
+MOST = 32  # passes that a sequence of few chunks may take
+MARGIN = 1.3  # steps of a memory over those that its mean decay takes
+ITERATIONS = 5  # of Newton's method on smooth cells, one of them for the states between
 
 Key = tuple[Any, ...]
 
@@ -49,9 +54,9 @@ def chunk_of(length: int) -> int:
 
 
 def iterations_of(settings: Settings, length: int) -> int:
-    """Passes without a Jacobian, at most."""
+    """Passes without a Jacobian, at most: few chunks are made exact, of many a quarter, then one by one is as fast."""
     slices = length // (settings.chunk or 1)
-    return settings.max_iterations or min(slices, max(8, slices // 4))
+    return settings.max_iterations or min(slices, max(MOST, slices // 4))
 
 
 def key_of(u0: Tensor, length: int, gradients: bool) -> Key:
@@ -60,26 +65,49 @@ def key_of(u0: Tensor, length: int, gradients: bool) -> Key:
 
 
 @torch.no_grad()
-def measured(step: Any, u0: Tensor, length: int, settings: Settings) -> tuple[Settings, str]:
-    """What promises to be fastest, before it has been tried, and why: "serial", or "hybrid" with a limit of passes.
+def measured(step: Any, u0: Tensor, length: int, settings: Settings, tol: float) -> tuple[Settings, str]:
+    """What promises to be fastest, and why: "serial", or "hybrid" without or with Jacobians.
 
-    A pass that takes the ``m`` steps of all chunks is compared with all steps one by one; passes are worth it as long
-    as together they take less.
+    Measured are a step by itself, one of all chunks side by side, and how fast a difference decays. Chunks without a
+    Jacobian need the steps in which it decays to ``tol``, for the guess and in further passes, and one pass.
     """
+    serial = dataclasses.replace(settings, method="serial")
     if length < SHORT:
-        return dataclasses.replace(settings, method="serial"), f"auto: fewer than {SHORT} steps"
-    hybrid = resolved(dataclasses.replace(settings, method="hybrid", jacobian="none"), length, u0.shape[-1])
+        return serial, f"auto: fewer than {SHORT} steps"
+    hybrid = resolved(dataclasses.replace(settings, method="hybrid", jacobian="none"), length, u0[0].numel())
     m = hybrid.chunk or 1
     slices = length // m
     one = _seconds(lambda: _serial(step, u0, MEASURED), u0) / MEASURED
     u, points = u0.expand(slices, *u0.shape).contiguous(), slice(0, (slices - 1) * m + 1, m)
     side_by_side = _seconds(lambda: _relax(step, u, points, MEASURED), u0) / MEASURED
-    passes = int(length * one / (m * side_by_side))
-    why = f"auto: one step {1e6 * one:.0f} us, of {slices} chunks side by side {1e6 * side_by_side:.0f} us"
-    if passes < 2:
-        return dataclasses.replace(settings, method="serial"), f"{why}: too little to gain"
-    limit = min(passes, iterations_of(hybrid, length))
-    return dataclasses.replace(hybrid, max_iterations=settings.max_iterations or limit), why
+    rate = decay(step, u0, length)
+    why = (
+        f"auto: one step {1e6 * one:.0f} us, of {slices} chunks side by side {1e6 * side_by_side:.0f} us, "
+        f"differences change by exp({rate:.3g}) per step"
+    )
+    if not rate < 0:
+        return serial, f"{why}: chaotic or never forgetting"
+    memory = MARGIN * math.log(1 / tol) / -rate
+    warm_up = min(m, math.ceil(memory)) if settings.warm_up is None else hybrid.warm_up or 0
+    passes = 1 + math.ceil(max(0.0, memory - warm_up) / m)
+    if (warm_up + passes * m) * side_by_side < length * one:
+        limit = settings.max_iterations or min(2 * passes + 2, slices)
+        return dataclasses.replace(hybrid, warm_up=warm_up, max_iterations=limit), why
+    features = u0[0].numel()
+    if features <= FULL and ITERATIONS * (2 + 1.5 * features) * m * side_by_side < length * one:
+        return dataclasses.replace(hybrid, jacobian="full", max_iterations=settings.max_iterations or MOST), why
+    return serial, f"{why}: too little to gain"
+
+
+def decay(step: Any, u0: Tensor, length: int) -> float:
+    """Mean of ``log |d[i+1]| / |d[i]|`` over a few dozen steps from several places of the sequence."""
+    places = min(SAMPLES, length // STEPS)
+    stride = (length - STEPS) // max(1, places - 1) if places > 1 else length
+    points = slice(0, (places - 1) * stride + 1, stride)
+    u = [u0.expand(places, *u0.shape).contiguous()]
+    for j in range(STEPS):
+        u.append(step.step(u[-1], shift_points(points, j)))
+    return float(growth_along(step, torch.stack(u), points).mean(0).amax())
 
 
 def _serial(step: Any, u0: Tensor, steps: int) -> None:

@@ -22,10 +22,10 @@ SAMPLES = 8  # chunks looked at
 
 
 class Exponent(NamedTuple):
-    """``mean``: of ``log |d[i+1]| / |d[i]|`` over the chunks looked at; ``worst``: the largest, of ``chunk``."""
+    """``mean`` of ``log |d[i+1]| / |d[i]|`` over what was looked at; the largest, ``worst``, from step ``first``."""
 
     mean: float
-    chunk: int | None
+    first: int | None
     worst: float
 
 
@@ -34,32 +34,38 @@ UNKNOWN = Exponent(math.nan, None, math.nan)
 
 @torch.no_grad()
 def exponent_of(step: Any, u: Tensor, m: int, samples: int = SAMPLES) -> Exponent:
-    """Of the recurrence near the states ``u [length + 1, batch, F]``, in at most ``samples`` of its chunks of ``m``.
+    """Of the recurrence near the states ``u [length + 1, batch, F]``, in about ``samples`` of its chunks of ``m``.
 
     A difference of the size ``sqrt(eps)`` of the states is taken along, and made small again after every step.
     """
-    slices = (len(u) - 1) // m
-    if slices == 0:
-        return UNKNOWN
+    m = min(max(m, STEPS), len(u) - 1)
+    slices, steps = (len(u) - 1) // m, min(m, STEPS)
     stride = max(1, slices // samples)
     chunks = range(0, slices, stride)
     points = slice(0, chunks[-1] * m + 1, stride * m)
-    steps, eps = min(m, STEPS), torch.finfo(u.dtype).eps
-    first = 0 if steps <= 2 * SETTLE else SETTLE
-    d = _direction(u[points])
+    per_chunk = growth_along(step, torch.stack([u[shift_points(points, j)] for j in range(steps + 1)]), points)
+    overall, per_chunk = per_chunk.mean(0).amax(), per_chunk.amax(1)
+    worst = int(torch.where(per_chunk.isnan(), math.inf, per_chunk).argmax())
+    return Exponent(float(overall), chunks[worst] * m, float(per_chunk[worst]))
+
+
+def growth_along(step: Any, u: Tensor, points: slice) -> Tensor:
+    """Mean of ``log |d[i+1]| / |d[i]|`` along the states ``u [steps + 1, chunks, batch, F]``: ``[chunks, batch]``.
+
+    ``points`` are where the chunks start. If there are enough steps, the first ones are not counted.
+    """
+    steps, eps = len(u) - 1, torch.finfo(u.dtype).eps
+    first = SETTLE if steps > 2 * SETTLE else 0
+    d = _direction(u[0])
     total = torch.zeros(d.shape[:2], dtype=torch.float64, device=u.device)
     for j in range(steps):
-        here, there = u[shift_points(points, j)], u[shift_points(points, j + 1)]
-        size = math.sqrt(eps) * _norm(here).clamp(min=1.0)
-        moved = step.step(here + size[..., None] * d, shift_points(points, j)) - there
+        size = math.sqrt(eps) * _norm(u[j]).clamp(min=1.0)
+        moved = step.step(u[j] + size[..., None] * d, shift_points(points, j)) - u[j + 1]
         length = _norm(moved)
         if j >= first:
             total += (length / size).double().clamp(min=eps).log()
         d = torch.where(length[..., None] > 0, moved / length[..., None], d)
-    total /= steps - first
-    per_chunk, overall = total.amax(1), total.mean(0).amax()
-    worst = int(torch.where(per_chunk.isnan(), math.inf, per_chunk).argmax())
-    return Exponent(float(overall), chunks[worst], float(per_chunk[worst]))
+    return total / (steps - first)
 
 
 def _direction(u: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ class SequenceReport:
     exponent : float
         Estimate of the largest Lyapunov exponent: mean growth ``log |dh[i+1]| / |dh[i]|`` per step of a small
         difference; below 0 the recurrence forgets, above it is chaotic. NaN where it was not looked for.
-    worst_chunk, worst_exponent : int and float, optional
-        The chunk in which differences grow most, of those looked at, and how much per step.
+    worst_step, worst_exponent : int and float, optional
+        Where the chunk begins in which differences grow most, of those looked at, and how much per step.
     reason : str
         Why this method and this chunk.
     windows : int
@@ -62,7 +62,7 @@ class SequenceReport:
     cost: float = 1.0
     failure: Status | None = None
     exponent: float = math.nan
-    worst_chunk: int | None = None
+    worst_step: int | None = None
     worst_exponent: float = math.nan
     reason: str = ""
     windows: int = 1
@@ -75,25 +75,22 @@ class SequenceReport:
         return self.status.ok
 
     @property
-    def steps(self) -> Any:
-        """First and last step of the worst chunk, or None."""
-        if self.worst_chunk is None:
-            return None
-        first = self.worst_chunk * self.chunk
-        return first, min(first + self.chunk, self.length) - 1
+    def worst_chunk(self) -> int | None:
+        """The chunk with ``worst_step``."""
+        return None if self.worst_step is None else self.worst_step // self.chunk
 
     def with_exponent(self, found: Exponent) -> SequenceReport:
-        return dataclasses.replace(self, exponent=found.mean, worst_chunk=found.chunk, worst_exponent=found.worst)
+        return dataclasses.replace(self, exponent=found.mean, worst_step=found.first, worst_exponent=found.worst)
 
     def why_failed(self) -> str:
         """Which method failed how, and where differences grow most."""
         last = f", residual {self.residuals[-1]:.2g}" if self.residuals else ""
         text = f"{self.method} failed after {self.iterations} iterations{last}: {(self.failure or self.status).value}"
-        if self.steps is None:
+        if self.worst_step is None:
             return text
         return (
-            f"{text}; differences grow most in chunk {self.worst_chunk} (steps {self.steps[0]} to {self.steps[1]}), "
-            f"by exp({self.worst_exponent:.3g}) per step, exponent of all {self.exponent:.3g}"
+            f"{text}; differences grow most in chunk {self.worst_chunk} (from step {self.worst_step}), "
+            f"by exp({self.worst_exponent:.3g}) per step, by exp({self.exponent:.3g}) on average"
         )
 
     @staticmethod
@@ -102,15 +99,14 @@ class SequenceReport:
         worst = next((r for r in reports if not r.ok), next((r for r in reports if r.failure), reports[-1]))
         length = sum(r.length for r in reports)
         at = max(range(len(reports)), key=lambda n: _order(reports[n].worst_exponent))
-        before = sum(r.length for r in reports[:at])
-        chunk, n = reports[at].chunk, reports[at].worst_chunk
+        before, step = sum(r.length for r in reports[:at]), reports[at].worst_step
         return dataclasses.replace(
             worst,
             length=length,
             iterations=max(r.iterations for r in reports),
             cost=sum(r.cost * r.length for r in reports) / length,
             exponent=sum(r.exponent * r.length for r in reports) / length,
-            worst_chunk=None if n is None else n + before // chunk,
+            worst_step=None if step is None else before + step,
             worst_exponent=reports[at].worst_exponent,
             windows=len(reports),
             reason=f"{worst.reason}; {len(reports)} windows of about {reports[0].length} steps, to save memory",

@@ -12,10 +12,12 @@ import torch
 from ... import checks
 from ...adjoint import Adjoint
 from ...mgrit import MGRIT
+from ...newton import Newton
+from ...newton_run import check_options
 
 METHODS = ("auto", "serial", "mgrit", "newton", "hybrid")
 ON_FAILURE = ("serial", "raise", "return")
-JACOBIANS = ("auto", "full", "diagonal", "none")
+JACOBIANS = ("auto", "full", "block", "diagonal", "none")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Settings:
         Steps per chunk; default near the square root of the length, "newton": 1.
     tol : float, None or "auto"
         Converged when no chunk ends further than ``tol`` times the largest state from the start of the next (largest
-        entries; an ``MGRIT`` of your own compares with what it says). "auto": :func:`tolerance_of` the dtype. None:
+        entries; an ``MGRIT`` of your own compares with what it says; with Jacobians, it is times the largest entry of
+        the initial state, or 1 if that is more). "auto": :func:`tolerance_of` the dtype. None:
         ``max_iterations`` iterations, compared with nothing (``Status.FIXED``).
     max_iterations : int, optional
         Default: as many as make every chunk exact; without a Jacobian a quarter of that, since then one chunk after
@@ -43,10 +46,12 @@ class Settings:
         quarter of a chunk.
     levels, nu : int
         Of "mgrit": levels, and extra C- and F-relaxations of a cycle.
-    jacobian : {"auto", "full", "diagonal", "none"}
-        Of "newton" and "hybrid": what of a chunk's Jacobian carries corrections on. "none": nothing, as for cells that
-        forget what lies a chunk back. "auto": "full" for states of at most 8 numbers, else "none" for chunks and
-        "diagonal" for single steps.
+    jacobian : {"auto", "full", "block", "diagonal", "none"}
+        Of "newton" and "hybrid": what of a chunk's Jacobian carries corrections on (:class:`pyparareal.Newton`).
+        "none": nothing, as for cells that forget what lies a chunk back. "auto": "full" for states of at most 8
+        numbers, else "none" for chunks and "diagonal" for single steps.
+    damping : float from 0 to 1, or "adaptive"
+        Of "newton" and "hybrid": see :class:`pyparareal.Newton`.
     on_failure : {"serial", "raise", "return"}
         When the method does not converge: solve serially with a RuntimeWarning that names the chunk; raise
         :class:`pyparareal.ConvergenceError`; or use the states as they are, with a RuntimeWarning.
@@ -69,6 +74,7 @@ class Settings:
     levels: int = 2
     nu: int = 0
     jacobian: str = "auto"
+    damping: float | str = 0.0
     on_failure: str = "serial"
     backward: Adjoint | MGRIT | str | None = None
     memory: int | None = None
@@ -78,6 +84,7 @@ class Settings:
         if not isinstance(self.method, MGRIT):
             checks.choose("method", self.method, METHODS)
         checks.choose("jacobian", self.jacobian, JACOBIANS)
+        check_options(Newton("none", self.damping))
         checks.choose("on_failure", self.on_failure, ON_FAILURE)
         for name, least in (
             ("chunk", 1),
@@ -88,6 +95,8 @@ class Settings:
             ("memory", 1),
         ):
             _integer(name, getattr(self, name), least, optional=name not in ("levels", "nu"))
+        if not isinstance(self.exponent, bool):
+            raise TypeError(f"exponent: got {self.exponent!r}, expected True or False")
         if self.tol is None and self.max_iterations is None:
             raise ValueError("max_iterations: got None with tol=None, expected how many iterations to run")
         if isinstance(self.tol, str):

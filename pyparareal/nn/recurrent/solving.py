@@ -7,6 +7,7 @@ Chunks without a Jacobian between them are :mod:`.chunks`; everything else is :f
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...adjoint import Adjoint
 from ...errors import ConvergenceError
 from ...mgrit import MGRIT
+from ...newton import Newton
 from ...propagators import require_like
 from ...solution import Solution, Status
 from ...solver import solve
@@ -25,8 +28,9 @@ from .backward import Chunked, ChunkedBackward, autocast_of_now, known_to
 from .choosing import Key, iterations_of, key_of, measured, resolved
 from .chunks import Chunks
 from .exponent import UNKNOWN, exponent_of
+from .isolation import Isolated
 from .report import SequenceReport
-from .settings import Settings
+from .settings import Settings, tolerance_of
 
 
 def solve_sequence(
@@ -70,8 +74,11 @@ def solve_sequence(
     given = None if parameters is None else list(parameters)
 
     def task(step: Any, u0: Tensor, length: int) -> Task:
-        known = known_to(step, u0, given) if torch.is_grad_enabled() else []
-        return Task(step, u0, length, settings, coarse, known, given is None, choices)
+        if not torch.is_grad_enabled():
+            return Task(step, step, u0, length, settings, coarse, [], True, choices, None)
+        cut = Isolated(step, u0)
+        known = known_to(cut.step, u0, None if given is None else [cut.inside(t) for t in given])
+        return Task(cut.step, step, u0, length, settings, coarse, known, given is None, choices, cut)
 
     whole = task(step, u0, length)
     parts = _windows(whole)
@@ -96,9 +103,17 @@ def _windows(task: Task) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One window of a sequence; ``known`` are the tensors besides ``u0`` that it is differentiated in."""
+    """One window of a sequence.
+
+    Attributes
+    ----------
+    step : cut from what its tensors were computed from; ``plain``: as it was given
+    known : the tensors besides ``u0`` that the states are differentiated in
+    cut : what puts them together again
+    """
 
     step: Any
+    plain: Any
     u0: Tensor
     length: int
     settings: Settings
@@ -106,6 +121,11 @@ class Task:
     known: list[Tensor]
     complete: bool
     choices: dict[Key, tuple[Settings, str]] | None
+    cut: Isolated | None
+
+    @property
+    def start(self) -> Tensor:
+        return self.u0 if self.cut is None else self.cut.u0
 
     @property
     def gradients(self) -> bool:
@@ -126,15 +146,19 @@ class Task:
         """By what was chosen for this shape, or by what a measurement promises to be fastest."""
         choices, key = {} if self.choices is None else self.choices, key_of(self.u0, self.length, self.gradients)
         if key not in choices:
-            choices[key] = measured(self.step, self.u0.detach(), self.length, self.settings)
+            tol = self.settings.tolerance(self.dtype) or tolerance_of(self.dtype)
+            choices[key] = measured(self.step, self.u0.detach(), self.length, self.settings, tol)
         chosen, why = choices[key]
         # The chunk fits the length it was chosen for; others of the same key get their own.
-        chosen = dataclasses.replace(chosen, chunk=self.settings.chunk, warm_up=self.settings.warm_up)
+        chosen = dataclasses.replace(chosen, chunk=self.settings.chunk)
         u, report = self._solve_by(resolved(chosen, self.length, self.u0[0].numel()), why)
         if report.failure is not None:
             serial = dataclasses.replace(self.settings, method="serial")
             choices[key] = serial, f"{why}; serial since it failed: {report.failure.value}"
         return u, report
+
+    def _connected(self, u: Tensor) -> Tensor:
+        return u if self.cut is None else self.cut.connected(u, self.known)
 
     def _solve_by(self, settings: Settings, why: str) -> tuple[Tensor, SequenceReport]:
         if settings.method == "serial":
@@ -144,12 +168,12 @@ class Task:
         else:
             u, report = self._by_solve(settings)
         found = dataclasses.replace(report, reason=why)
-        if not self.settings.exponent or settings.method == "serial" or found.worst_chunk is not None:
+        if not self.settings.exponent or settings.method == "serial" or report.failure is not None:
             return u, found
         return u, found.with_exponent(exponent_of(self.step, u.detach(), found.chunk))
 
     def _serial(self, settings: Settings) -> tuple[Tensor, SequenceReport]:
-        u = serial_states(self.step, self.u0, self.length)
+        u = serial_states(self.plain, self.u0, self.length)
         status = Status.SERIAL if _finite(u) else Status.NON_FINITE
         return u, SequenceReport("serial", self.length, self.length, status, settings=settings)
 
@@ -168,40 +192,53 @@ class Task:
         if self.gradients:
             options = settings.backward_options(self.dtype, limit)
             backward = ChunkedBackward(self.step, self.length, m, warm_up, *options, self.complete, autocast_of_now())
-            u = Chunked.apply(lambda: u, backward, self.u0, *self.known)  # type: ignore[no-untyped-call]
+            found = u
+            u = self._connected(Chunked.apply(lambda: found, backward, self.start, *self.known))  # type: ignore[no-untyped-call]
             report = dataclasses.replace(report, backward=backward.passes)
         return (u, report) if status.ok else self._failed(u, report, None)
 
     def _by_solve(self, settings: Settings) -> tuple[Tensor, SequenceReport]:
-        own = isinstance(settings.method, MGRIT)
+        own, newton = isinstance(settings.method, MGRIT), settings.method in ("newton", "hybrid")
         tol = settings.tolerance(self.dtype)
         solution = solve(
             self.step,
-            self.u0,
+            self.start,
             TimeGrid(0, self.length, self.length),
             m=settings.chunk or 1,
-            tol=tol,
-            coarse=_coarse(self.step, self.coarse, settings),
+            tol=None if tol is None else tol * self._scale(settings),
+            coarse=None if newton else _coarse(self.step, self.coarse, settings),
             method=_method(settings),
             max_iterations=settings.max_iterations,
             norm=None if own else "inf",
             save="all",
             on_failure="return",
-            parameters=None if self.complete else self.known,
-            adjoint=settings.backward,
+            parameters=self.known,  # with what they are computed from left out
+            adjoint=self._adjoint(settings, tol),
         )
         report = SequenceReport(
             "mgrit" if own else str(settings.method), settings.chunk or 1, self.length, solution.status,
             solution.iterations, solution.residuals, tol, solution.stats.fine_steps / self.length, settings=settings,
             backward=solution.adjoint if solution.adjoint is not None else [],
         )  # fmt: skip
-        return (solution.u, report) if solution.status.ok else self._failed(solution.u, report, solution)
+        u = self._connected(solution.u)
+        return (u, report) if solution.status.ok else self._failed(u, report, solution)
+
+    def _adjoint(self, settings: Settings, tol: float | None) -> Any:
+        """As asked for. Newton compares with the sum of all gradients that come in, of which there may be many."""
+        if settings.backward is not None or tol is None or settings.method not in ("newton", "hybrid"):
+            return settings.backward
+        return Adjoint(tol=tol / math.sqrt(self.length))
+
+    def _scale(self, settings: Settings) -> float:
+        """What tolerances are relative to where the method knows nothing of it: the size of the states."""
+        newton = settings.method in ("newton", "hybrid")
+        return max(1.0, float(self.u0.detach().abs().max())) if newton else 1.0
 
     def _failed(self, u: Tensor, report: SequenceReport, solution: Solution | None) -> tuple[Tensor, SequenceReport]:
         """What ``on_failure`` says: the serial states or those found, with a warning, or an error."""
         how = self.settings.on_failure
         found = UNKNOWN if how == "serial" else exponent_of(self.step, u.detach(), report.chunk, self.length)
-        states = serial_states(self.step, self.u0, self.length) if how == "serial" else u
+        states = serial_states(self.plain, self.u0, self.length) if how == "serial" else u
         if how == "serial" and _finite(states):  # of the solution, where there is one
             found = exponent_of(self.step, states.detach(), report.chunk, self.length)
         report = dataclasses.replace(report.with_exponent(found), failure=report.status)
@@ -219,6 +256,8 @@ class Task:
 def _method(settings: Settings) -> Any:
     if isinstance(settings.method, MGRIT):
         return settings.method
+    if settings.method in ("newton", "hybrid"):
+        return Newton(settings.jacobian, settings.damping)
     # Measured at the end, the residual is that of the states returned.
     return MGRIT(
         levels=settings.levels, nu=settings.nu, measure="end", relative="state", temporal_norm="inf", stagnation=None
