@@ -66,8 +66,9 @@ def of_torch(optimiser: torch.optim.Optimizer, scheduler: Any, steps: int) -> Ra
         raise ValueError(f"lr: got {kind}, which waits for a loss; expected a function of the step")
     if scheduler.optimizer is not optimiser:
         raise ValueError(f"lr: got {kind} of another optimiser, expected one of the optimiser given")
-    if scheduler.last_epoch != 0:
-        raise ValueError(f"lr: got {kind} that has taken {scheduler.last_epoch} steps, expected a new one")
+    taken = max(part.last_epoch for part in getattr(scheduler, "_schedulers", [scheduler]))  # some are made of others
+    if taken:
+        raise ValueError(f"lr: got {kind} that has taken {taken} steps, expected a new one")
     return _row(_asked(scheduler, steps))
 
 
@@ -81,7 +82,11 @@ def _asked(scheduler: LRScheduler, steps: int) -> list[float]:
         for i in range(steps):
             found.append(float(group["lr"]))
             if i + 1 < steps:
-                twin.step()
+                try:
+                    twin.step()
+                except ValueError as error:  # of a schedule of a given length
+                    kind = type(scheduler).__name__
+                    raise ValueError(f"lr: got {kind} without a rate for step {i + 1} of {steps}: {error}") from error
             now = _fixed(group)
             changed = [name for name in fixed if now[name] != fixed[name]]
             if changed:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .losses import HalfSquaredError
 from .runs import TrainingRuns
+from .settings import integer
 
 Array = np.ndarray[Any, Any]
 
@@ -80,6 +81,10 @@ def adder(seed: int = 1, pairs: int = 500, bits: int = 12) -> RunsProblem:
     Pairs, then weights ``0.2 randn - 0.1``, from ``np.random.seed(seed)``: as in the paper's source, A. Trask, "Deep
     learning without backpropagation" ("Plain Vanilla"). The paper fixes no seed.
     """
+    integer("pairs", pairs, 1)
+    integer("bits", bits, 1)
+    if bits > 31:  # a sum of two is an int64 with room
+        raise ValueError(f"bits: got {bits}, expected at most 31")
     random = np.random.RandomState(seed)
     numbers = random.randint(0, 2**bits, size=(2, pairs))
     x = np.concatenate([_bits(row, bits) for row in numbers], axis=1)
@@ -97,6 +102,7 @@ def digits(seed: int = 1, hidden: int = 32) -> RunsProblem:
     """
     from ..nn.data import digits as load
 
+    integer("hidden", hidden, 1)
     split = load()
     torch_random = torch.Generator().manual_seed(seed)
     module = nn.Sequential(nn.Linear(64, hidden), nn.Tanh(), nn.Linear(hidden, 10)).double()
@@ -115,6 +121,8 @@ def quadratic(curvatures: Sequence[float]) -> RunsProblem:
     So the factors of :mod:`pyparareal.convergence` with ``lambda_l = 1 - alpha_l mu`` are those of the training run.
     """
     mu = torch.tensor(list(curvatures), dtype=torch.float64)
+    if not len(mu) or not bool((mu > 0).all() and torch.isfinite(mu).all()):
+        raise ValueError(f"curvatures: got {list(curvatures)}, expected finite numbers above 0, at least one")
     module = nn.Sequential(nn.Linear(len(mu), 1, bias=False)).double()
     with torch.no_grad():
         next(module.parameters()).fill_(1.0)

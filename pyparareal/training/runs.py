@@ -153,12 +153,25 @@ class TrainingRuns:
         callback : callable, optional
             ``callback(first step of the window, cycle, residual)``.
         stop : callable, optional
-            Asked after every cycle (and its checkpoint); True ends the run with ``Status.STOPPED``.
+            Asked after every cycle (and its checkpoint), and after every window that is trained serially; True ends
+            the run with ``Status.STOPPED``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong argument, or a module that has changed, before any step.
+        CheckpointError
+            The file is not whole, or of another run; neither is changed.
+        OSError
+            The checkpoint cannot be written; what was there before still is.
+        ConvergenceError
+            With ``on_failure="raise"``; its ``solution`` is what "return" would have returned.
         """
         path = None if checkpoint is None else checkpoints.require_place(checkpoint)
         for name, function in (("callback", callback), ("stop", stop)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name}: got {function!r}, expected a function or None")
+        self._require_unchanged()
         identity = self.identity() if path else {}
         progress = checkpoints.Progress(self.start)
         if path and path.exists():
@@ -187,16 +200,28 @@ class TrainingRuns:
             serial = progress.serial or window.failure is not None
             progress = checkpoints.Progress(end, progress.first + window.steps, progress.windows, serial)
             self._save(path, progress, identity)
+            if stop and not window.iterations and progress.first < self.settings.steps and stop():
+                return self._result(progress, Status.STOPPED)
         failed = any(window["failure"] for window in progress.windows)
         return self._result(progress, Status.SERIAL_FALLBACK if failed else Status.CONVERGED)
 
     def serial(self) -> RunsResult:
         """Ordinary training with the same step, one update after the other: what :meth:`run` must end in."""
+        self._require_unchanged()
         solver = WindowSolver(self.step, self.settings.steps, self.settings)
         end = timed(solver.window, lambda: solver.serial(self.start), self.wait)
         solver.window.steps_per_level = (self.settings.steps,)
         progress = checkpoints.Progress(end, self.settings.steps, [as_json(solver.window)])
         return self._result(progress, Status.SERIAL)
+
+    def _require_unchanged(self) -> None:
+        """The module may have been called or trained since, but not become another."""
+        refusals.require_repeatable(self.module)
+        if weights_of(self.module) != self.weights:
+            raise ValueError(
+                "module: its trained parameters have other names, shapes, dtypes or devices than when the TrainingRuns "
+                "was made; make a new one"
+            )
 
     def _advance(self, progress: checkpoints.Progress, after: Callable[[Cycle], bool]) -> tuple[Window, Tensor | None]:
         """The window that ``progress`` stands at, and its end state, or None where the run ends here."""
@@ -214,7 +239,8 @@ class TrainingRuns:
         if end is not None or window.failure is Status.STOPPED:
             return window, end
         if self.settings.on_failure == "raise":
-            raise ConvergenceError(window.reason, self._result(progress, window.status))
+            so_far = dataclasses.replace(progress, windows=[*progress.windows, as_json(window)])
+            raise ConvergenceError(window.reason, self._result(so_far, window.status))
         if self.settings.on_failure == "return":
             return window, None
         return window, timed(window, solver.fall_back, self.wait)

@@ -77,12 +77,16 @@ class Window:
         if not self.grew:
             return self.failure.value
         known = [r for r in self.residuals if math.isfinite(r)]
-        end = f" to {self.residuals[-1]:.3g}" if self.residuals else ""
-        start = f" from {known[0]:.3g}{end}" if known else ""
         rates = ", ".join(f"{alpha:.4g}" for alpha in self.alphas)
+        if not known:
+            return (
+                "a step from the guess gives NaN or infinity, in the first cycle: set guess='constant' if weights of "
+                f"zero have no gradient, or smaller learning rates of the levels than {rates}"
+            )
         return (
-            f"the residual grew{start}: the learning rates of the levels, {rates}, are unstable; set alpha_max below "
-            f"{max(self.alphas):.4g}, or use fewer levels or a smaller growth{self._limit()}"
+            f"the residual grew from {known[0]:.3g} to {self.residuals[-1]:.3g}: the learning rates of the levels, "
+            f"{rates}, are unstable; set alpha_max below {max(self.alphas):.4g}, or use fewer levels or a smaller "
+            f"growth{self._limit()}"
         )
 
     def _limit(self) -> str:

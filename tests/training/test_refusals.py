@@ -154,6 +154,21 @@ def test_weight_decay_of_what_the_loss_does_not_see():
     assert make(net, optimiser=SGD(weight_decay=0.1)).run().status.ok
 
 
+def test_a_module_that_has_changed_since_is_refused():
+    for change, said in [
+        (lambda net: net.train(), r"2 \(Dropout\) draws a new mask"),
+        (lambda net: net.__setitem__(0, nn.Linear(3, 7).double()), "have other names, shapes, dtypes or devices than"),
+        (lambda net: net.float(), "make a new one"),
+        (lambda net: net[0].bias.requires_grad_(False), "make a new one"),
+    ]:
+        net = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Dropout(0.5)).eval()
+        runs = make(net)
+        change(net)
+        for train in (runs.run, runs.serial):
+            with pytest.raises(ValueError, match=said):
+                train()
+
+
 # Memory
 
 

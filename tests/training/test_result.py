@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from networks import equal, examples, largest, mlp  # noqa: E402
 
 from pyparareal.solution import Status  # noqa: E402
-from pyparareal.training import TrainingRuns  # noqa: E402
+from pyparareal.training import TrainingRuns, problems  # noqa: E402
 
 
 def make(steps, **options):
@@ -46,3 +46,19 @@ def test_a_run_of_cycles_says_nothing_of_serial():
     result = make(32, window=16).run()
     assert result.status is Status.CONVERGED
     assert result.message == Status.CONVERGED.value
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: problems.quadratic([]), r"curvatures: got \[\], expected finite numbers above 0, at least one"),
+        (lambda: problems.quadratic([1.0, -1.0]), "curvatures: got"),
+        (lambda: problems.adder(bits=0), "bits: got 0, expected at least 1"),
+        (lambda: problems.adder(bits=40), "bits: got 40, expected at most 31"),
+        (lambda: problems.adder(pairs=0), "pairs: got 0"),
+        (lambda: problems.digits(hidden=0), "hidden: got 0"),
+    ],
+)
+def test_problems_that_are_none_are_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()

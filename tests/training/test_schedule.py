@@ -30,6 +30,9 @@ SCHEDULERS = {
     "two": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.ConstantLR(o, 0.1, 5), lr_scheduler.ExponentialLR(o, 0.9)], [10]
     ),
+    "chained": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(o, 0.1, 4), lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
     "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.05, total_steps=STEPS, cycle_momentum=False),
 }
 
@@ -50,20 +53,21 @@ def test_one_slice_is_torch_with_its_scheduler(optimiser, scheduler):
     net, (x, y), loss = mlp(), examples(), torch.nn.MSELoss()
     own = OPTIMISERS[optimiser](net.parameters())
     its = SCHEDULERS[scheduler](own)
-    before = own.param_groups[0]["lr"], its.last_epoch
+    before = own.param_groups[0]["lr"], its.state_dict().get("last_epoch")
     runs = TrainingRuns(net, loss, (x, y), steps=STEPS, optimiser=own, lr=its)
-    assert (own.param_groups[0]["lr"], its.last_epoch) == before
+    assert (own.param_groups[0]["lr"], its.state_dict().get("last_epoch")) == before
     assert equal(dict(mlp().named_parameters()), dict(net.named_parameters()))
     ours = runs.serial()
 
     other = mlp()
     theirs = OPTIMISERS[optimiser](other.parameters())
     schedule = SCHEDULERS[scheduler](theirs)
-    for _ in range(STEPS):
+    for i in range(STEPS):
         theirs.zero_grad()
         loss(other(x), y).backward()
         theirs.step()
-        schedule.step() if schedule.last_epoch < STEPS - 1 else None
+        if i + 1 < STEPS:
+            schedule.step()
     assert largest(ours.weights, {name: p.detach() for name, p in other.named_parameters()}) < 2e-13
 
 
@@ -154,6 +158,7 @@ def stepped(o):
         (stepped, "lr: got StepLR that has taken 1 steps, expected a new one"),
         (lambda o: SCHEDULERS["steps"](OPTIMISERS["sgd"](mlp().parameters())), "lr: got StepLR of another optimiser"),
         (lambda o: lr_scheduler.OneCycleLR(o, 0.05, total_steps=STEPS), "OneCycleLR, which changes momentum as well"),
+        (lambda o: lr_scheduler.OneCycleLR(o, 0.05, total_steps=9, cycle_momentum=False), "without a rate for step 10"),
         (lambda o: falling, "lr: got <function falling .* beside a torch optimiser, expected it in one of them, or a"),
         (lambda o: SCHEDULERS["steps"](o) and None, "lr: got SGD with a scheduler of its learning rate; expected lr="),
     ],

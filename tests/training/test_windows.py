@@ -112,13 +112,15 @@ def test_other_policies(on_failure):
     runs = make(rules="naive", max_iterations=2, window=30, on_failure=on_failure)
     before = {name: p.detach().clone() for name, p in runs.module.named_parameters()}
     if on_failure == "raise":
-        with pytest.raises(ConvergenceError, match="iteration limit"):
+        with pytest.raises(ConvergenceError, match="iteration limit") as raised:
             runs.run()
+        result = raised.value.solution
     else:
         result = runs.run()
-        assert result.status is Status.MAX_ITERATIONS
-        assert result.steps_done == 0
-        assert equal(result.weights, before)
+    assert result.status is Status.MAX_ITERATIONS
+    assert [window.iterations for window in result.windows] == [2]
+    assert result.steps_done == 0
+    assert equal(result.weights, before)
     assert equal(dict(runs.module.named_parameters()), before)
 
 
@@ -144,6 +146,28 @@ def test_an_unstable_learning_rate_is_named():
     assert "is 4, so that gradient descent is stable there below 0.5" in result.message
     assert largest(result.weights, runs.serial().weights) == 0
     assert run(alpha_max=0.2)[1].status is Status.CONVERGED
+
+
+def test_a_guess_without_a_gradient_is_no_fault_of_the_learning_rate():
+    """The norm of the weights has no derivative at zero."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.w = torch.nn.Parameter(torch.randn(3, 2, dtype=torch.float64))
+
+        def forward(self, x):
+            return x @ (self.w / self.w.norm())
+
+    def run(guess):
+        return TrainingRuns(Scaled(), torch.nn.MSELoss(), examples(), steps=20, lr=0.05, guess=guess).run()
+
+    result = run("zeros")
+    assert result.status is Status.SERIAL_FALLBACK
+    assert "a step from the guess gives NaN or infinity, in the first cycle: set guess='constant'" in result.message
+    assert "grew" not in result.message
+    assert run("constant").status is Status.CONVERGED
 
 
 def test_training_that_overflows_is_no_result():
@@ -228,6 +252,23 @@ def test_a_stopped_run_can_go_on(tmp_path):
     assert result.status is Status.STOPPED
     assert result.iterations == (1,)
     assert equal(make().run(checkpoint=path).weights, make().run().weights)
+
+
+@pytest.mark.parametrize("options", [{"levels": 1}, {"rules": "naive", "max_iterations": 1}])
+def test_what_is_trained_serially_can_be_stopped_between_windows(tmp_path, options):
+    path, seen = tmp_path / "run.npz", []
+
+    def stop():
+        seen.append(True)
+        return len(seen) == 2
+
+    options = {"window": 10, **options}
+    result = make(**options).run(checkpoint=path, stop=stop)
+    assert result.status is Status.STOPPED
+    assert result.steps_done == 20
+    rest = make(**options).run(checkpoint=path)
+    assert rest.status.ok
+    assert equal(rest.weights, make(**options).run().weights)
 
 
 def test_checkpoints_of_other_runs_or_none_are_refused(tmp_path):
