@@ -3,6 +3,7 @@
 
 import contextlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -160,6 +161,28 @@ def test_an_error_in_a_kept_call_leaves_every_region(monkeypatch):
     assert np.array_equal(solve(**problem, runtime=runtime).u, solve(**problem).u)
 
 
+def test_what_another_thread_does_meanwhile_is_not_kept(monkeypatch):
+    counts, pool = Counter(), ThreadPoolExecutor(1)
+
+    def elsewhere():
+        problem = heat()
+        fine = Wrapped(problem["fine"], lambda: counts.update(["relax"]))
+        solve(**problem | {"fine": fine}, runtime=EveryTime())
+
+    class Listener(contextlib.nullcontext):
+        def __init__(self, name):
+            super().__init__()
+            monkeypatch.setattr(_trace, "listener", None)
+            pool.submit(elsewhere).result()
+
+    with pool:
+        elsewhere()
+        alone = counts.total()
+        monkeypatch.setattr(_trace, "listener", Listener)
+        solve(**heat(), runtime=LocalRuntime(), initial=np.zeros((30, 2, 17)))  # its first cycle comes again
+    assert counts.total() == 2 * alone > 0
+
+
 def levels_of(monkeypatch, **changed):
     found = []
     run = MgritRun.run
@@ -209,7 +232,7 @@ def test_a_pool_gives_what_it_has_and_then_new_memory():
 
 @pytest.mark.parametrize("cycles", [1, 2])
 def test_a_solution_holds_no_memory_but_its_own(cycles):
-    u = solve(**heat(steps=87) | {"max_iterations": cycles}).u
+    u = solve(**heat(steps=87, levels=3) | {"max_iterations": cycles}).u
     while u.base is not None:
         u = u.base
     assert u.nbytes == 30 * 2 * 17 * 8

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The verbs: ``map``, ``shift``, ``chain``, ``reduce``, ``mark``; and ``repeat``, for what comes again and again."""
+"""The verbs: ``map`` and ``do``, ``shift``, ``chain``, ``reduce``, ``mark``; and ``repeat``, for what comes again."""
 
 from __future__ import annotations
 
