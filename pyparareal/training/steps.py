@@ -62,7 +62,6 @@ class OptimiserStep:
         self.optimiser, self.base, self.rules = optimiser, base, rules
         self.level, self.stride, self.offset = level, stride, offset
         self.slices_per_call = slices_per_call
-        self.alpha = rules.alpha(base, level, stride)
 
     def start(self) -> Tensor:
         """The module's weights with moments of zero, ``[1, s (1 + moments)]``."""
@@ -87,20 +86,21 @@ class OptimiserStep:
 
         Numbers where all steps have the same.
         """
-        if not isinstance(self.base, Tensor) or not isinstance(self.alpha, Tensor):
-            assert isinstance(self.base, float)
-            assert isinstance(self.alpha, float)
-            return self.alpha, self.alpha / self.base
-        # The blocks of `deterministic` are padded with points behind the last.
-        at = (self.offset + self.stride * points).clamp(max=len(self.base) - 1)
-        alpha, base = self.alpha[at], self.base[at]
+        base = self.base
+        if isinstance(base, Tensor):
+            # The blocks of `deterministic` are padded with points behind the last.
+            base = base[(self.offset + self.stride * points).clamp(max=len(base) - 1)]
+        alpha = self.rules.alpha(base, self.level, self.stride)
         if self.level == 0:
             return alpha, 1.0
-        return alpha, torch.where(base > 0, alpha / base, self.rules.scale(self.level, self.stride))
+        if isinstance(base, Tensor):
+            return alpha, torch.where(base > 0, alpha / base, self.rules.scale(self.level, self.stride))
+        return alpha, alpha / base
 
     def largest_alpha(self, steps: int) -> float:
         """Of the first ``steps`` fine steps from the offset."""
-        return largest(self.alpha, slice(self.offset, self.offset + steps))
+        base = largest(self.base, slice(self.offset, self.offset + steps))
+        return float(self.rules.alpha(base, self.level, self.stride))
 
     def gradient(self, w: Tensor, points: slice) -> Tensor:
         """The gradient of every slice at its own weights ``w [slices, s]`` and batch."""

@@ -169,6 +169,15 @@ def test_a_module_that_has_changed_since_is_refused():
                 train()
 
 
+def test_where_torch_records_nothing():
+    a = make(mlp()).run().weights
+    with torch.inference_mode():
+        b = make(mlp()).run().weights
+    with torch.no_grad():
+        c = make(mlp()).run().weights
+    assert all(torch.equal(a[name], b[name]) and torch.equal(a[name], c[name]) for name in a)
+
+
 # Memory
 
 

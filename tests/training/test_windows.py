@@ -350,6 +350,22 @@ def test_a_checkpoint_does_not_depend_on_where_a_rule_lies_in_memory():
     assert a == b
 
 
+def test_a_checkpoint_of_examples_in_any_dtype(tmp_path):
+    """NumPy knows no bfloat16."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2))
+
+    def loss(prediction, target):
+        return (prediction - target.to(prediction.dtype)).square().mean()
+
+    x, y = examples(dtype=torch.float32)
+    for dtype in (torch.bfloat16, torch.float16, torch.int64, torch.bool):
+        runs = TrainingRuns(net, loss, (x, y.to(dtype)), steps=8, lr=0.01)
+        path = tmp_path / f"{dtype}.npz"
+        assert runs.run(checkpoint=path).status.ok
+        assert runs.run(checkpoint=path).status.ok
+    assert checkpoint.digest(x.to(torch.complex64)) != checkpoint.digest(x.to(torch.complex64) + 1)
+
+
 def test_files_that_are_no_checkpoints_are_refused_by_name(tmp_path):
     path = tmp_path / "run.npz"
     with path.open("wb") as file:
