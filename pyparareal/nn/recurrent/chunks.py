@@ -83,17 +83,20 @@ class Chunks:
     def _iterate(self, u: Tensor, c: Tensor) -> Status:
         first, last = 0, self.slices
         bad = torch.zeros(self.slices, dtype=torch.bool)
+        sizes = torch.zeros(self.slices + 1, dtype=torch.float64)
+        sizes[-1] = u[0].abs().max()
         for _ in range(self.max_iterations):
             self._relax(c[first:last], slice(first * self.m, (last - 1) * self.m + 1, self.m), self.m, u)
             self.passes.append(last - first)
             ends = u[(first + 1) * self.m : last * self.m + 1 : self.m]
             follow = c[first + 1 : last + 1]  # the last chunk has none that follows
             jump = (ends[: len(follow)] - follow).flatten(1).abs().amax(1) if len(follow) else ends.new_zeros(0)
-            values = torch.cat([jump, ends.abs().amax()[None]]).double().cpu()
-            *_, size = found = values.tolist()
+            found = torch.cat([jump, ends.flatten(1).abs().amax(1)]).double().cpu()  # one wait for the device
+            jumps, sizes[first:last] = found[: len(jump)], found[len(jump) :]
+            size = float(sizes.max())
             bad[first] = False  # it has just been taken from where the one before ends
-            bad[first + 1 : last + 1] = ~(values[:-1] <= (self.tol or 0.0) * size)
-            self.residuals.append(max(found[:-1], default=0.0) if math.isfinite(sum(found)) else math.nan)
+            bad[first + 1 : last + 1] = ~(jumps <= (self.tol or 0.0) * size)
+            self.residuals.append(max(jumps.tolist(), default=0.0) if math.isfinite(float(found.sum())) else math.nan)
             self.inexact = bad.nonzero().flatten().tolist()
             if self.tol is not None and not self.inexact and math.isfinite(size):
                 return Status.CONVERGED

@@ -38,7 +38,7 @@ def exponent_of(step: Any, u: Tensor, m: int, samples: int = SAMPLES) -> Exponen
 
     A difference of the size ``sqrt(eps)`` of the states is taken along, and made small again after every step.
     """
-    m = min(max(m, STEPS), len(u) - 1)
+    m = min(m if m > SETTLE else STEPS, len(u) - 1)
     slices, steps = (len(u) - 1) // m, min(m, STEPS)
     stride = max(1, slices // samples)
     chunks = range(0, slices, stride)
@@ -55,7 +55,7 @@ def growth_along(step: Any, u: Tensor, points: slice) -> Tensor:
     ``points`` are where the chunks start. If there are enough steps, the first ones are not counted.
     """
     steps, eps = len(u) - 1, torch.finfo(u.dtype).eps
-    first = SETTLE if steps > 2 * SETTLE else 0
+    first = SETTLE if steps > SETTLE else 0
     d = _direction(u[0])
     total = torch.zeros(d.shape[:2], dtype=torch.float64, device=u.device)
     for j in range(steps):

@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Solving a sequence: exactness, failures, what auto chooses, windows, memory, and the exponent."""
+
+import math
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'pyparareal[torch]'")
+
+from recurrence_cells import Logistic, cells, largest_error, loop, results  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from pyparareal import MGRIT, Adjoint, ConvergenceError, Status  # noqa: E402
+from pyparareal.nn import Recurrence  # noqa: E402
+from pyparareal.nn.recurrent import Settings  # noqa: E402
+from pyparareal.nn.recurrent.choosing import chunk_of, measured  # noqa: E402
+from pyparareal.nn.recurrent.exponent import exponent_of  # noqa: E402
+from pyparareal.nn.recurrent.memory import windows  # noqa: E402
+from pyparareal.nn.recurrent.settings import tolerance_of  # noqa: E402
+from pyparareal.nn.recurrent.solving import serial_states, solve_sequence  # noqa: E402
+
+
+class Chaos:
+    """``u -> 3.9 u (1 - u)``, the same bits in any company."""
+
+    batch_invariant = True
+
+    def step(self, u, points):
+        return 3.9 * u * (1 - u)
+
+
+class Linear:
+    """``u -> a u + b_i``."""
+
+    batch_invariant = True
+
+    def __init__(self, a, b):
+        self.a, self.b = a, b
+
+    def step(self, u, points):
+        return self.a * u + self.b[points]
+
+
+U0 = torch.tensor([[0.3], [0.6]], dtype=torch.float64)
+
+
+def chunks(chunk, **options):
+    return Settings("hybrid", jacobian="none", chunk=chunk, exponent=False, **options)
+
+
+# Exactness
+
+
+@pytest.mark.parametrize(("length", "chunk"), [(40, 5), (43, 5), (64, 2), (37, 36), (37, 37)])
+@pytest.mark.parametrize("warm_up", [0, 2])
+def test_as_many_passes_as_chunks_are_exact(length, chunk, warm_up):
+    # Chaos: nothing is forgotten within 40 steps, so a chunk is exact when those before it are, and not sooner.
+    slices = length // chunk
+    if warm_up == chunk:
+        slices -= 1  # the warm-up of the second chunk is then the first one
+    expected = serial_states(Chaos(), U0, length)
+    settings = chunks(chunk, tol=0.0, max_iterations=slices, warm_up=warm_up)
+    u, report = solve_sequence(Chaos(), U0, length, settings)
+    assert torch.equal(u, expected)
+    assert report.status is Status.CONVERGED
+    assert report.iterations == slices
+    if slices > 1:
+        fewer = chunks(chunk, tol=0.0, max_iterations=slices - 1, warm_up=warm_up, on_failure="return")
+        with pytest.warns(RuntimeWarning, match="the states are used as they are"):
+            u, report = solve_sequence(Chaos(), U0, length, fewer)
+        assert torch.equal(u[: (slices - 1) * chunk + 1], expected[: (slices - 1) * chunk + 1])
+        assert not torch.equal(u, expected)
+        assert report.failure is Status.MAX_ITERATIONS
+        assert not report.ok
+
+
+@pytest.mark.parametrize("warm_up", [0, 3, 10])
+def test_the_factor_of_a_pass_is_that_of_a_chunk(warm_up):
+    # u -> a u + b: a guess that is off by d is off by a^m d after a pass, and so is the next residual. The warm-up
+    # from u0 instead of the true state leaves a^w of what the two differ by.
+    a, m, length = 0.8, 10, 200
+    b = torch.cos(torch.arange(length, dtype=torch.float64))[:, None, None]
+    step = Linear(a, b)
+    exact = serial_states(step, U0, length)
+    _, report = solve_sequence(step, U0, length, chunks(m, tol=1e-12, warm_up=warm_up))
+    starts = exact[0:length:m]
+    if warm_up:
+        first = a**warm_up * (exact[m - warm_up : length - warm_up : m] - U0)[: len(starts) - 1].abs().max()
+        assert report.residuals[0] <= float(first) * (1 + a**m) * (1 + 1e-9)
+    for before, after in zip(report.residuals[1:-1], report.residuals[2:], strict=False):
+        assert after <= a**m * before * (1 + 1e-6) + 1e-15
+    needed = math.log(1e-12 / float(exact.abs().max())) / (m * math.log(a))
+    assert report.iterations <= needed + 3
+
+
+def test_only_chunks_that_do_not_fit_are_taken_again():
+    # A step that forgets everything, but for the steps 50 to 70, in chunks of 10: what crosses them moves on by a chunk
+    # per pass, and all other chunks are right after the first.
+    class Mostly:
+        batch_invariant = True
+        calls = 0
+
+        def step(self, u, points):
+            at = torch.arange(points.start, points.stop, points.step)
+            Mostly.calls += len(at)
+            keeps = ((at >= 50) & (at < 70)).double()[:, None, None]
+            return keeps * u + torch.sin(1.0 + at.double())[:, None, None]
+
+    length = 200
+    expected = serial_states(Mostly(), U0, length)
+    Mostly.calls = 0
+    with torch.no_grad():
+        u, report = solve_sequence(Mostly(), U0, length, chunks(10, tol=0.0, warm_up=1, max_iterations=20))
+    assert torch.equal(u, expected)
+    assert 1 < report.iterations <= 4
+    assert report.cost == pytest.approx(Mostly.calls / length)
+    assert report.cost < 1.4
+
+
+@pytest.mark.parametrize("length", [4, 5, 17, 100, 997, 10_007])
+def test_chunks_near_the_root_leave_few_steps_over(length):
+    m = chunk_of(length)
+    root = math.isqrt(length)
+    assert max(2, root - root // 4) <= m <= root + root // 4
+    assert length % m <= min(length % n for n in range(max(2, root - root // 4), root + root // 4 + 1))
+
+
+# Backward
+
+
+@pytest.mark.parametrize("warm_up", [0, 3])
+def test_the_backward_pass_is_exact_after_as_many_passes_as_chunks(warm_up):
+    # At the exact states the reversed chain is linear, and as chaotic: its Jacobians have a mean of exp(0.5) per step.
+    # The gradients come from one more pass after the last iteration.
+    torch.manual_seed(0)
+    length, chunk = 32, 4
+    cell, x = Logistic(), torch.zeros(length, 2, 1, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for passes in (6, 7):
+        net = Recurrence(
+            cell, method="hybrid", jacobian="none", chunk=chunk, tol=0.0, max_iterations=8, warm_up=warm_up,
+            backward=Adjoint(tol=0.0, max_iterations=passes, on_failure="return"),
+        )  # fmt: skip
+        _, last = net(x, U0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gradients.append(torch.autograd.grad(last.sum(), [x, cell.r]))
+        assert net.report.backward[0].iterations == passes
+    expected = torch.autograd.grad(loop(cell, x, U0)[1].sum(), [x, cell.r])
+    # The same products in another order of the sum over steps: rounding, amplified by nothing.
+    assert largest_error(gradients[1], expected) < 1e-12
+    assert largest_error(gradients[0], expected) > 1e-6
+
+
+def test_backward_failures():
+    torch.manual_seed(0)
+    cell = Logistic()
+
+    def run(**backward):
+        net = Recurrence(
+            cell, method="hybrid", jacobian="none", chunk=4, max_iterations=16, backward=Adjoint(**backward)
+        )
+        x = torch.zeros(64, 2, 1, dtype=torch.float64, requires_grad=True)
+        _, last = net(x, U0)
+        return net, torch.autograd.grad(last.sum(), [x])
+
+    _, exact = run(method="serial")
+    with pytest.warns(RuntimeWarning, match="the backward pass failed after 2 .* one chunk after the other"):
+        net, found = run(max_iterations=2, on_failure="serial")
+    assert torch.equal(found[0], exact[0])
+    assert net.report.backward[0].failure is Status.MAX_ITERATIONS
+    with pytest.warns(RuntimeWarning, match="the gradients are inexact"):
+        _, found = run(max_iterations=2, on_failure="return")
+    assert not torch.equal(found[0], exact[0])
+    with pytest.raises(ConvergenceError, match="the backward pass failed after 2"):
+        run(max_iterations=2, on_failure="raise")
+
+
+# Failures
+
+
+def test_on_failure():
+    length = 1000
+    with pytest.raises(ConvergenceError, match=r"hybrid failed after 3 .* in chunk \d+ .* falls back"):
+        solve_sequence(Chaos(), U0, length, chunks(10, max_iterations=3, on_failure="raise"))
+    with pytest.warns(RuntimeWarning, match=r"in chunk \d+ \(from step \d+\).* solved serially instead"):
+        u, report = solve_sequence(Chaos(), U0, length, chunks(10, max_iterations=3))
+    assert torch.equal(u, serial_states(Chaos(), U0, length))
+    assert report.ok
+    assert report.failure is Status.MAX_ITERATIONS
+    assert report.worst_chunk == report.worst_step // 10
+    assert report.worst_exponent > report.exponent > 0.3
+
+
+def test_the_chunk_that_is_named_is_the_one_that_grows():
+    # Everywhere differences halve, but in the steps 120 to 140 they grow by 3: that is chunk 6 of 20 steps.
+    class Burst:
+        batch_invariant = True
+
+        def step(self, u, points):
+            at = torch.arange(points.start, points.stop, points.step)
+            factor = torch.where((at >= 120) & (at < 140), 3.0, 0.5).double()[:, None, None]
+            return factor * u + torch.sin(at.double())[:, None, None]
+
+    with pytest.warns(RuntimeWarning, match=r"in chunk 6 \(from step 120\), by exp\(1.1\) per step"):
+        _, report = solve_sequence(Burst(), U0, 400, chunks(20, max_iterations=1, warm_up=0))
+    # 12 counted steps of a chunk of 20: all of those of chunk 6 grow.
+    assert report.worst_exponent == pytest.approx(math.log(3), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method", [{"method": "hybrid", "jacobian": "none"}, {"method": "mgrit"}, {"method": "newton"}]
+)
+def test_states_that_overflow_are_said_to(method):
+    # u -> u^2 from 3 is infinite after ten steps, serially too.
+    class Square:
+        batch_invariant = True
+
+        def step(self, u, points):
+            return u * u
+
+    u0 = torch.full((1, 1), 3.0, dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="NaN or infinity"):
+        u, report = solve_sequence(Square(), u0, 30, Settings(exponent=False, **method))
+    assert report.status is Status.NON_FINITE
+    assert not report.ok
+    assert torch.equal(u, serial_states(Square(), u0, 30))
+    u, report = solve_sequence(Square(), u0, 30, Settings("serial"))
+    assert report.status is Status.NON_FINITE
+
+
+def test_a_tolerance_below_rounding_is_no_endless_loop():
+    cell, inputs, h = cells(torch.float32)["gru"]
+    x = inputs(400)
+    for method in ({"jacobian": "none", "method": "hybrid"}, {"method": "mgrit"}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            net = Recurrence(cell, tol=1e-30, max_iterations=6, **method)
+            states, _ = net(x, h)
+        assert largest_error([states], loop(cell, x, h)[0]) < 1e-5
+
+
+# The choice of "auto"
+
+
+def gru_step(length, batch=2):
+    from pyparareal.nn.recurrent.states import Packing
+    from pyparareal.nn.recurrent.step import CellStep
+
+    torch.manual_seed(0)
+    cell = nn.GRUCell(3, 8)
+    cell.requires_grad_(False)
+    u0 = torch.zeros(batch, 8)
+    return CellStep(cell, [torch.randn(length, batch, 3)], lambda parts: parts[0], Packing(u0)), u0
+
+
+def test_auto_is_serial_where_nothing_can_be_gained():
+    step, u0 = gru_step(40)
+    _, report = solve_sequence(step, u0, 40, Settings())
+    assert report.method == "serial"
+    assert report.reason == "auto: fewer than 64 steps"
+    u, report = solve_sequence(Chaos(), U0, 2000, Settings())  # and no attempt that fails
+    assert report.method == "serial"
+    assert "chaotic" in report.reason
+    assert torch.equal(u, serial_states(Chaos(), U0, 2000))
+
+
+def test_auto_takes_the_steps_that_a_difference_needs_to_decay():
+    # a^L = tol at L = log(1 / tol) / -log(a); the estimate of the decay of a linear recurrence is exact.
+    for a in (0.5, 0.9):
+        length = 4096
+        step = Linear(a, torch.randn(length, 1, 1, dtype=torch.float64))
+        tol = tolerance_of(torch.float64)
+        chosen, why = measured(step, U0, length, Settings(), tol)
+        assert f"exp({math.log(a):.3g})" in why
+        memory = 1.3 * math.log(1 / tol) / -math.log(a)
+        if chosen.method == "hybrid" and chosen.jacobian == "none":
+            assert chosen.warm_up == min(64, math.ceil(memory - 1e-6))
+            _, report = solve_sequence(step, U0, length, chosen)
+            assert report.status is Status.CONVERGED
+
+
+def test_auto_chooses_once():
+    step, u0 = gru_step(1024)
+    choices = {}
+    solve_sequence(step, u0, 1024, Settings(), choices=choices)
+    (key,) = choices
+    choices[key] = (Settings("serial"), "written here")
+    _, second = solve_sequence(step, u0, 1024, Settings(), choices=choices)
+    assert (second.method, second.reason) == ("serial", "written here")
+    solve_sequence(step, u0, 500, Settings(), choices=choices)
+    assert len(choices) == 2
+
+
+def test_auto_stays_serial_after_a_failure():
+    choices = {}
+    solve_sequence(Linear(0.5, torch.zeros(256, 1, 1, dtype=torch.float64)), U0, 256, Settings(), choices=choices)
+    (key,) = choices
+    choices[key] = (chunks(16, max_iterations=1), "too hopeful")
+    with pytest.warns(RuntimeWarning, match="solved serially instead"):
+        solve_sequence(Chaos(), U0, 256, Settings(), choices=choices)
+    _, report = solve_sequence(Chaos(), U0, 256, Settings(), choices=choices)
+    assert report.method == "serial"
+    assert "too hopeful; serial since it failed" in report.reason
+
+
+# Windows and memory
+
+
+def test_windows_are_about_equal_and_fit():
+    for length in (5, 97, 1000):
+        for budget in (1, 10, 99, 10_000):
+            found = windows(length, 1, budget)
+            assert sum(found) == length
+            assert max(found) - min(found) <= 1
+            assert max(found) <= max(4, budget)
+
+
+@pytest.mark.parametrize("name", ["gru", "nested"])
+def test_windows_have_the_values_and_gradients_of_the_whole(name):
+    cell, inputs, h = cells(torch.float64)[name]
+    x = inputs(101)
+    net = Recurrence(cell, method="hybrid", jacobian="none", memory=20_000)
+    got = results(net, x, h, cell)
+    assert net.report.windows > 2
+    assert "windows of about" in net.report.reason
+    assert len(net.report.backward) == net.report.windows
+    expected = results(lambda x, h: loop(cell, x, h), x, h, cell)
+    assert largest_error(got[0], expected[0]) < 1e-10
+    assert largest_error(got[1], expected[1]) < 1e-9
+
+
+class Allocations(TorchDispatchMode):
+    """Counts tensors of at least so many bytes with memory of their own."""
+
+    def __init__(self, least):
+        super().__init__()
+        self.least, self.found, self._seen = least, [], set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes() >= self.least:
+                place = tensor.untyped_storage().data_ptr()
+                if place not in self._seen:
+                    self._seen.add(place)
+                    self.found.append((str(func), tensor))  # kept, so that no other gets its place
+        return out
+
+
+def test_memory_is_one_array_of_states_forward():
+    torch.manual_seed(0)
+    cell, x, h = nn.GRUCell(2, 16), torch.randn(2048, 2, 2), torch.zeros(2, 16)
+    net = Recurrence(cell, method="hybrid", jacobian="none")
+    states_bytes = 2048 * 2 * 16 * 4
+    with torch.no_grad(), Allocations(states_bytes // 2) as counted:
+        net(x, h)
+    assert len(counted.found) == 1, [name for name, _ in counted.found]
+
+
+def test_memory_kept_for_the_backward_pass_is_the_states():
+    # The loop keeps every gate of every step; here it is the states, and inputs and parameters that are there anyway.
+    torch.manual_seed(0)
+    cell, h = nn.GRUCell(2, 16), torch.zeros(2, 16)
+    x = torch.randn(2048, 2, 2, requires_grad=True)
+    states_bytes = 2049 * 2 * 16 * 4
+
+    def kept(function):
+        places = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            places[storage.data_ptr()] = (storage.nbytes(), tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            function()
+        known = {t.untyped_storage().data_ptr() for t in (x, *cell.parameters())}
+        return sum(size for place, (size, _) in places.items() if place not in known)
+
+    net = Recurrence(cell, method="hybrid", jacobian="none")
+    assert kept(lambda: net(x, h)) <= 1.05 * states_bytes
+    assert kept(lambda: loop(cell, x, h)) > 3 * states_bytes
+
+
+def test_no_array_as_long_as_the_sequence_for_every_step_backward():
+    # The derivative of a cut of x is an array like x; one cut per step would make 2048 of them. There is one
+    # for every pass, and one for the steps that follow the last chunk.
+    torch.manual_seed(0)
+    cell, h = nn.GRUCell(8, 8), torch.zeros(2, 8)
+    x = torch.randn(2048, 2, 8, requires_grad=True)
+    states, _ = Recurrence(cell, method="hybrid", jacobian="none")(x, h)
+    w = torch.randn_like(states)
+    with Allocations(2048 * 2 * 8 * 4) as counted:
+        torch.autograd.grad(states, x, w)
+    assert len(counted.found) <= 12, [name for name, _ in counted.found]
+
+
+# The exponent
+
+
+@pytest.mark.parametrize("a", [0.3, 0.9, 1.0, 1.05])
+def test_the_exponent_of_a_linear_recurrence_is_its_logarithm(a):
+    # A difference of sqrt(eps) of the state is found to sqrt(eps) of itself.
+    length = 300
+    step = Linear(a, torch.randn(length, 1, 1, dtype=torch.float64))
+    found = exponent_of(step, serial_states(step, U0, length), 20)
+    assert found.mean == pytest.approx(math.log(a), abs=1e-6)
+    assert found.worst == pytest.approx(math.log(a), abs=1e-6)
+
+
+def test_the_exponent_of_the_logistic_map():
+    # u -> 4 u (1 - u) has the Lyapunov exponent log 2; finite-time values of n steps scatter by about 1 / n, so the
+    # mean over 64 chunks of 32 steps, 24 of them taken and 16 counted, is within 0.1.
+    class Four:
+        batch_invariant = True
+
+        def step(self, u, points):
+            return 4 * u * (1 - u)
+
+    u = serial_states(Four(), torch.tensor([[0.2345]], dtype=torch.float64), 2048)
+    found = exponent_of(Four(), u, 32, samples=1000)
+    assert found.mean == pytest.approx(math.log(2), abs=0.1)
+
+
+def test_the_exponent_turns_to_the_direction_that_grows_fastest():
+    # Diagonal 0.2, 0.9: from any direction, 8 steps leave (0.2 / 0.9)^8 = 6e-6 of the other.
+    class Two:
+        batch_invariant = True
+
+        def step(self, u, points):
+            return u * torch.tensor([0.2, 0.9], dtype=torch.float64)
+
+    u = serial_states(Two(), torch.ones(1, 2, dtype=torch.float64), 100)
+    assert exponent_of(Two(), u, 25).mean == pytest.approx(math.log(0.9), abs=1e-5)
+
+
+# The report
+
+
+def test_the_report_can_be_read():
+    step, u0 = gru_step(600)
+    _, report = solve_sequence(step, u0, 600, Settings("hybrid", jacobian="none"))
+    text = str(report)
+    assert text.startswith("hybrid, 600 steps in chunks of ")
+    assert "residual" in text
+    assert "exponent -0" in text
+    assert report.ok
+    assert report.residuals[-1] <= report.tol
+    with pytest.raises(ValueError, match="length: got 0"):
+        solve_sequence(step, u0, 0, Settings())
+
+
+def test_mgrit_of_ones_own():
+    step, u0 = gru_step(64)
+    method = MGRIT(levels=3, nu=1, cycle="F", stagnation=None)
+    u, report = solve_sequence(step, u0, 64, Settings(method, chunk=4, tol=1e-4))
+    assert report.method == "mgrit"
+    assert float((u - serial_states(step, u0, 64)).abs().max()) < 1e-3
