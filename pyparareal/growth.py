@@ -41,6 +41,8 @@ class Growth:
 
 def growth_of(jacobians: Array, m: int, *, diagonal: bool) -> Growth | None:
     """The :class:`Growth` of a chain of slices of ``m`` steps; None if not even one Jacobian is finite."""
+    if not math.prod(jacobians.shape):
+        return None
     with np.errstate(all="ignore"):
         logs = arrays.to_numpy(log_norms(jacobians, diagonal=diagonal)).reshape(len(jacobians), -1).max(axis=1)
         known = ~np.isnan(logs) & (logs < math.inf)
@@ -77,6 +79,8 @@ def log_norms(jacobians: Array, *, diagonal: bool) -> Array:
 
 def bounded(jacobians: Array, *, diagonal: bool) -> Array:
     """``J min(1, 1 / |J|)``, each slice and state of the batch by itself."""
+    if not math.prod(jacobians.shape):
+        return jacobians
     xp = arrays.namespace(jacobians)
     logs = log_norms(jacobians, diagonal=diagonal)
     scale = arrays.empty(jacobians, (*logs.shape, *[1] * (jacobians.ndim - logs.ndim)))

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from . import arrays
@@ -32,6 +33,8 @@ def _scan(a: Array, b: Array, product: Any) -> Array:
 
 def restrict(d: Array, f: Array, trust: float) -> None:
     """Scale every ``d [slices, batch, features...]`` to at most ``trust max |f|``, and to 0 where it is not finite."""
+    if not math.prod(d.shape):
+        return
     xp = arrays.namespace(d)
     states = d.reshape(*(d.shape[:2] if d.ndim > 2 else (len(d), 1)), -1)  # a view
     scale = trust * xp.amax(xp.abs(f)) / xp.amax(xp.abs(states), -1)

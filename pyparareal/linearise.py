@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def source_of(phi: Propagator, u: Array) -> Source | None:
         return Source(kinds, _features(u), getattr(phi, "block", 0), phi.linearise, kinds, linear)
     if isinstance(phi, Blocked | Forced):
         return _around(phi, source_of(phi.phi, u))
-    if arrays.is_torch(u):
+    if arrays.is_torch(u) and _autograd_works():
         from .autograd_jacobians import by_autograd, independent
 
         size = _features(u) if independent(phi, u) else math.prod(u.shape[1:])
@@ -104,7 +105,7 @@ def choose_kind(kind: str, phi: Propagator, source: Source | None) -> str:
             return "none"
         raise TypeError(
             f"jacobian: got {kind!r} for a {type(phi).__name__} that has no linearise(u, points, kind), expected one, "
-            "torch tensors (whose steps are differentiated), or 'none'"
+            "torch tensors outside of inference mode (whose steps are differentiated), or 'none'"
         )
     if kind == "auto":
         if "full" in source.kinds and source.size <= FULL_UP_TO:
@@ -163,6 +164,10 @@ class Linearised:
         if jacobian.dtype == like.dtype:
             return jacobian
         return jacobian.to(like.dtype) if arrays.is_torch(jacobian) else jacobian.astype(like.dtype)
+
+
+def _autograd_works() -> bool:
+    return not sys.modules["torch"].is_inference_mode_enabled()
 
 
 def _inner(phi: Any) -> Any:

@@ -73,8 +73,11 @@ class Newton:
 class NewtonIteration:
     """The fine propagator, its slices' Jacobians, and the rule to stop; :meth:`run` does the work.
 
-    A slice has converged when its residual is below ``tol`` and the update of its end below ``max(tol, sqrt(tol))``: a
-    small residual says nothing of the error where the chain amplifies it so much.
+    The chain has converged when all residuals are below ``tol`` and all updates that follow below ``max(tol,
+    sqrt(tol))``: a small residual says little of the error where the chain amplifies it so much. A slice after a
+    converged prefix has when its residual is below ``tol`` and its start moves so little that it stays there: by less
+    than ``tol``, with the full Jacobian by less than its root, for what follows is of the order of the square. In a
+    linear chain there is no such bound on updates: with its full Jacobian they are exact.
 
     Attributes
     ----------
@@ -83,7 +86,7 @@ class NewtonIteration:
     predict : Propagator, optional
         One step per slice, for the starting guess; None: the initial value everywhere.
     residuals : list of float
-        Per iteration the largest residual, before its update, of a slice that was not yet known to be exact.
+        Per iteration the largest residual, before the update, of the slices that are not frozen.
     converged : list of int
         Per iteration the length of the frozen prefix.
     jacobians : array, optional
@@ -129,7 +132,7 @@ class NewtonIteration:
             norms, updates = self._iterate(u, f, done)
             done += 1
             residual = self.runtime.reduce(norms, np.maximum)
-            below = self._below_tolerance(norms, updates, self.tol)
+            below = self._below_tolerance(arrays.to_numpy(norms), arrays.to_numpy(updates), self.tol)
             done += below if self.freeze or done + below == slices else 0
             self.residuals.append(residual)
             self.converged.append(done)
@@ -161,31 +164,32 @@ class NewtonIteration:
             self.coarse_steps += len(u) - 1
 
     def _iterate(self, u: Array, f: Array, done: int) -> tuple[Array, Array]:
-        """``F`` and ``J`` of all but the first ``done`` slices, and the update of what follows the next, exact one.
+        """``F`` and ``J`` of all but the first ``done`` slices, and the updates of their ends.
 
-        Returns the norms of the residuals before and of the updates, of the slices after that one.
+        Returns the norms of the residuals before, and of the updates.
         """
         self._relax(u, f, done)
         with self.runtime.mark("newton.scan"), np.errstate(all="ignore"):
-            norms = self._norms(f[done + 1 :], u[done + 2 :])
+            norms = self._norms(f[done:], u[done + 1 :])
             if self.jacobians is None:
                 u[done + 1 :] = f[done:]
                 return norms, norms
             j = self._damped(self.jacobians[done:])
             d = linear_chain.solve(j, f[done:] - u[done + 1 :], diagonal=self.diagonal)
+            updates = self._norms(d)
             if self.trust is not None:
                 linear_chain.restrict(d, f[done:], self.trust)
             u[done + 1] = f[done]  # this slice started from a final state
             # Bracket first: d is exactly zero where the start no longer changes, and then the end is F exactly.
             linear_chain.add_product(f[done + 1 :], j[1:], d[:-1], out=u[done + 2 :], diagonal=self.diagonal)
-            return norms, self._norms(d[1:])
+            return norms, updates
 
     def _relax(self, u: Array, f: Array, done: int) -> None:
         """``f = F(u)``, and ``J`` where it is used and not known already, of all but the first ``done`` slices."""
         with self.runtime.mark("newton.fine"):
             starts, points = self.runtime.shift(u)[done:], self.grid.starts(self.m, done, len(f))
-            j, known = self.jacobians, self.fine_steps and self.linearised and self.linearised.source.linear
-            if self.linearised is None or j is None or known:
+            j = self.jacobians
+            if self.linearised is None or j is None or (self._linear and self.fine_steps):
                 self.runtime.map(self.fine, starts, points, self.m, out=f[done:])
             else:
                 self.runtime.map(self.linearised, starts, points, self.m, out=f[done:], jacobians=j[done:])
@@ -196,6 +200,10 @@ class NewtonIteration:
         """Whether ``jacobians`` are diagonals."""
         return self.linearised is not None and self.linearised.kind == "diagonal"
 
+    @property
+    def _linear(self) -> bool:
+        return self.linearised is not None and self.linearised.source.linear
+
     def _damped(self, jacobians: Array) -> Array:
         if self.damping == "adaptive":
             return growth.bounded(jacobians, diagonal=self.diagonal)
@@ -204,12 +212,14 @@ class NewtonIteration:
     def _norms(self, u: Array, v: Array | None = None) -> Array:
         """``norm`` of ``u - v`` for each slice."""
         norm = NORMS[self.norm]
-        if not len(u):
-            return np.zeros(0)
         return norm.finish(ops.slice_norms(u, v, norm=norm.op), math.prod(u.shape[1:]))
 
     def _below_tolerance(self, norms: Array, updates: Array, tol: float) -> int:
-        """How many leading slices have a residual below the tolerance, and an update that is small too."""
-        small = (arrays.to_numpy(norms) < tol) & (arrays.to_numpy(updates) < max(tol, math.sqrt(tol)))
+        """How many slices have converged, of those after the first one, which is exact."""
+        full = self.linearised is not None and self.linearised.kind == "full" and self.damping == 0
+        most = math.inf if self._linear else max(tol, math.sqrt(tol))
+        if self.runtime.reduce(np.where((norms < tol) & (updates < most), 0.0, 1.0), np.maximum) == 0:
+            return len(norms) - 1
+        small = (norms[1:] < tol) & (updates[:-1] < (most if full else tol))
         ahead = len(small) - np.arange(len(small))
         return len(small) - int(self.runtime.reduce(np.where(small, 0, ahead), np.maximum))

@@ -140,7 +140,7 @@ class Solution:
         ``K``.
     residuals : tuple of float
         After each iteration the largest jump ``|U_k - U_{k-1}|`` of a slice that was not yet known to be exact; Newton:
-        the largest residual ``|F(U_{k-1}[n]) - U_{k-1}[n+1]|`` of such a slice, before the iteration's update.
+        the largest residual ``|F(U_{k-1}[n]) - U_{k-1}[n+1]|`` that was not frozen, before the iteration's update.
     adjoint : list of BackwardPass, optional
         If ``u`` is differentiable: how each backward pass through it went (:mod:`pyparareal.adjoint`).
     """

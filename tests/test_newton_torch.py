@@ -137,6 +137,16 @@ def test_auto_is_full_for_few_features_and_what_is_cheap_beyond():
     assert chosen(Map(cell.step, pass_points=True), cell.u0, cell.grid) == "none"
 
 
+def test_inference_mode_has_no_autograd():
+    cell = Cell(8, like=tensor(1))
+    with torch.inference_mode():
+        phi = Map(cell.step, pass_points=True)
+        assert solve(phi, cell.u0, cell.grid, m=2, tol=1e-9, method="newton").stats.jacobian == "none"
+        assert solve(cell, cell.u0, cell.grid, m=2, tol=1e-9, method="newton").stats.jacobian == "full"
+        with pytest.raises(TypeError, match="jacobian: got 'full' for a Map that has no linearise"):
+            solve(phi, cell.u0, cell.grid, m=2, tol=1e-9, method=Newton("full"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_states_of_fewer_bits(dtype):
     u0, grid = torch.full((2, 3), 0.3, dtype=dtype), TimeGrid(0, 1, 12)
