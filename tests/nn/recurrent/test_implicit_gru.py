@@ -104,8 +104,8 @@ def test_a_coarser_step_is_the_same_equation():
 
 
 def test_long_steps_are_stable():
-    # (h + d n) / (1 + d) lies between h and n, which is between -1 and 1, however long the step: from h = 5 it is at most
-    # 1 + 4 / d, and d = 1e6 (1 - z) with z < 0.96 for these weights.
+    # (h + d n) / (1 + d) lies between h and n, which is between -1 and 1, however long the step: from h = 5 it is at
+    # most 1 + 4 / d, and d = 1e6 (1 - z) with z < 0.96 for these weights.
     net = build(2, 1e6)
     with torch.no_grad():
         output, _ = net(torch.randn(40, 2, 3, dtype=torch.float64), 5 * torch.ones(2, 2, 5, dtype=torch.float64))
