@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pyparareal import MGRIT, Adjoint, LocalRuntime, Status, TimeGrid, Transfer, serial_solve, solve  # noqa: E402
+from pyparareal import MGRIT, Adjoint, LocalRuntime, Newton, Status, TimeGrid, Transfer, serial_solve, solve  # noqa: E402
 from pyparareal.adjoint import AdjointStep, _transposed  # noqa: E402
 from pyparareal.propagators import Map, RungeKutta  # noqa: E402
 
@@ -76,6 +76,8 @@ CASES = {
     "another factor per level": (47, [2, 3, 2], MGRIT(levels=4)),
     "as many levels as there are": (47, 3, MGRIT(levels=None, nested=True)),
     "one level": (7, 3, MGRIT(levels=1)),
+    "Newton, trailing steps": (26, 4, "newton"),
+    "Newton without Jacobians": (24, 1, Newton("none")),
 }
 
 
