@@ -43,6 +43,7 @@ class Switches:
     archs: tuple
     debug: bool
     jobs: int
+    objects: Path
 
     @classmethod
     def parse(cls):
@@ -52,6 +53,7 @@ class Switches:
             archs=tuple(sorted(set(archs.split(";")), key=int)),
             debug=switch("PYPARAREAL_DEBUG", "0", "0|1", "0 or 1") == "1",
             jobs=int(switch("MAX_JOBS", str(os.cpu_count() or 1), "[1-9][0-9]*", "a positive integer")),
+            objects=Path(switch("PYPARAREAL_OBJECTS", str(ROOT / "build" / "obj"), "/.*", "an absolute path")),
         )
 
 
@@ -115,6 +117,9 @@ class BuildExt(build_ext):
             libraries = ["cudart_static", "dl", "rt", "pthread"]
         with ThreadPoolExecutor(on.jobs) as pool:
             objects = list(pool.map(lambda s: self.compile([*commands[Path(s).suffix], *common], s), sources))
+        record = Path(self.build_temp, f"{ext.name}.objects")
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text("".join(f"{obj}\n" for obj in objects))
         # A hidden copy of the static CUDA runtime and C++ helpers cannot clash with another package's.
         link = ["-fopenmp", "-Wl,--exclude-libs,ALL"] if LINUX else []
         target = self.get_ext_fullpath(ext.name)
@@ -129,7 +134,7 @@ class BuildExt(build_ext):
 
     def compile(self, command, source):
         name = hashlib.sha256(shlex.join([*command, source]).encode()).hexdigest()[:16]
-        obj = ROOT / "build" / "obj" / f"{Path(source).stem}-{name}.o"
+        obj = self.on.objects / f"{Path(source).stem}-{name}.o"
         record = obj.with_suffix(".d")
         if obj.exists() and record.exists():
             read = re.sub(r"\\\n", " ", record.read_text().split(": ", 1)[1]).split()

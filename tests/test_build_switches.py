@@ -2,6 +2,7 @@
 """The switches of setup.py: each wrong value stops the build and names the variable, what it got, what is expected."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,12 +23,12 @@ SOURCES = {
 }
 
 
-def setup(tmp_path, **switches):
+def setup(tmp_path, sources=SOURCES, **switches):
     """Runs setup.py in a folder with two tiny sources, one of which reads a header."""
     for name in ("setuptools", "pybind11", "Cython"):
         pytest.importorskip(name)
     (tmp_path / "setup.py").write_text((ROOT / "setup.py").read_text())
-    for name, text in SOURCES.items():
+    for name, text in sources.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -49,6 +50,7 @@ def setup(tmp_path, **switches):
         ("MAX_JOBS", "0", "a positive integer"),
         ("MAX_JOBS", "-1", "a positive integer"),
         ("MAX_JOBS", "two", "a positive integer"),
+        ("PYPARAREAL_OBJECTS", "build/obj", "an absolute path"),
     ],
 )
 def test_a_wrong_value_is_refused(tmp_path, name, value, expected):
@@ -91,6 +93,30 @@ def test_only_what_changed_is_compiled_again(tmp_path):
     changed = objects()
     assert changed["a"] > first["a"]
     assert changed["b"] == first["b"]
+
+
+def test_objects_are_shared_by_trees_of_the_same_files_alone(tmp_path):
+    folder, trees = tmp_path / "objects", [tmp_path / "first", tmp_path / "second"]
+    trees[0].mkdir()
+
+    def objects(tree):
+        assert setup(tree, PYPARAREAL_OBJECTS=str(folder)).returncode == 0
+        assert not (tree / "build" / "obj").exists()
+        return {p.name.partition("-")[0]: p.stat().st_mtime_ns for p in folder.glob("*.o")}
+
+    first = objects(trees[0])
+    shutil.copytree(trees[0], trees[1])  # keeps times, as an sdist does
+    assert objects(trees[1]) == first
+    (trees[1] / "csrc/include/a.h").write_text("#define A 3\n")
+    changed = objects(trees[1])
+    assert changed["a"] > first["a"]
+    assert changed["b"] == first["b"]
+    # A header that another tree has and this one lacks is no header of this one.
+    (trees[1] / "csrc/include/a.h").unlink()
+    rest = {name: text for name, text in SOURCES.items() if not name.endswith(".h")}
+    done = setup(trees[1], rest, PYPARAREAL_OBJECTS=str(folder))
+    assert done.returncode != 0
+    assert "a.h" in done.stderr
 
 
 def test_a_source_that_does_not_compile_stops_the_build(tmp_path):

@@ -95,7 +95,7 @@ class Tree:
         (folder / "pyparareal" / "include").symlink_to("../csrc/include")
         # -O1: a mutant is compiled once and run for seconds.
         self.env = os.environ | {"PYPARAREAL_CUDA": "0", "CXXFLAGS": "-O1", "PYTHONPATH": str(folder), "MAX_JOBS": "2"}
-        self.env |= {"OMP_NUM_THREADS": "2", "PYTHONDONTWRITEBYTECODE": "1"}
+        self.env |= {"OMP_NUM_THREADS": "2", "PYTHONDONTWRITEBYTECODE": "1", "PYPARAREAL_PYTHON": sys.executable}
 
     def build(self) -> bool:
         return self._run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], None) == 0
