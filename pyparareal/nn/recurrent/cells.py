@@ -15,11 +15,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ... import arrays, ops
+from ...propagators import relax_by_steps
+from ...time_grid import shift_points
+from ...torch_gru import gru_chunks, gru_states
 
 Self = TypeVar("Self", bound="HeldGates")
 
@@ -36,6 +41,7 @@ class HeldGates:
     """
 
     batch_invariant = False
+    fused = False
     jacobians: tuple[str, ...] = ("full", "diagonal")
 
     def __init__(self, gates: Tensor, hold: int) -> None:
@@ -45,6 +51,26 @@ class HeldGates:
     def parameters(self) -> list[Tensor]:
         """The tensors a step depends on, besides the state."""
         raise NotImplementedError
+
+    def step(self, u: Tensor, points: slice) -> Tensor:
+        raise NotImplementedError
+
+    def unroll(self, u: Tensor, points: slice, m: int) -> Sequence[Tensor]:
+        """The next ``m`` states of every slice, each ``[slices, batch, size]``; autograd follows."""
+        states = []
+        for j in range(m):
+            u = self.step(u, shift_points(points, j))
+            states.append(u)
+        return states
+
+    def states(self, u0: Tensor) -> Tensor:
+        """``[steps, batch, size]``, one step after the other from ``u0 [batch, size]``; autograd follows."""
+        return torch.cat(list(self.unroll(u0[None], slice(0, 1, 1), self.steps)))
+
+    def serial(self, u0: Tensor, length: int) -> Tensor:
+        """The first ``length`` of them behind ``u0``."""
+        part = self if length == self.steps else self.with_gates(self.gates[:length], self.hold)
+        return torch.cat([u0[None], part.states(u0)])
 
     def packed(self, *parts: Tensor) -> Tensor:
         """A state of its parts, the output first."""
@@ -69,7 +95,7 @@ class HeldGates:
 
 
 class GRUStep(HeldGates):
-    """``h' = n + z^hold (h - n)`` for states ``[slices, batch, hidden]``.
+    """``h' = n + z^hold (h - n)`` for states ``[slices, batch, hidden]``; fine steps by the kernels of ``relax_gru``.
 
     Parameters
     ----------
@@ -78,11 +104,18 @@ class GRUStep(HeldGates):
     weight : tensor ``[3 hidden, hidden]``
     bias : tensor ``[hidden]``, optional
         ``b_n``.
+
+    Attributes
+    ----------
+    fused, compares, batch_invariant : see :class:`pyparareal.propagators.FusedPropagator`
     """
 
     def __init__(self, gates: Tensor, weight: Tensor, bias: Tensor | None, hold: int = 1) -> None:
         super().__init__(gates, hold)
         self.weight, self.bias = weight, bias
+        on_cpu = gates.device.type == "cpu"  # elsewhere the kernels are unmeasured
+        self.has_kernel = hold == 1 and on_cpu and gates.dtype in (torch.float32, torch.float64)
+        self.fused = self.compares = self.batch_invariant = self.has_kernel
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -92,8 +125,34 @@ class GRUStep(HeldGates):
         return GRUStep(gates, self.weight, self.bias, hold)
 
     def step(self, u: Tensor, points: slice) -> Tensor:
+        if self.has_kernel and not self._recorded(u):
+            return self._relax(u, points, 1)
         _, _, n, _, keep = self._gates(u, points)
         return n + keep * (u - n)
+
+    def relax(self, u: Tensor, points: slice, m: int, out: Tensor | None, **more: Any) -> None:
+        """``m`` steps of every slice in one kernel."""
+        if self.has_kernel and not self._recorded(u):
+            self._relax(u, points, m, out=out, **more)
+        else:
+            relax_by_steps(self, u, points, m, out, **more)
+
+    def _relax(self, u: Tensor, points: slice, m: int, **more: Any) -> Tensor:
+        gates, weight, bias = (None if t is None else t.detach() for t in (self.gates, self.weight, self.bias))
+        return ops.relax_gru(u.detach(), arrays.windows(gates, points, m), weight, bias, m, **more)
+
+    def _recorded(self, u: Tensor) -> bool:
+        """Whether autograd follows a step, or a transformation of torch."""
+        known = [u, *self.parameters]
+        return not arrays.kernel_takes(u) or (torch.is_grad_enabled() and any(t.requires_grad for t in known))
+
+    def states(self, u0: Tensor) -> Tensor:
+        return gru_states(self.gates, self.weight, self.bias, u0) if self.has_kernel else super().states(u0)
+
+    def unroll(self, u: Tensor, points: slice, m: int) -> Sequence[Tensor]:
+        if not self.has_kernel:
+            return super().unroll(u, points, m)
+        return gru_chunks(arrays.windows(self.gates, points, m), self.weight, self.bias, u).unbind(1)
 
     def _gates(self, u: Tensor, points: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """``r, z, n``, the state's side of ``n``, and ``z^hold``, each ``[slices, batch, hidden]``."""
@@ -116,7 +175,7 @@ class GRUStep(HeldGates):
         into_n = (1 - keep) * (1 - n * n)
         scales = (into_n * inner * r * (1 - r), (u - n) * (self.hold * keep * (1 - z)), into_n * r)
         blocks = self.weight.chunk(3)
-        u_next = n + keep * (u - n)
+        u_next = self.step(u, points) if self.has_kernel else n + keep * (u - n)
         if kind == "diagonal":
             return u_next, keep + _weighted(scales, [w.diagonal() for w in blocks])
         return u_next, torch.diag_embed(keep) + _weighted([s[..., None] for s in scales], blocks)

@@ -32,7 +32,7 @@ class GRU(SolvedLayers, nn.GRU):
         return (self.hidden_size,)
 
     def _by_torch(self, batch: int, device: torch.device) -> bool:
-        return True
+        return device.type != "cpu"
 
     def _step(self, weights: list[Tensor], x: Tensor, dtype: torch.dtype) -> GRUStep:
         w_x, w_h = weights[:2]

@@ -38,7 +38,10 @@ class SolvedLayers(nn.RNNBase):
     report: list[SequenceReport]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        settings = Settings(**{name: kwargs.pop(name) for name in OPTIONS if name in kwargs})
+        given, options = kwargs.pop("settings", None), {n: kwargs.pop(n) for n in OPTIONS if n in kwargs}
+        if given is not None and options:
+            raise ValueError(f"settings: got them and {', '.join(options)} besides, expected one or the other")
+        settings = Settings(**options) if given is None else given
         super().__init__(*args, **kwargs)
         self.settings, self.report = settings, []
 
@@ -74,7 +77,7 @@ class SolvedLayers(nn.RNNBase):
         raise NotImplementedError
 
     def _by_torch(self, batch: int, device: torch.device) -> bool:
-        """Whether torch's own kernels are to take the steps one after the other."""
+        """Whether torch's own kernels are to take the steps one after the other, and not ``states`` of the step."""
         raise NotImplementedError
 
     def _sizes(self) -> tuple[int, ...]:
@@ -204,19 +207,27 @@ class SolvedLayers(nn.RNNBase):
                 k = layer * directions + backwards
                 weights = [getattr(self, name) for name in self._all_weights[k]]
                 step = self._step(weights, layout.reversed(x) if backwards else x, self._dtype_of_states())
-                u0 = step.packed(*(u[k] for u in start))
-                known = [p for p in step.parameters if p.requires_grad]
-                with torch.autocast(x.device.type, enabled=False):
-                    states, report = solve_sequence(step, u0, layout.steps, self.settings, parameters=known)
+                states, report = self._states(step, step.packed(*(u[k] for u in start)))
                 parts = [part.to(dtype) for part in step.unpacked(states)]
-                outputs.append(layout.reversed(parts[0][1:]) if backwards else parts[0][1:])
-                ends.append([layout.ends(part) for part in parts])
+                outputs.append(layout.reversed(parts[0]) if backwards else parts[0])
+                ends.append([layout.ends(u[k].to(dtype), part) for u, part in zip(start, parts, strict=True)])
                 reports.append(report)
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
             if self.dropout and self.training and layer + 1 < self.num_layers:
                 x = layout.dropout(x, self.dropout)
         self.report = reports
         return layout.without_padding(x), tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
+
+    def _states(self, step: HeldGates, u0: Tensor) -> tuple[Tensor, SequenceReport]:
+        """The states after every step, ``[steps, batch, size]``, and how they were found."""
+        known = [p for p in step.parameters if p.requires_grad]
+        with torch.autocast(u0.device.type, enabled=False):
+            if self.settings.method not in ("auto", "serial"):
+                states, report = solve_sequence(step, u0, step.steps, self.settings, parameters=known)
+                return states[1:], report
+            states = step.states(u0)
+        status = Status.SERIAL if bool(torch.isfinite(states.detach()[-1]).all()) else Status.NON_FINITE
+        return states, SequenceReport("serial", step.steps, step.steps, status, settings=self.settings)
 
     def _torch_on_lengths(self, x: Tensor, start: States, layout: Padded) -> tuple[Tensor, States]:
         """The same by torch's own kernels, which refuse empty sequences."""

@@ -44,9 +44,12 @@ class Padded:
         """Every sequence backwards, the padding behind it again."""
         return x.flip(0) if self.lengths is None else x[self._mirrored, self._members]
 
-    def ends(self, states: Tensor) -> Tensor:
-        """Of ``states [steps + 1, batch, ...]``, with the initial ones in row 0, those after each sequence."""
-        return states[-1] if self.lengths is None else states[self.lengths, self._members]
+    def ends(self, start: Tensor, states: Tensor) -> Tensor:
+        """Of the states after every step, ``[steps, batch, ...]``, those after each sequence; ``start`` after none."""
+        if self.lengths is None:
+            return states[-1]
+        last = states[(self.lengths - 1).clamp(min=0), self._members]
+        return torch.where(self.lengths[:, None] > 0, last, start)
 
     def dropout(self, x: Tensor, rate: float) -> Tensor:
         """Dropout as torch does it between layers: on the rows of a packed batch, if it is one."""

@@ -147,3 +147,57 @@ def test_a_gate_that_is_closed_keeps_the_state():
     close(phi.step(u, POINTS), u)
     _, jacobian = phi.linearise(u, POINTS, "full")
     assert torch.equal(jacobian, torch.eye(HIDDEN, dtype=torch.float64).expand_as(jacobian))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_kernel_takes_the_steps_of_the_formula(bias):
+    """Bit for bit those of single steps; autograd's are the same formula, to rounding, and so are coarse steps."""
+    phi, u = gru(bias=bias), states(HIDDEN)
+    assert phi.has_kernel
+    assert phi.batch_invariant
+    end, every = torch.empty_like(u), torch.empty(3, 3, BATCH, HIDDEN, dtype=torch.float64)
+    phi.relax(u, POINTS, 3, end, every=every)
+    one = u
+    for j in range(3):
+        points = slice(1 + j, 8 + j, 3)
+        close(phi.step(one.clone().requires_grad_(), points).detach(), phi.step(one, points))
+        one = phi.step(one, points)
+        assert torch.equal(every[:, j], one)
+    assert torch.equal(end, one)
+    assert all(torch.equal(every[:, j], v) for j, v in enumerate(phi.unroll(u, POINTS, 3)))
+    alone = phi.step(u[1:2], slice(4, 5, 1))
+    assert torch.equal(alone, phi.step(u, POINTS)[1:2])
+    coarse = phi.rediscretise(3)
+    assert not coarse.has_kernel
+    coarse.relax(u[:1], slice(0, 1, 1), 2, end[:1])
+    close(end[:1], coarse.step(coarse.step(u[:1], slice(0, 1, 1)), slice(1, 2, 1)), 0.0)
+
+
+@pytest.mark.parametrize("points", [POINTS, slice(2, 3, 1), slice(0, 5, 2)])
+def test_unrolled_states_have_the_gradients_of_the_steps(points):
+    phi = gru()
+    u = states(HIDDEN)[: len(range(*points.indices(STEPS)))].requires_grad_()
+    for p in phi.parameters:
+        p.requires_grad_()
+    found, v = phi.unroll(u, points, 3), u
+    weights = [rand(*u.shape) for _ in range(3)]
+    expected = []
+    for j in range(3):
+        _, z, n, _, _ = phi._gates(v, slice(points.start + j, points.stop + j, points.step))
+        v = n + z * (v - n)
+        expected.append(v)
+    losses = [sum((a * w).sum() for a, w in zip(many, weights, strict=True)) for many in (found, expected)]
+    got, right = (torch.autograd.grad(loss, [u, *phi.parameters]) for loss in losses)
+    for one, other in zip(got, right, strict=True):
+        close(one, other, 10 * TOLERANCE)
+
+
+def test_serial_states_and_parts_of_a_sequence():
+    phi, u0 = gru(), states(HIDDEN)[0]
+    every = phi.serial(u0, STEPS)
+    assert every.shape == (STEPS + 1, BATCH, HIDDEN)
+    assert torch.equal(every[:5], phi.serial(u0, 4))
+    first, second = phi.windows([4, 7])
+    joined = torch.cat([first.serial(u0, 4)[:-1], second.serial(every[4], 7)])
+    assert torch.equal(joined, every)
+    assert [part.steps for part in lstm().windows([4, 7])] == [4, 7]

@@ -36,10 +36,9 @@ def test_ends_and_reversed_sequences():
     assert backwards[:, 1, 0].tolist() == [10, 11, 12, 13]
     assert backwards[:, 2, 0].tolist() == [23, 22, 21, 20]
     assert torch.equal(layout.reversed(backwards), x)
-    states = torch.cat([-torch.ones(1, 4, 1), x])
-    assert layout.ends(states).flatten().tolist() == [2, -1, 23, 30]
+    assert layout.ends(-torch.ones(4, 1), x).flatten().tolist() == [2, -1, 23, 30]
     assert torch.equal(Padded(4).reversed(x), x.flip(0))
-    assert torch.equal(Padded(4).ends(states), x[-1])
+    assert torch.equal(Padded(4).ends(-torch.ones(4, 1), x), x[-1])
 
 
 def test_what_is_padded_is_zero_whatever_it_was():
