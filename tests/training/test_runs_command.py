@@ -54,6 +54,7 @@ def test_json_is_one_document(capsys):
     assert found["converged"] is True
     assert 0 < found["largest_difference_to_serial"] < 1e-6
     assert found["speedup_measured"] > 0
+    assert found["seconds_driver"] >= 0
     assert len(found["speedup_predicted"]) >= 2
 
 
