@@ -31,12 +31,17 @@ class OptimiserStep:
 
     Parameters
     ----------
-    module, loss : torch module, callable
+    module : torch module
+    loss : callable
         ``loss(module(x), y)`` is a scalar.
     base : float, or float64 tensor [steps]
         Learning rate of the finest level, or that of each of its steps; those of this level follow from ``rules``.
-    level, stride, offset : int
-        Of this propagator: its level, fine steps per step, and the fine step at its point 0.
+    level : int
+        Of this propagator; 0 is the finest.
+    stride : int
+        Fine steps per step.
+    offset : int
+        Fine step at point 0.
     slices_per_call : int, optional
         At most so many gradients at a time, to bound the memory of their activations.
     """
