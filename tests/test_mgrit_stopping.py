@@ -254,7 +254,9 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("wrong", "error", "match"), ERRORS, ids=[str(list(e[0].items())) for e in ERRORS])
+@pytest.mark.parametrize(
+    ("wrong", "error", "match"), ERRORS, ids=[f"{i}-{', '.join(ERRORS[i][0])}" for i in range(len(ERRORS))]
+)
 def test_wrong_options(wrong, error, match):
     calls = []
     grid = TimeGrid(0, 8, 64)
