@@ -8,6 +8,7 @@ from newton_cases import Cell
 torch = pytest.importorskip("torch")
 
 from pyparareal import MGRIT, Adjoint, LocalRuntime, Newton, Status, TimeGrid, problems, serial_solve, solve  # noqa: E402
+from pyparareal.autograd_jacobians import growth_of_a_tangent  # noqa: E402
 from pyparareal.errors import ConvergenceError  # noqa: E402
 from pyparareal.linearise import Linearised, source_of  # noqa: E402
 from pyparareal.propagators import Map, RungeKutta  # noqa: E402
@@ -279,3 +280,14 @@ def test_a_step_without_a_graph_is_refused():
     with pytest.raises(ValueError, match=r"Map.step: returned a tensor without a graph"):
         solve(phi, u0, TimeGrid(0, 1, 8), m=2, tol=1e-9, method="newton")
     assert solve(phi, u0, TimeGrid(0, 1, 8), m=2, tol=1e-9, method=Newton("none")).status is Status.CONVERGED
+
+
+def test_the_growth_of_a_tangent_is_that_of_the_transposed_slice():
+    cell = Cell(12, like=tensor(1))
+    u, points = tensor(3, 3, 4, seed=3), cell.grid.starts(4)
+    linearised = Linearised(cell, source_of(cell, u[:1]), "full")
+    jacobians = linearised.empty_jacobians(u)
+    linearised.relax(u, points, 4, torch.empty_like(u), jacobians=jacobians)
+    w = torch.randn(u.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    product = (jacobians.mT @ w[..., None]).flatten(1).norm(dim=1) / w.flatten(1).norm(dim=1)
+    assert largest(growth_of_a_tangent(cell, u, points, 4) - torch.log(product)) < 1e-12
