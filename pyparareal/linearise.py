@@ -87,7 +87,7 @@ def source_of(phi: Propagator, u: Array) -> Source | None:
     if isinstance(phi, DiagonallyImplicit):
         size = math.prod(phi.operator.shape)
         return Source(("full",), size, 0, lambda v, points, kind: _of_linear(phi, v, points, size), linear=True)
-    if isinstance(phi, RungeKutta) and isinstance(phi.rhs, CompiledRhs):
+    if isinstance(phi, RungeKutta) and isinstance(phi.rhs, CompiledRhs) and not arrays.is_torch(u):
         return Source(("full",), phi.rhs.components, 0, lambda v, points, kind: _by_complex_step(phi, v, points))
     return None
 
@@ -100,7 +100,7 @@ def choose_kind(kind: str, phi: Propagator, source: Source | None) -> str:
     TypeError, ValueError
         If there is no such Jacobian of ``phi``.
     """
-    if source is None:
+    if source is None or source.size == 0:
         if kind in ("auto", "none"):
             return "none"
         raise TypeError(

@@ -144,6 +144,9 @@ def test_inference_mode_has_no_autograd():
         phi = Map(cell.step, pass_points=True)
         assert solve(phi, cell.u0, cell.grid, m=2, tol=1e-9, method="newton").stats.jacobian == "none"
         assert solve(cell, cell.u0, cell.grid, m=2, tol=1e-9, method="newton").stats.jacobian == "full"
+        lorenz = RungeKutta(problems.lorenz().rhs, TimeGrid(0, 0.1, 8))
+        solution = solve(lorenz, tensor(2, 3), lorenz.grid, m=2, tol=1e-9, method="newton")
+        assert solution.stats.jacobian == "none"
         with pytest.raises(TypeError, match="jacobian: got 'full' for a Map that has no linearise"):
             solve(phi, cell.u0, cell.grid, m=2, tol=1e-9, method=Newton("full"))
 
