@@ -207,6 +207,7 @@ class Chunked(torch.autograd.Function):
     def forward(
         ctx: Any, compute: Callable[[], Tensor], backward: ChunkedBackward, u0: Tensor, *parameters: Tensor
     ) -> Tensor:
+        """What ``compute`` returns."""
         u = compute()
         ctx.work, ctx.parameters = backward, parameters
         ctx.save_for_backward(u, *parameters)  # torch checks that nobody has written to them since
@@ -215,6 +216,7 @@ class Chunked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, w: Tensor) -> tuple[Any, ...]:
+        """The gradients, by :meth:`ChunkedBackward.gradients`."""
         u, *_ = ctx.saved_tensors
         wanted = [p for p, needed in zip(ctx.parameters, ctx.needs_input_grad[3:], strict=True) if needed]
         start, found = ctx.work.gradients(u.detach(), w, wanted)
