@@ -114,6 +114,7 @@ def _relaxations_on(host: list[Any], device: str) -> Any:
         yield f"{name} of which one state is kept", end[:, 0], expected
         yield f"norms of {name}", norms, reference.slice_norms(expected, _wide(host[3]))
     yield from _networks_on(u, host[1], device)
+    yield from _recurrent_units_on(u, host[1], device)
     if n == 3:
         lorenz = ("lorenz", (10, 28, 8 / 3), RK4, 0.001, 2)
         yield "relax_rk", ops.relax_rk(u.to(device), *lorenz), reference.relax_rk(_wide(u), *lorenz)
@@ -134,6 +135,24 @@ def _networks_on(u: Any, other: Any, device: str) -> Any:
             ops.relax_mlp_sgd(u.to(device), sizes, x.to(device), y.to(device), alpha, 2, **here),
             reference.relax_mlp_sgd(_wide(u), sizes, _wide(x), _wide(y), alpha, 2, **plain),
         )
+
+
+def _recurrent_units_on(u: Any, other: Any, device: str) -> Any:
+    """Two steps of a gated recurrent unit of as many units as the state has, and their adjoint."""
+    hidden = u.shape[-1]
+    if hidden > 70:  # its weights are the square of that
+        return
+    gates = torch.stack([other, u], 1).repeat_interleave(3, -1)
+    weight = torch.cos(torch.arange(3 * hidden * hidden, dtype=u.dtype)).reshape(3 * hidden, hidden) / hidden
+    given = gates, weight, weight[:hidden, 0].contiguous()
+    here = [a.to(device) for a in given]
+    plain = [_wide(a) for a in given]
+    yield "relax_gru", ops.relax_gru(u.to(device), *here, 2), reference.relax_gru(_wide(u), *plain, 2)
+    states = torch.stack([u, other], 1)
+    got = ops.relax_gru_adjoint(states.to(device), *here, other.to(device))
+    expected = reference.relax_gru_adjoint(_wide(states), *plain, _wide(other))
+    for name, one, wanted in zip(("start", "gates", "hidden"), got, expected, strict=True):
+        yield f"relax_gru_adjoint, {name}", one, wanted
 
 
 def _wide(x: Any) -> np.ndarray[Any, Any]:

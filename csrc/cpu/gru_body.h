@@ -59,6 +59,14 @@ void put_row(T* to, int64_t stride, const T* from, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i * stride] = from[i];
 }
 
+// Rows of the next step are asked for while this one computes: a few thousand steps are past the caches, and backward
+// the processor does not foresee them.
+template <int for_writing, class T>
+inline __attribute__((always_inline)) void prefetch_row(const T* from, int64_t stride, int64_t count) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t i = 0; stride == 1 && i < count; i += line) __builtin_prefetch(from + i, for_writing);
+}
+
 // The first `count` elements of a vector.
 template <class T>
 inline __attribute__((always_inline)) void put_vector(T* to, int64_t stride, const Vec<T>& v, int64_t count) {
@@ -148,6 +156,7 @@ void relax_gru_rows(const GruTask<T>& task, const T* shared, int64_t first, int6
         int64_t pitch;
         const T* in = net.gates(row, gates[row].at(j), gates[row].stride, pitch);
         T* h = net.state(row);
+        if (j + 1 < c.m) prefetch_row<0>(gates[row].at(j + 1), gates[row].stride, gru_gates * net.hidden);
         for (int64_t i = 0; i < net.hidden; i += lanes_of<T>)
           write(h + i, net.gates_at(in, pitch, net.sums(row), i).template next<VectorMlpMath>(loaded<T>(h + i)));
         if (c.f.data) end_wide_step<T>(h, net.hidden, c, f[row].at(j), c.g.data ? g[row].at(j) : nullptr, nullptr);
@@ -205,6 +214,14 @@ struct GruAdjointTile {
     }
   }
 
+  void prefetch(int64_t row, int64_t j) const {
+    prefetch_row<0>(u[row].at(j), u[row].stride, net.hidden);
+    prefetch_row<0>(gates[row].at(j), gates[row].stride, gru_gates * net.hidden);
+    if (task.d_every.data) prefetch_row<0>(d_every[row].at(j), d_every[row].stride, net.hidden);
+    if (task.d_gates.data) prefetch_row<1>(d_gates[row].at(j), d_gates[row].stride, gru_gates * net.hidden);
+    if (task.d_hidden.data) prefetch_row<1>(d_hidden[row].at(j), d_hidden[row].stride, net.hidden);
+  }
+
   void step(int64_t j) const {
     const GruScratch& at = net.at;
     for (int64_t row = 0; row < net.rows; ++row) {
@@ -212,6 +229,7 @@ struct GruAdjointTile {
       T* d = net.d(row);
       const auto& more = d_every[row];
       for (int64_t i = 0; more.data && i < net.hidden; ++i) d[i] = d[i] + more.at(j)[i * more.stride];
+      if (j > 0) prefetch(row, j - 1);
     }
     net.multiply_states();
     for (int64_t row = 0; row < net.rows; ++row) differentiate_row(row, j);

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNEL_TESTS = ["tests/test_ops*.py"]
 RELAX_TESTS = ["tests/test_ops_relax*.py"]
 MLP_TESTS = ["tests/test_ops_mlp*.py"]
+GRU_TESTS = ["tests/test_ops_gru*.py", "tests/test_torch_gru.py"]
 SOLVER_TESTS = ["tests/test_solve*.py", "tests/test_theorems.py", "tests/test_parareal*.py", "tests/test_runtime*.py"]
 MGRIT_TESTS = ["tests/test_mgrit*.py", "tests/test_golden_mgrit.py", "tests/test_solver.py"]
 TARGETS = {
@@ -56,6 +57,13 @@ TARGETS = {
     "csrc/cpu/mlp_body.h": MLP_TESTS,
     "csrc/cpu/mlp_tiles.h": MLP_TESTS,
     "csrc/cpu/mlp_wide_body.h": MLP_TESTS,
+    "csrc/include/pyparareal/gru.h": GRU_TESTS,
+    "csrc/include/pyparareal/gru_formulas.h": GRU_TESTS,
+    "csrc/gru_ops.cpp": GRU_TESTS,
+    "csrc/cpu/gru.cpp": GRU_TESTS,
+    "csrc/cpu/gru_body.h": GRU_TESTS,
+    "csrc/cpu/gru_tiles.h": GRU_TESTS,
+    "pyparareal/torch_gru.py": GRU_TESTS,
     "pyparareal/time_grid.py": ["tests/test_time_grid.py", "tests/test_propagators.py", *SOLVER_TESTS],
     "pyparareal/runtime/local.py": SOLVER_TESTS,
     "pyparareal/parareal.py": SOLVER_TESTS,

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The fused gated recurrent unit, one step after the other and in slices, beside ``torch.nn.GRU`` and a loop of cells.
+
+Layers are compared whole: the product with the inputs, the recurrence, and for a training step their backward pass.
+``kernel`` is the recurrence alone. The losing shapes are those whose products fill a processor without any fusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bench.cases import Result, case
+from pyparareal import _timing
+
+Tensor = Any
+LENGTH, BATCH, HIDDEN, LOOP = 16_384, 4, 64, 512
+SLICES = 64
+LOSING = {"batch_256": (256, 256, 64), "hidden_512": (32, 64, 512)}  # length, batch, hidden
+# A contracting cell: errors are those of a few steps, each of sums of 64 or 512 terms of size one in float32.
+TOLERANCE = 2e-5
+
+
+@case("sequence.gru_kernel", suite="quick")
+def gru_kernel() -> Result:
+    """Microseconds a step of ``relax_gru``, alone and as a layer, and times as fast as torch's; float32."""
+    import torch
+
+    before = torch.get_num_threads()
+    total = Result({}, True, {}, f"float32; steps of {BATCH} rows, {HIDDEN} units unless named; seconds of a step")
+    try:
+        for threads in dict.fromkeys((1, _timing.cores())):
+            torch.set_num_threads(threads)
+            _serial(total, threads)
+        for name, shape in LOSING.items():
+            _losing(total, name, *shape)
+    finally:
+        torch.set_num_threads(before)
+    return total
+
+
+class _Layer:
+    """A layer of torch, and the same by the kernels."""
+
+    def __init__(self, length: int, batch: int, hidden: int) -> None:
+        import torch
+
+        torch.manual_seed(1)
+        self.module = torch.nn.GRU(hidden, hidden)
+        self.cell = torch.nn.GRUCell(hidden, hidden)
+        self.x = torch.randn(length, batch, hidden)
+        self.h0 = torch.zeros(batch, hidden)
+        self.hidden = hidden
+
+    def gates(self) -> Tensor:
+        import torch
+
+        m = self.module
+        bias = m.bias_ih_l0 + torch.cat([m.bias_hh_l0[: 2 * self.hidden], m.bias_hh_l0.new_zeros(self.hidden)])
+        return torch.nn.functional.linear(self.x, m.weight_ih_l0, bias)
+
+    def own(self) -> Tensor:
+        from pyparareal.torch_gru import gru_states
+
+        m = self.module
+        return gru_states(self.gates(), m.weight_hh_l0, m.bias_hh_l0[2 * self.hidden :], self.h0)
+
+    def torchs(self) -> Tensor:
+        return self.module(self.x)[0]
+
+    def loop(self) -> Tensor:
+        h = self.h0
+        for x in self.x[:LOOP]:
+            h = self.cell(x, h)
+        return h
+
+    def forward(self, states: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        import torch
+
+        def call() -> Tensor:
+            with torch.no_grad():
+                return states()
+
+        return call
+
+    def training(self, states: Callable[[], Tensor]) -> Callable[[], Any]:
+        import torch
+
+        parameters = [*self.module.parameters()] if states != self.loop else [*self.cell.parameters()]
+
+        def call() -> Any:
+            return torch.autograd.grad(states().sum(), parameters)
+
+        return call
+
+    def agree(self) -> bool:
+        """Values and gradients, those of torch in float32, to rounding."""
+        ways = [self.own, self.torchs]
+        mine, other = (self.forward(way)() for way in ways)
+        if (mine - other).abs().max() > TOLERANCE:
+            return False
+        pairs = zip(*(self.training(way)() for way in ways), strict=True)
+        return all((a - b).abs().max() <= 20 * TOLERANCE * (1 + b.abs().max()) for a, b in pairs)
+
+
+def _measure(total: Result, name: str, ways: dict[str, tuple[Callable[[], Any], int]]) -> dict[str, float]:
+    """Median microseconds of a step of every way, which takes so many in a call."""
+    taken = _timing.interleave(
+        {way: call for way, (call, _) in ways.items()}, repeats=5, warmup=1, cold_cache=False, max_calls=1
+    )
+    steps = {way: count for way, (_, count) in ways.items()}
+    total.samples |= {f"{name}_{way}": [s / steps[way] for s in t.seconds] for way, t in taken.items()}
+    return {way: t.median / steps[way] * 1e6 for way, t in taken.items()}
+
+
+def _serial(total: Result, threads: int) -> None:
+    import torch
+
+    from pyparareal import ops
+
+    layer, name = _Layer(LENGTH, BATCH, HIDDEN), f"{threads}_thread" + "s" * (threads > 1)
+    with torch.no_grad():
+        gates, weight = layer.gates(), layer.module.weight_hh_l0.detach()
+        bias = layer.module.bias_hh_l0.detach()[2 * HIDDEN :]
+    u, every = layer.h0[None], torch.empty(1, LENGTH, BATCH, HIDDEN)
+    m = LENGTH // SLICES
+    starts, chunks = torch.zeros(SLICES, BATCH, HIDDEN), gates.unflatten(0, (SLICES, m))
+    ends = torch.empty_like(starts)
+    d, d_every = torch.zeros_like(u), torch.ones_like(every)
+    d_gates, d_hidden = torch.empty_like(gates[None]), torch.empty_like(every)
+    t = {"threads": threads}
+    forward = _measure(total, f"forward_{name}", {
+        "kernel": (lambda: ops.relax_gru(u, gates[None], weight, bias, LENGTH, every=every, **t), LENGTH),
+        "slices": (lambda: ops.relax_gru(starts, chunks, weight, bias, m, out=ends, **t), LENGTH),
+        "adjoint": (lambda: ops.relax_gru_adjoint(
+            every, gates[None], weight, bias, d, d_every=d_every, out=d, d_gates=d_gates, d_hidden=d_hidden, **t
+        ), LENGTH),
+        "layer": (layer.forward(layer.own), LENGTH),
+        "nn_gru": (layer.forward(layer.torchs), LENGTH),
+        "loop": (layer.forward(layer.loop), LOOP),
+    })  # fmt: skip
+    training = _measure(total, f"training_{name}", {
+        "layer": (layer.training(layer.own), LENGTH),
+        "nn_gru": (layer.training(layer.torchs), LENGTH),
+        "loop": (layer.training(layer.loop), LOOP),
+    })  # fmt: skip
+    total.metrics |= {f"us_{way}_{name}": value for way, value in forward.items()}
+    total.metrics |= {f"us_training_{way}_{name}": value for way, value in training.items()}
+    for other in ("nn_gru", "loop"):
+        total.metrics[f"vs_{other}_{name}"] = forward[other] / forward["layer"]
+        total.metrics[f"training_vs_{other}_{name}"] = training[other] / training["layer"]
+    total.checked &= layer.agree()
+
+
+def _losing(total: Result, name: str, length: int, batch: int, hidden: int) -> None:
+    layer = _Layer(length, batch, hidden)
+    for kind in ("forward", "training"):
+        around = getattr(layer, kind)
+        ways = {"layer": (around(layer.own), length), "nn_gru": (around(layer.torchs), length)}
+        median = _measure(total, f"{kind}_{name}", ways)
+        total.metrics[f"{kind}_vs_nn_gru_{name}"] = median["nn_gru"] / median["layer"]
+    total.checked &= layer.agree()
