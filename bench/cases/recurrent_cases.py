@@ -18,9 +18,9 @@ from pyparareal import _timing
 
 STEPS, BATCH, INPUTS, HIDDEN = 16_384, 4, 64, 64
 BLOCK = 32  # steps that are compiled together: more take the compiler longer than the case
-THREADS, REPEATS = 2, 5
+THREADS, REPEATS = 2, 3
 TOLERANCE = 1e-5  # of the largest state, against float64; gradients ten times that
-# Two of a compiler's threads, started before ours, would wait for one another
+SLOW = ("ours_mgrit",)  # which loses: its inference says so, a training step would take as long as all others
 COMPILED = os.environ.get("PYPARAREAL_BENCH_COMPILED", "1") != "0"
 
 
@@ -37,7 +37,7 @@ def gru() -> Result:
     ours = {
         "ours": GRU.from_torch(theirs),
         "ours_hybrid": GRU.from_torch(theirs, method="hybrid"),
-        "ours_mgrit": GRU.from_torch(theirs, method="mgrit"),
+        "ours_mgrit": GRU.from_torch(theirs, method="mgrit", max_iterations=64),
     }
     calls: dict[str, Callable[[Any], Any]] = {"cell_loop": lambda x: _loop(cell, x), "nn_gru": lambda x: theirs(x)[0]}
     calls |= {name: lambda x, m=m: m(x)[0] for name, m in ours.items()}
@@ -147,9 +147,10 @@ def _compare(cell: Any, calls: dict[str, Callable[[Any], Any]], wide: Any, weigh
             warnings.simplefilter("ignore")  # of the compiler, about itself
             found: dict[str, Any] = {}
             for kind, run in (("inference", _inference), ("training", _step)):
+                some = {n: f for n, f in calls.items() if kind == "inference" or n not in SLOW}
                 taken = _timing.interleave(
-                    {n: lambda n=n, f=f, run=run: found.update({n: run(f, x, out)}) for n, f in calls.items()},
-                    repeats=REPEATS, warmup=1, cold_cache=True,
+                    {n: lambda n=n, f=f, run=run: found.update({n: run(f, x, out)}) for n, f in some.items()},
+                    repeats=REPEATS, warmup=1,
                 )  # fmt: skip
                 total.samples |= {f"{name}_{kind}": list(t.seconds) for name, t in taken.items()}
                 total.metrics |= {f"{name}_{kind}_ms": 1e3 * t.median for name, t in taken.items()}
