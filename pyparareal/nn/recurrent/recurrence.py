@@ -145,7 +145,7 @@ class Recurrence(nn.Module):
         return [step.coarsened(stride, make(m=stride)) for stride in strides] or None
 
     def _initial(self, x: Tensor, batch: int) -> State:
-        cell = self.cell
+        cell = getattr(self.cell, "_orig_mod", self.cell)  # what torch.compile wraps
         if hasattr(cell, "initial_state"):
             return cell.initial_state(batch, x.dtype, x.device)
         if isinstance(cell, nn.RNNCellBase):

@@ -161,6 +161,10 @@ class Task:
         return u if self.cut is None else self.cut.connected(u, self.known)
 
     def _solve_by(self, settings: Settings, why: str) -> tuple[Tensor, SequenceReport]:
+        if self._lacks_jacobians(settings):
+            settings = dataclasses.replace(settings, method="hybrid", jacobian="none", chunk=None, warm_up=None)
+            settings = resolved(settings, self.length, self.u0[0].numel())
+            why = f"{why}; without Jacobians, which torch does not find in inference mode"
         if settings.method == "serial":
             u, report = self._serial(settings)
         elif settings.method == "hybrid" and settings.jacobian == "none":
@@ -171,6 +175,10 @@ class Task:
         if not self.settings.exponent or settings.method == "serial" or report.failure is not None:
             return u, found
         return u, found.with_exponent(exponent_of(self.step, u.detach(), found.chunk))
+
+    def _lacks_jacobians(self, settings: Settings) -> bool:
+        wanted = settings.method in ("newton", "hybrid") and settings.jacobian != "none"
+        return wanted and torch.is_inference_mode_enabled() and not hasattr(self.step, "linearise")
 
     def _serial(self, settings: Settings) -> tuple[Tensor, SequenceReport]:
         u = serial_states(self.plain, self.u0, self.length)

@@ -49,6 +49,18 @@ class Logistic(nn.Module):
         return self.r * h * (1 - h) + x
 
 
+class Linear:
+    """``u -> a u + b_i`` as a propagator."""
+
+    batch_invariant = True
+
+    def __init__(self, a, b):
+        self.a, self.b = a, b
+
+    def step(self, u, points):
+        return self.a * u + self.b[points]
+
+
 def flat(state):
     """The tensors of a state, from left to right."""
     return [state] if isinstance(state, torch.Tensor) else [t for part in state for t in flat(part)]

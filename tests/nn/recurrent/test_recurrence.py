@@ -3,6 +3,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -374,3 +376,68 @@ def test_chaos_falls_back_with_a_warning_that_names_the_chunk():
     (gradient,) = torch.autograd.grad(last[0, 0] * 0 + states[10, 0, 0], cell.r)
     (wanted,) = torch.autograd.grad(loop(cell, x, h)[0][0][10, 0, 0], cell.r)
     assert largest_error([gradient], [wanted]) < 1e-12
+
+
+def test_tokens_are_inputs_too():
+    torch.manual_seed(0)
+
+    class Language(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.cell = nn.Embedding(7, 3), nn.GRUCell(3, 5)
+
+        def forward(self, x, h):
+            return self.cell(self.embed(x), h)
+
+    cell, x, h = Language().double(), torch.randint(7, (80, 3)), torch.zeros(3, 5, dtype=torch.float64)
+    net = Recurrence(cell, method="hybrid", jacobian="none")
+    got, expected = (results(solve, x, h, cell) for solve in (net, lambda x, h: loop(cell, x, h)))
+    assert largest_error([*got[0], *got[1]], [*expected[0], *expected[1]]) < 1e-9
+    short, _ = net(x, h, lengths=torch.tensor([80, 2, 0]))
+    assert largest_error([short[:, 0]], [got[0][0][:, 0]]) < 1e-10
+
+
+def test_a_compiled_cell():
+    torch._dynamo.reset()
+    cell, inputs, _ = cells(torch.float64)["gru"]
+    x = inputs(40).detach()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        got = Recurrence(torch.compile(cell, backend="eager"), method="hybrid", jacobian="none")(x)[0]
+        assert torch.equal(got, Recurrence(cell, method="hybrid", jacobian="none")(x)[0])
+    torch._dynamo.reset()
+
+
+def test_inference_mode():
+    cell, inputs, h = cells(torch.float64)["lstm"]
+    x = inputs(60)
+    for method in METHODS.values():
+        net = Recurrence(cell, **method)
+        expected = net(x, h)[0][0]
+        with torch.inference_mode():
+            found = net(x, h)[0][0]
+        assert largest_error([found], [expected]) < 1e-9
+
+
+@pytest.mark.no_sanitize
+def test_replicas_of_a_data_parallel_run(tmp_path):
+    # DDP needs a process group, which this process must not have: a process of its own, with one member.
+    program = """
+import sys, torch
+import torch.distributed as dist
+from pyparareal.nn import Recurrence
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+torch.manual_seed(0)
+net = Recurrence(torch.nn.GRUCell(3, 5), method="hybrid", jacobian="none")
+x = torch.randn(50, 2, 3)
+net(x)[0].sum().backward()
+expected = [p.grad.clone() for p in net.parameters()]
+net.zero_grad()
+ddp = torch.nn.parallel.DistributedDataParallel(net)
+ddp(x)[0].sum().backward()
+assert all(torch.equal(p.grad, e) for p, e in zip(net.parameters(), expected))
+dist.destroy_process_group()
+print("equal")
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "group")], capture_output=True, text=True)
+    assert done.stdout == "equal\n", done.stderr
