@@ -29,9 +29,6 @@ class Exponent(NamedTuple):
     worst: float
 
 
-UNKNOWN = Exponent(math.nan, None, math.nan)
-
-
 @torch.no_grad()
 def exponent_of(step: Any, u: Tensor, m: int, samples: int = SAMPLES) -> Exponent:
     """Of the recurrence near the states ``u [length + 1, batch, F]``, in about ``samples`` of its chunks of ``m``.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+JACOBIANS = 4  # of a chunk at a time
 STATES = 3  # arrays as long as the sequence: the states, their gradients, and a copy on the way
 
 
@@ -43,6 +44,13 @@ def bytes_per_step(step: Any, u0: Tensor, known: Sequence[Tensor]) -> int:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         step.step(u0.detach()[None].requires_grad_(), slice(0, 1, 1))
     return kept
+
+
+def jacobian_bytes(u0: Tensor, kind: str) -> int:
+    """Of a chunk: its Jacobian, that of a step, their product, and what a scan needs."""
+    features = u0[0].numel()
+    numbers = {"none": 0, "full": features}.get(kind, 2)  # blocks have two rows
+    return JACOBIANS * u0.numel() * u0.element_size() * numbers
 
 
 def windows(length: int, per_step: int, budget: int) -> list[int]:

@@ -88,6 +88,8 @@ class SequenceReport:
         text = f"{self.method} failed after {self.iterations} iterations{last}: {(self.failure or self.status).value}"
         if self.worst_step is None:
             return text
+        if math.isnan(self.worst_exponent):
+            return f"{text}; the first of them in chunk {self.worst_chunk} (from step {self.worst_step})"
         return (
             f"{text}; differences grow most in chunk {self.worst_chunk} (from step {self.worst_step}), "
             f"by exp({self.worst_exponent:.3g}) per step, by exp({self.exponent:.3g}) on average"

@@ -27,7 +27,7 @@ from . import memory
 from .backward import Chunked, ChunkedBackward, autocast_of_now, known_to
 from .choosing import Key, iterations_of, key_of, measured, resolved
 from .chunks import Chunks
-from .exponent import UNKNOWN, exponent_of
+from .exponent import exponent_of
 from .isolation import Isolated
 from .report import SequenceReport
 from .settings import Settings, tolerance_of
@@ -98,7 +98,11 @@ def _windows(task: Task) -> list[int]:
     if not hasattr(task.step, "windows") or task.coarse is not None:
         return [task.length]
     budget = memory.available(task.u0.device) if task.settings.memory is None else task.settings.memory
-    return memory.windows(task.length, memory.bytes_per_step(task.step, task.u0, task.known), budget)
+    per_step = memory.bytes_per_step(task.step, task.u0, task.known)
+    settings = resolved(task.settings, task.length, task.u0[0].numel())
+    if settings.method in ("newton", "hybrid"):
+        per_step += memory.jacobian_bytes(task.u0, settings.jacobian) // (settings.chunk or 1)
+    return memory.windows(task.length, per_step, budget)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,10 +249,8 @@ class Task:
     def _failed(self, u: Tensor, report: SequenceReport, solution: Solution | None) -> tuple[Tensor, SequenceReport]:
         """What ``on_failure`` says: the serial states or those found, with a warning, or an error."""
         how = self.settings.on_failure
-        found = UNKNOWN if how == "serial" else exponent_of(self.step, u.detach(), report.chunk, self.length)
         states = serial_states(self.plain, self.u0, self.length) if how == "serial" else u
-        if how == "serial" and _finite(states):  # of the solution, where there is one
-            found = exponent_of(self.step, states.detach(), report.chunk, self.length)
+        found = exponent_of(self.step, states.detach(), report.chunk, self.length)  # of all chunks
         report = dataclasses.replace(report.with_exponent(found), failure=report.status)
         what = f"recurrence: {report.why_failed()}"
         if how == "raise":

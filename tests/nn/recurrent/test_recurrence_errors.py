@@ -79,6 +79,9 @@ class Cell(nn.Module):
     def dtype(self, h):
         return h.double()
 
+    def device(self, h):
+        return h.to("meta")
+
     def structure(self, h):
         return h, h
 
@@ -110,6 +113,7 @@ class Cell(nn.Module):
     [
         ("shape", r"cell: returned float32 \[3, 3\] on cpu, expected float32 \[3, 4\] on cpu"),
         ("dtype", r"cell: returned float64 \[3, 4\] on cpu, expected float32"),
+        ("device", r"cell: returned float32 \[3, 4\] on meta, expected float32 \[3, 4\] on cpu"),
         ("structure", r"cell: returned \(float32 \[3, 4\] on cpu, float32"),
         ("nothing", "cell: returned NoneType"),
         ("hidden", "cell: returned another state when called again"),
