@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One step of a GRU and of an LSTM as propagators, with their Jacobians by formula and their coarse steps.
 
-The sides of the gates that come from the input are given for all steps; a step does the products with the state:
+The sides of the gates that come from the input are given for all steps; a step does the products with the state::
 
     GRU     r, z = s(a_r + W_r h), s(a_z + W_z h)        n = tanh(a_n + r (W_n h + b_n))        h' = n + z (h - n)
     LSTM    i, f, o = s(a_i + W_i h), ...                g = tanh(a_g + W_g h)
@@ -34,8 +34,6 @@ class HeldGates:
 
     Attributes
     ----------
-    steps : int
-        Of the grid this lives on.
     jacobians : tuple of str
         The kinds of them that ``linearise(u, points, kind)`` knows (:mod:`pyparareal.linearise`).
     """

@@ -89,8 +89,9 @@ class SolvedLayers(nn.RNNBase):
 
         Parameters
         ----------
-        input : tensor ``[steps, batch, inputs]``, or ``[batch, steps, inputs]`` with ``batch_first``, or ``[steps,
-            inputs]``, or PackedSequence
+        input : tensor or PackedSequence
+            ``[steps, batch, inputs]``, with ``batch_first`` ``[batch, steps, inputs]``, without a batch ``[steps,
+            inputs]``.
         hx : tensor ``[layers * directions, batch, hidden]``, of an LSTM a pair of them, optional
         lengths : int tensor or list ``[batch]``, optional
             Instead of packing: sequence ``b`` is ``lengths[b]`` steps long, which may be 0; what comes after it in

@@ -154,3 +154,17 @@ def test_dropout_is_off_in_eval_mode_and_drawn_anew_in_every_training_step(kind)
     assert not torch.allclose(first, second)
     ours.eval()
     assert torch.allclose(ours(x)[0], theirs.eval()(x)[0], rtol=0, atol=tolerance(torch.float64))
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_more_of_a_jacobian_takes_fewer_iterations(kind):
+    ours, theirs = layers(kind, INPUTS, HIDDEN, gain=1.5)
+    x, taken = padded(200), {}
+    expected = results(theirs, x)
+    for jacobian in ("diagonal", "block", "full")[:: 1 if kind == "LSTM" else 2]:
+        ours.settings = type(ours)(1, 1, method="newton", jacobian=jacobian).settings
+        agree(results(ours, x), expected, tolerance(torch.float64))
+        taken[jacobian] = ours.report[0].iterations
+        assert ours.report[0].status.name == "CONVERGED"
+    assert list(taken.values()) == sorted(set(taken.values()), reverse=True), taken
+    assert taken["full"] <= 7  # quadratic: 12 digits from 1 in about four, and one or two to come near
