@@ -134,6 +134,136 @@ def test_a_call_that_uses_the_runtime_itself_is_kept_whole():
     assert counts[0] == counts[1] > 30
 
 
+def random_options(seed):
+    """Options of any kind that go together, and the arguments of ``solve`` beside them."""
+    rng = np.random.default_rng(seed)
+
+    def pick(*values):
+        return values[rng.integers(len(values))]
+
+    levels, nested, steps = pick(2, 2, 3, 4, None), pick(True, False, False), int(rng.integers(6, 60))
+    options = {
+        "levels": levels,
+        "min_coarse": pick(1, 2, 3),
+        "nu": pick(0, 1, 2, [0, 1], [2, 0, 1]),
+        "omega": pick(1.0, 1.0, 0.8, [1.0, 0.7], [1.2, 1.0]),
+        "cycle": pick("V", "F", "W"),
+        "nested": nested,
+        "skip_first_down": False if nested else pick(None, True, False),
+        "coarsest_sweeps": pick(None, None, 1, 2),
+        "measure": pick("descent", "end"),
+        "stopping": pick("residual", "jump"),
+        "relative": pick(None, "first", "state"),
+        "scope": pick("global", "local"),
+        "temporal_norm": pick("l2", "l1", "inf"),
+        "lag": pick(0, 0, 1, 2),
+        "storage": pick("c", "all"),
+        "final_residual": pick(True, False),
+    }
+    more = {
+        "m": pick(2, 3, 5),
+        "norm": pick("inf", "l1", "l2", "rms"),
+        "save": pick("coarse", "all"),
+        "tol": pick(0.0, None),
+    }
+    dtype = pick("float64", "float32")
+    problem = heat(steps, **options) | more
+    problem["u0"] = problem["u0"].astype(dtype)
+    if not nested and pick(True, False):
+        problem["initial"] = np.full((steps // problem["m"] + 1, 2, 17), 0.3, dtype)
+    return problem, pick(None, 1, 4), int(rng.integers(1, 9))
+
+
+def told_of(runtime, problem, disturbed):
+    """All that a solve says, with a callback that writes into the states after one of the cycles."""
+    told = []
+
+    def callback(k, u, residual):
+        told.append((u.copy(), residual))
+        if k == disturbed:
+            u[len(u) // 2 :] *= u.dtype.type(1.125)
+
+    solution = solve(**problem, runtime=runtime, callback=callback)
+    stats = solution.stats
+    steps = stats.steps_per_level, stats.critical_steps_per_level, sorted(stats.seconds)
+    return (solution.u, *(u for u, _ in told)), [r for _, r in told], (solution.status, stats.final_residual, steps)
+
+
+@pytest.mark.parametrize("first", range(0, 125, 25))
+def test_any_options_give_the_bits_of_new_cycles(first):
+    for seed in range(first, first + 25):
+        problem, size, disturbed = random_options(seed)
+        kept, anew = (
+            told_of(runtime(slices_per_call=size), problem, disturbed) for runtime in (LocalRuntime, EveryTime)
+        )
+        for here, there in zip(kept[0], anew[0], strict=True):
+            assert here.tobytes() == there.tobytes(), seed
+        np.testing.assert_array_equal(kept[1], anew[1], f"seed {seed}")
+        assert kept[2] == anew[2], seed
+
+
+def halve(phi, runtime):
+    phi.phi.operator._factors.clear()
+    phi.phi.operator.diagonal = phi.phi.operator.diagonal / 2
+
+
+def replace_relax(phi, runtime):
+    def relax(u, points, m, out, **more):
+        Wrapped.relax(phi, u, points, m, out, **more)
+        if out is not None:
+            out *= 0.5
+
+    phi.relax = relax
+
+
+@pytest.mark.parametrize("change", [halve, replace_relax])
+def test_a_propagator_that_changes_between_cycles_is_seen_to(change):
+    found = []
+    for runtime in (LocalRuntime(), EveryTime(), None):
+        problem = heat()
+        fine = Wrapped(problem["fine"], lambda: None)
+
+        def callback(k, u, residual, runtime=runtime, fine=fine):
+            if k == 4 and runtime is not None:
+                change(fine, runtime)
+
+        found.append(solve(**problem | {"fine": fine}, runtime=runtime, callback=callback).u)
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("verb", ["map", "shift", "chain", "do", "mark"])
+def test_a_verb_replaced_in_one_runtime_is_asked_from_then_on(verb):
+    asked = []
+    for runtime in (LocalRuntime(), EveryTime()):
+        calls = Counter()
+
+        def counted(*arguments, runtime=runtime, calls=calls, **named):
+            calls[verb] += 1
+            return getattr(LocalRuntime, verb)(runtime, *arguments, **named)
+
+        def callback(k, u, residual, runtime=runtime, counted=counted):
+            if k == 4:
+                setattr(runtime, verb, counted)
+
+        solve(**heat(), runtime=runtime, callback=callback)
+        asked.append(calls[verb])
+    assert asked[0] == asked[1] >= 5  # of 9 cycles
+
+
+def test_seconds_exchanged_between_cycles_get_what_follows():
+    found = []
+    for runtime in (LocalRuntime(), EveryTime()):
+
+        def callback(k, u, residual, runtime=runtime):
+            if k == 4:
+                runtime.seconds = {}
+
+        solve(**heat(), runtime=runtime, callback=callback)
+        found.append(set(runtime.seconds))
+    assert found[0] == found[1] >= {"mgrit.relax.0", "mgrit.restrict.1", "mgrit.coarsest"}
+
+
 def test_an_error_in_a_kept_call_leaves_every_region(monkeypatch):
     depth, relaxations = [], []
 
@@ -216,6 +346,12 @@ def test_sums_over_slices_are_those_of_the_fixed_tree(count):
 def test_sums_over_slices_keep_what_is_not_finite():
     assert np.isnan(LocalRuntime().reduce(np.array([1.0, np.nan, 2.0])))
     assert LocalRuntime().reduce(np.array([1.0, np.inf, 2.0])) == np.inf
+
+
+def test_sums_over_slices_are_of_float64():
+    for values in (np.ones(3, np.float32), np.ones(3, np.int64), np.ones((3, 1))):
+        with pytest.raises((TypeError, ValueError), match="values: got"):
+            LocalRuntime().reduce(values)
 
 
 def test_a_pool_gives_what_it_has_and_then_new_memory():

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,15 @@ from .protocol import Link, Repeat
 
 Array = Any
 
+VERBS = frozenset(("map", "shift", "chain", "do", "mark"))  # of which work that is kept consists
+
 
 class LocalRuntime:
     """All slices in one call per fine step.
+
+    A cycle of MGRIT that is nothing but fused relaxations and ops is taken through the method once per set of arrays;
+    then the same calls are made again without it. Each still calls the propagator, which may change in between, and
+    the bits are the same. A subclass with a verb of its own has it called in every cycle.
 
     Parameters
     ----------
@@ -39,16 +46,15 @@ class LocalRuntime:
     def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, **fused: Any) -> None:
         if not len(u):
             return
-        step: Any = phi.relax if is_fused(phi) else partial(_advance, phi)  # type: ignore[attr-defined]
         if self.slices_per_call is None:
-            self.do(step, u, points, m, out, **fused)
+            self.do(_steps(phi, u, points, m, out, **fused))
             return
         size = self.slices_per_call
         for n in range(0, len(u), size):
             end = min(n + size, len(u))
             part = part_of_points(points, n, end)
             more = {name: value if isinstance(value, str) else value[n:end] for name, value in fused.items()}
-            self.do(step, u[n:end], part, m, None if out is None else out[n:end], **more)
+            self.do(_steps(phi, u[n:end], part, m, None if out is None else out[n:end], **more))
 
     def shift(self, u: Array) -> Array:
         return u[:-1]  # one range holds all slices: the left neighbour's end is the row before
@@ -75,12 +81,12 @@ class LocalRuntime:
         return _core.tree_sum(values) if combine is np.add else float(reference.tree_sum(values, combine))
 
     def mark(self, name: str) -> AbstractContextManager[None]:
-        return Region(name, self.seconds)
+        return Region(name, self)
 
     def repeat(self, u: Array, unless: Callable[[], str | None], *, fixed: bool = False) -> Repeat:
         # A subclass that does something else in a verb is asked every time.
-        ours = all(is_of(LocalRuntime, self, verb) for verb in ("map", "shift", "chain", "do", "mark"))
-        return Kept() if fixed and ours else Anew()
+        ours = all(is_of(LocalRuntime, self, verb) for verb in VERBS)
+        return Kept(self) if fixed and ours else Anew()
 
 
 def _in_turn(link: Link, u: Array, first: int) -> None:
@@ -88,8 +94,11 @@ def _in_turn(link: Link, u: Array, first: int) -> None:
         link(n, u[n : n + 1], u[n + 1 : n + 2])
 
 
-def _advance(phi: Propagator, u: Array, points: slice, m: int, out: Array) -> None:
-    advance(phi, u, points, m, out=out)
+def _steps(phi: Propagator, u: Array, points: slice, m: int, out: Any, **fused: Any) -> Callable[[], None]:
+    """The call that takes them; ``relax`` is looked up when it is made, as everything else in ``phi`` is."""
+    if is_fused(phi):
+        return partial(methodcaller("relax", u, points, m, out, **fused), phi)
+    return partial(advance, phi, u, points, m, out=out)
 
 
 class Anew:
@@ -109,12 +118,13 @@ class Kept:
 
     mode = "eager"
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: LocalRuntime) -> None:
+        self._runtime = runtime
         self._known: dict[Hashable, tuple[Any, Calls]] = {}
 
     def __call__(self, kind: Hashable, place: Hashable, work: Callable[[], Any]) -> Any:
         key = kind, place
-        if key in self._known:
+        if key in self._known and VERBS.isdisjoint(vars(self._runtime)):  # one replaced in this object is asked too
             result, calls = self._known[key]
             for call in calls:
                 call()
@@ -145,16 +155,16 @@ class Region:
     Where calls are kept, those inside are one of those outside.
     """
 
-    __slots__ = ("begin", "name", "outside", "seconds", "traced")
+    __slots__ = ("begin", "name", "outside", "runtime", "traced")
 
-    def __init__(self, name: str, seconds: dict[str, float]) -> None:
-        self.name, self.seconds = name, seconds
+    def __init__(self, name: str, runtime: LocalRuntime) -> None:
+        self.name, self.runtime = name, runtime
 
     def __enter__(self) -> None:
         self.outside = _kept.calls
         if self.outside is not None:
             inside = Calls()
-            self.outside.append(partial(_marked, self.name, self.seconds, inside))
+            self.outside.append(partial(_marked, self.name, self.runtime, inside))
             _kept.calls = inside
         self.begin = time.perf_counter()
         self.traced = None if _trace.listener is None else _trace.mark(self.name)
@@ -166,10 +176,11 @@ class Region:
             _kept.calls = self.outside
         if self.traced is not None:
             self.traced.__exit__(*error)
-        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.begin
+        seconds = self.runtime.seconds
+        seconds[self.name] = seconds.get(self.name, 0.0) + time.perf_counter() - self.begin
 
 
-def _marked(name: str, seconds: dict[str, float], calls: Calls) -> None:
-    with Region(name, seconds):
+def _marked(name: str, runtime: LocalRuntime, calls: Calls) -> None:
+    with Region(name, runtime):
         for call in calls:
             call()

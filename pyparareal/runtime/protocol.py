@@ -60,7 +60,7 @@ class Runtime(Protocol):
         ...
 
     def reduce(self, values: Array, combine: Any = np.add) -> float:
-        """Combine ``values [S]`` over the fixed binary tree on the global slice index; 0 if there are none.
+        """Combine ``values [S]``, float64, over the fixed binary tree on the global slice index; 0 if there are none.
 
         ``combine`` is ``np.add`` or, for values that are not negative, ``np.maximum``.
         """
@@ -71,7 +71,7 @@ class Runtime(Protocol):
         ...
 
     def do(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """``call(*arguments, **named)``: an op on all slices."""
+        """``call(*arguments, **named)``: an op on all slices, as ``map`` is for a propagator."""
         ...
 
     def repeat(self, u: Array, unless: Callable[[], str | None], *, fixed: bool = False) -> Repeat:
