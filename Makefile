@@ -22,7 +22,7 @@ train: build
 	$(BIN)/pyparareal train --model resnet20 --data digits --parts 4 --compare-serial
 
 test: build
-	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal tests
+	OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal tests
 
 wheel: build
 	.ci/wheel
