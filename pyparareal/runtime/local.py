@@ -48,13 +48,8 @@ class LocalRuntime:
             return
         if self.slices_per_call is None:
             self.do(_steps(phi, u, points, m, out, **fused))
-            return
-        size = self.slices_per_call
-        for n in range(0, len(u), size):
-            end = min(n + size, len(u))
-            part = part_of_points(points, n, end)
-            more = {name: value if isinstance(value, str) else value[n:end] for name, value in fused.items()}
-            self.do(_steps(phi, u[n:end], part, m, None if out is None else out[n:end], **more))
+        else:
+            self.do(_in_parts, self.slices_per_call, phi, u, points, m, out, **fused)
 
     def shift(self, u: Array) -> Array:
         return u[:-1]  # one range holds all slices: the left neighbour's end is the row before
@@ -92,6 +87,15 @@ class LocalRuntime:
 def _in_turn(link: Link, u: Array, first: int) -> None:
     for n in range(first, len(u) - 1):
         link(n, u[n : n + 1], u[n + 1 : n + 2])
+
+
+def _in_parts(size: int, phi: Propagator, u: Array, points: slice, m: int, out: Any, **fused: Any) -> None:
+    """One call for whoever keeps it: as many as there are parts would need memory."""
+    for n in range(0, len(u), size):
+        end = min(n + size, len(u))
+        part = part_of_points(points, n, end)
+        more = {name: value if isinstance(value, str) else value[n:end] for name, value in fused.items()}
+        _steps(phi, u[n:end], part, m, None if out is None else out[n:end], **more)()
 
 
 def _steps(phi: Propagator, u: Array, points: slice, m: int, out: Any, **fused: Any) -> Callable[[], None]:
