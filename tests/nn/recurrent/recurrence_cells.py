@@ -4,6 +4,15 @@
 import torch
 from torch import nn
 
+METHODS = {
+    "chunks": {"method": "hybrid", "jacobian": "none"},
+    "hybrid": {"method": "hybrid", "jacobian": "full"},
+    "newton": {"method": "newton", "jacobian": "full"},
+    "diagonal": {"method": "newton", "jacobian": "diagonal"},
+    "mgrit": {"method": "mgrit"},
+    "auto": {"method": "auto"},
+}
+
 
 class MatrixCell(nn.Module):
     """A cell whose state is a matrix: ``h [rows, 4, 3]``, mixed from the left, driven by the input."""
