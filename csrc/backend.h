@@ -50,6 +50,10 @@ struct EndNorms {
   Status relax_gru_adjoint(const MutableView& d_start, const MutableView& d_gates, const MutableView& d_hidden,        \
                            const ConstView& u, const ConstView& gates, const ConstView& weight, const ConstView& bias, \
                            const ConstView& d_end, const ConstView& d_every, const Exec& exec);                        \
+  /* With and without blocks; `start` has an axis of one row in front. */                                              \
+  Status scan(const MutableView& u, const ConstView& a, const ConstView& b, const ConstView& start, bool blocks,       \
+              bool reverse, const Exec& exec);                                                                         \
+  std::size_t scan_workspace_bytes(const ConstView& b, bool blocks, int32_t threads);                                  \
   /* Scratch of the relaxations for at most `threads` threads (0: the default); for one thread it suffices. */         \
   std::size_t relax_tridiagonal_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads);               \
   std::size_t relax_stencil_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads);                   \

@@ -143,6 +143,10 @@ cdef extern from "pyparareal/capsule.h" namespace "pyparareal" nogil:
             MutableView, MutableView, MutableView, ConstView, ConstView, ConstView, ConstView, ConstView, ConstView,
             Exec) noexcept
         size_t (*relax_gru_adjoint_workspace_bytes)(const ConstView&, int32_t) noexcept
+        Status (*scan_diag)(MutableView, ConstView, ConstView, ConstView, bint, Exec) noexcept
+        size_t (*scan_diag_workspace_bytes)(const ConstView&, int32_t) noexcept
+        Status (*scan_block)(MutableView, ConstView, ConstView, ConstView, bint, Exec) noexcept
+        size_t (*scan_block_workspace_bytes)(const ConstView&, int32_t) noexcept
 
 
 # ops.h, name by name: shapes, meaning and rules are there.
@@ -183,6 +187,12 @@ cdef Status relax_gru_adjoint(
     MutableView d_start, MutableView d_gates, MutableView d_hidden, ConstView u, ConstView gates, ConstView weight,
     ConstView bias, ConstView d_end, ConstView d_every, Exec exec) noexcept nogil
 cdef size_t relax_gru_adjoint_workspace_bytes(const ConstView& d_end, int32_t threads) noexcept nogil
+cdef Status scan_diag(
+    MutableView u, ConstView a, ConstView b, ConstView start, bint reverse, Exec exec) noexcept nogil
+cdef size_t scan_diag_workspace_bytes(const ConstView& b, int32_t threads) noexcept nogil
+cdef Status scan_block(
+    MutableView u, ConstView a, ConstView b, ConstView start, bint reverse, Exec exec) noexcept nogil
+cdef size_t scan_block_workspace_bytes(const ConstView& b, int32_t threads) noexcept nogil
 
 # A view of CPU memory from what a typed memoryview says of itself:
 #     view_of(&u[0, 0], DType.float64, 2, u.shape, u.strides)

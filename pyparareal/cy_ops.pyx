@@ -125,6 +125,24 @@ cdef size_t relax_gru_adjoint_workspace_bytes(const ConstView& d_end, int32_t th
     return table.relax_gru_adjoint_workspace_bytes(d_end, threads)
 
 
+cdef Status scan_diag(
+        MutableView u, ConstView a, ConstView b, ConstView start, bint reverse, Exec exec) noexcept nogil:
+    return table.scan_diag(u, a, b, start, reverse, exec)
+
+
+cdef size_t scan_diag_workspace_bytes(const ConstView& b, int32_t threads) noexcept nogil:
+    return table.scan_diag_workspace_bytes(b, threads)
+
+
+cdef Status scan_block(
+        MutableView u, ConstView a, ConstView b, ConstView start, bint reverse, Exec exec) noexcept nogil:
+    return table.scan_block(u, a, b, start, reverse, exec)
+
+
+cdef size_t scan_block_workspace_bytes(const ConstView& b, int32_t threads) noexcept nogil:
+    return table.scan_block_workspace_bytes(b, threads)
+
+
 cdef Py_ssize_t item_bytes(DType dtype) noexcept nogil:
     return 8 if dtype == DType.float64 or dtype == DType.int64 else 4 if dtype == DType.float32 else 2
 

@@ -164,4 +164,10 @@ void relax_gru_adjoint(py::handle d_start, py::handle d_gates, py::handle d_hidd
                        py::handle weight, py::handle bias, py::handle d_end, py::handle d_every, py::handle stream,
                        py::handle threads);
 
+// scan.cpp
+void scan_diag(py::handle out, py::handle a, py::handle b, py::handle start, bool reverse, py::handle stream,
+               py::handle threads);
+void scan_block(py::handle out, py::handle a, py::handle b, py::handle start, bool reverse, py::handle stream,
+                py::handle threads);
+
 }  // namespace pyparareal::bindings

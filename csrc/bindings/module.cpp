@@ -204,7 +204,11 @@ OpsTable ops_table = {ops_table_version,
                       pyparareal::relax_gru,
                       pyparareal::relax_gru_workspace_bytes,
                       pyparareal::relax_gru_adjoint,
-                      pyparareal::relax_gru_adjoint_workspace_bytes};
+                      pyparareal::relax_gru_adjoint_workspace_bytes,
+                      pyparareal::scan_diag,
+                      pyparareal::scan_diag_workspace_bytes,
+                      pyparareal::scan_block,
+                      pyparareal::scan_block_workspace_bytes};
 
 }  // namespace
 
@@ -259,6 +263,10 @@ PYBIND11_MODULE(_core, module) {
              py::arg("d_hidden").none(true), py::arg("u"), py::arg("gates"), py::arg("weight"),
              py::arg("bias").none(true), py::arg("d_end"), py::arg("d_every").none(true), py::arg("stream").none(true),
              py::arg("threads"));
+  module.def("scan_diag", scan_diag, py::arg("out"), py::arg("a"), py::arg("b"), py::arg("start").none(true),
+             py::arg("reverse"), py::arg("stream").none(true), py::arg("threads"));
+  module.def("scan_block", scan_block, py::arg("out"), py::arg("a"), py::arg("b"), py::arg("start").none(true),
+             py::arg("reverse"), py::arg("stream").none(true), py::arg("threads"));
   module.def("build_info", build_info, "What this extension was built with.");
   module.def("select_simd", select_simd, py::arg("name"), "Choose the instruction set of the CPU kernels.");
   module.def("held_calls", held_calls, "Calls on foreign streams whose arrays are still held.");

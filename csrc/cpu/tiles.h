@@ -11,6 +11,7 @@
 #include "mlp_tiles.h"
 #include "pyparareal/layout.h"
 #include "relax_tiles.h"
+#include "scan_tiles.h"
 
 namespace pyparareal::cpu {
 
@@ -40,6 +41,8 @@ struct TileSet {
   MlpTiles<float> mlp_float32;
   GruTiles<double> gru_float64;
   GruTiles<float> gru_float32;
+  ScanTiles<double> scan_float64;
+  ScanTiles<float> scan_float32;
 };
 
 const TileSet& tiles_baseline();
@@ -103,6 +106,17 @@ inline const GruTiles<double>& gru_tiles_of(const TileSet& set) {
 template <>
 inline const GruTiles<float>& gru_tiles_of(const TileSet& set) {
   return set.gru_float32;
+}
+
+template <class T>
+const ScanTiles<T>& scan_tiles_of(const TileSet& set);
+template <>
+inline const ScanTiles<double>& scan_tiles_of(const TileSet& set) {
+  return set.scan_float64;
+}
+template <>
+inline const ScanTiles<float>& scan_tiles_of(const TileSet& set) {
+  return set.scan_float32;
 }
 
 }  // namespace pyparareal::cpu

@@ -2,6 +2,7 @@
 // Included by each tiles_*.cpp after its target pragma; everything here has internal linkage, so that
 // no copy compiled for a wide instruction set can be linked into code for a narrow one.
 #include "mlp_body.h"
+#include "scan_body.h"
 
 #include "gru_body.h"
 
@@ -168,7 +169,9 @@ constexpr TileSet make_tile_set(const char* name) {
           make_mlp_tiles<double>(),
           make_mlp_tiles<float>(),
           make_gru_tiles<double>(),
-          make_gru_tiles<float>()};
+          make_gru_tiles<float>(),
+          make_scan_tiles<double>(),
+          make_scan_tiles<float>()};
 }
 
 }  // namespace

@@ -41,6 +41,10 @@ struct OpsTable {
   Status (*relax_gru_adjoint)(MutableView, MutableView, MutableView, ConstView, ConstView, ConstView, ConstView,
                               ConstView, ConstView, Exec);
   std::size_t (*relax_gru_adjoint_workspace_bytes)(const ConstView&, int32_t);
+  Status (*scan_diag)(MutableView, ConstView, ConstView, ConstView, bool, Exec);
+  std::size_t (*scan_diag_workspace_bytes)(const ConstView&, int32_t);
+  Status (*scan_block)(MutableView, ConstView, ConstView, ConstView, bool, Exec);
+  std::size_t (*scan_block_workspace_bytes)(const ConstView&, int32_t);
 };
 
 }  // namespace pyparareal

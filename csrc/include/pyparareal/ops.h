@@ -135,4 +135,21 @@ Status relax_gru_adjoint(MutableView d_start,   // [slices, batch..., hidden]; m
                          Exec exec);
 std::size_t relax_gru_adjoint_workspace_bytes(const ConstView& d_end, int32_t threads);
 
+// Scans: u[i] = a[i] u[i-1] + b[i] from u[-1] = start, or without it from u[0] = b[0] on, float64 and float32. With
+// `reverse` the transposed system, u[i] = a[i+1]^T u[i+1] + b[i] from u[steps-1] = b[steps-1] down, without `start`.
+// The order of operations is that of reference_scan.py. What `threads` means for the scratch is said above.
+Status scan_diag(MutableView u,    // [steps, batch, features...]; may be the same view as b alone
+                 ConstView a,      // like u
+                 ConstView b,      // like u
+                 ConstView start,  // [batch, features...], or absent
+                 bool reverse, Exec exec);
+std::size_t scan_diag_workspace_bytes(const ConstView& b, int32_t threads);
+
+Status scan_block(MutableView u,    // [steps, batch, features..., d]; may be the same view as b alone
+                  ConstView a,      // [steps, batch, features..., d, d]
+                  ConstView b,      // like u
+                  ConstView start,  // [batch, features..., d], or absent
+                  bool reverse, Exec exec);
+std::size_t scan_block_workspace_bytes(const ConstView& b, int32_t threads);
+
 }  // namespace pyparareal
