@@ -22,7 +22,13 @@ SOURCES = [
     *sorted(ROOT.glob("csrc/cpu/*.cpp")),
 ]
 # Each with the fewest checks it makes.
-PROGRAMS = {"test_cuda_emulated": 10_000, "test_cuda_relax": 5_000, "test_cuda_mlp": 1_500, "test_cuda_gru": 1_000}
+PROGRAMS = {
+    "test_cuda_emulated": 10_000,
+    "test_cuda_relax": 5_000,
+    "test_cuda_mlp": 1_500,
+    "test_cuda_gru": 1_000,
+    "test_cuda_scan": 3_000,
+}
 # Undefined arithmetic and misaligned packs trap; traps need no sanitizer library.
 FLAGS = [
     *("-std=c++17", "-ffp-contract=off"),

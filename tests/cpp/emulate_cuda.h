@@ -46,6 +46,7 @@ struct Settings {
   int fail_launches = 0;                // that many launches report an error and run nothing
   std::map<std::string, int> launches;  // by mangled name of the kernel's signature
   int last_launch_device = -1;
+  bool far_starts = false;     // scans look back to their beginning, past groups that have ended
   bool capturing = false;      // every stream, by another thread in the strictest mode
   bool capture_ended = false;  // by a call that a capture forbids
 };
@@ -205,6 +206,13 @@ T shuffle_down(unsigned mask, T value, unsigned delta, unsigned width, const cha
 #define EMULATED_SITE __FILE__ ":" EMULATED_TEXT(__LINE__)
 #define __syncthreads() ::emulate::barrier(EMULATED_SITE)
 #define __shfl_down_sync(mask, value, delta, width) ::emulate::shuffle_down(mask, value, delta, width, EMULATED_SITE)
+
+// Blocks run one after the other, and threads until they wait: nothing comes between.
+inline void __threadfence() {}
+inline int atomicAdd(int* at, int value) {
+  const int old = *at;
+  return *at = old + value, old;
+}
 
 // The runtime calls in use. Streams are in order, and work is done when the call returns.
 enum cudaError_t {

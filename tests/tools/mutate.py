@@ -30,6 +30,7 @@ KERNEL_TESTS = ["tests/test_ops*.py"]
 RELAX_TESTS = ["tests/test_ops_relax*.py"]
 MLP_TESTS = ["tests/test_ops_mlp*.py"]
 GRU_TESTS = ["tests/test_ops_gru*.py", "tests/test_torch_gru.py"]
+SCAN_TESTS = ["tests/test_ops_scan*.py", "tests/test_torch_scan.py"]
 SOLVER_TESTS = ["tests/test_solve*.py", "tests/test_theorems.py", "tests/test_parareal*.py", "tests/test_runtime*.py"]
 MGRIT_TESTS = ["tests/test_mgrit*.py", "tests/test_golden_mgrit.py", "tests/test_solver.py"]
 TARGETS = {
@@ -64,6 +65,12 @@ TARGETS = {
     "csrc/cpu/gru_body.h": GRU_TESTS,
     "csrc/cpu/gru_tiles.h": GRU_TESTS,
     "pyparareal/torch_gru.py": GRU_TESTS,
+    "csrc/include/pyparareal/scan.h": SCAN_TESTS,
+    "csrc/scan_ops.cpp": SCAN_TESTS,
+    "csrc/cpu/scan.cpp": SCAN_TESTS,
+    "csrc/cpu/scan_body.h": SCAN_TESTS,
+    "csrc/cpu/scan_columns.h": SCAN_TESTS,
+    "pyparareal/torch_scan.py": SCAN_TESTS,
     "pyparareal/time_grid.py": ["tests/test_time_grid.py", "tests/test_propagators.py", *SOLVER_TESTS],
     "pyparareal/runtime/local.py": SOLVER_TESTS,
     "pyparareal/parareal.py": SOLVER_TESTS,
