@@ -15,9 +15,10 @@ op                        value                                           gradie
 ``c_relax``               ``omega phi + (1 - omega) u``                   ``(omega d, (1 - omega) d)``
 ========================  ==============================================  ===================================
 
-These return new tensors. A name with ``_`` appended (``parareal_update_(out, ...)``) writes into its
-first argument instead, returns nothing, and refuses tensors that require grad. Norms other than
-``sum_squares`` are not differentiable: their backward raises. ``torch.func.vmap`` maps the functional ones.
+These return new tensors, and so do the scans (:mod:`pyparareal.torch_scan`). A name with ``_`` appended
+(``parareal_update_(out, ...)``) writes into its first argument instead, returns nothing, and refuses
+tensors that require grad. Norms other than ``sum_squares`` are not differentiable: their backward raises.
+``torch.func.vmap`` maps the functional ones.
 
 All run on the current stream, on CPU and CUDA tensors of float64, float32, float16 and bfloat16; wrong
 arguments raise the errors of :mod:`pyparareal.ops`, whose functions cost less per call.
@@ -31,6 +32,7 @@ import torch
 from torch import Tensor
 
 from pyparareal import ops
+from pyparareal import torch_scan as torch_scan
 
 _SCHEMAS = {
     "parareal_update": "(Tensor f_old, Tensor g_new, Tensor g_old) -> Tensor",
