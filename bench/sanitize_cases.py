@@ -115,6 +115,7 @@ def _relaxations_on(host: list[Any], device: str) -> Any:
         yield f"norms of {name}", norms, reference.slice_norms(expected, _wide(host[3]))
     yield from _networks_on(u, host[1], device)
     yield from _recurrent_units_on(u, host[1], device)
+    yield from _scans_on(u.dtype, device)
     if n == 3:
         lorenz = ("lorenz", (10, 28, 8 / 3), RK4, 0.001, 2)
         yield "relax_rk", ops.relax_rk(u.to(device), *lorenz), reference.relax_rk(_wide(u), *lorenz)
@@ -153,6 +154,19 @@ def _recurrent_units_on(u: Any, other: Any, device: str) -> Any:
     expected = reference.relax_gru_adjoint(_wide(states), *plain, _wide(other))
     for name, one, wanted in zip(("start", "gates", "hidden"), got, expected, strict=True):
         yield f"relax_gru_adjoint, {name}", one, wanted
+
+
+def _scans_on(dtype: Any, device: str) -> Any:
+    """Scans over more rows than a group has, forward, reverse and of blocks."""
+    numbers = torch.arange(300 * 6, dtype=dtype).reshape(300, 6)
+    a, b = numbers.cos(), numbers.sin()
+    for reverse in (False, True):
+        got = ops.scan_diag(a.to(device), b.to(device), reverse=reverse)
+        yield f"scan_diag, reverse {reverse}", got, reference.scan_diag(_wide(a), _wide(b), reverse=reverse)
+    vectors = b.reshape(300, 3, 2)
+    blocks = torch.stack([vectors, vectors.flip(-1)], -1).contiguous()
+    got = ops.scan_block(blocks.to(device), vectors.to(device), vectors[0].to(device))
+    yield "scan_block", got, reference.scan_block(_wide(blocks), _wide(vectors), _wide(vectors[0]))
 
 
 def _wide(x: Any) -> np.ndarray[Any, Any]:
