@@ -188,6 +188,7 @@ def _check(total: Result, kind: str, found: dict[str, list[Any]], expected: list
 def _ratios(total: Result, name: str, numerator: str, denominator: str) -> None:
     """``numerator / denominator`` of neighbouring samples, in inference and in training."""
     for kind, prefix in (("inference", ""), ("training", "training_")):
-        if f"{numerator}_{kind}" in total.samples:
-            samples = (_timing.Samples(total.samples[f"{n}_{kind}"]) for n in (numerator, denominator))
+        keys = [f"{n}_{kind}" for n in (numerator, denominator)]
+        if all(key in total.samples for key in keys):
+            samples = (_timing.Samples(total.samples[key]) for key in keys)
             total.metrics[prefix + name] = _timing.ratio(*samples).value
