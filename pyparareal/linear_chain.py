@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from . import arrays
+from . import arrays, ops
 
 Array = Any
 
@@ -18,17 +18,9 @@ def solve(jacobians: Array, r: Array, *, diagonal: bool) -> Array:
     """``d[i] = J[i] d[i-1] + r[i]`` with ``d[0] = r[0]``, like ``r`` in the dtype of ``J``."""
     r = _like_dtype(r, jacobians)
     if diagonal:
-        return _scan(jacobians, r, lambda a, d: a * d)
-    d = _scan(jacobians, r.reshape(jacobians.shape[:-1]), lambda a, d: (a @ d[..., None])[..., 0])
-    return d.reshape(r.shape)
-
-
-def _scan(a: Array, b: Array, product: Any) -> Array:
-    u = arrays.empty_like(b)
-    u[0] = b[0]
-    for i in range(1, len(b)):
-        u[i] = product(a[i], u[i - 1]) + b[i]
-    return u
+        rows = (len(r), -1)  # the scans take 2 axes or more
+        return ops.scan_diag(jacobians.reshape(rows), r.reshape(rows)).reshape(r.shape)
+    return ops.scan_block(jacobians, r.reshape(jacobians.shape[:-1])).reshape(r.shape)
 
 
 def restrict(d: Array, f: Array, trust: float) -> None:
