@@ -33,15 +33,15 @@ def bytes_per_step(step: Any, u0: Tensor, known: Sequence[Tensor]) -> int:
     parameters = {tensor.untyped_storage().data_ptr() for tensor in known}
     seen: set[int] = set()
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
         nonlocal kept
         place = tensor.untyped_storage().data_ptr()
         if place not in parameters and place not in seen:
             seen.add(place)
             kept += tensor.numel() * tensor.element_size()
-        return tensor
+        # The graph is for counting: one that kept the step's own result would keep itself, and never be freed.
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
         step.step(u0.detach()[None].requires_grad_(), slice(0, 1, 1))
     return kept
 
