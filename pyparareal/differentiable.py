@@ -20,7 +20,7 @@ from .adjoint import AdjointChain, BackwardPass
 from .method_runs import Problem
 from .relaxation import every_point
 from .solution import Solution
-from .vjp import held_by, parameter_gradients, require_repeatable, used_by
+from .vjp import held_by, independent, parameter_gradients, require_repeatable, used_by
 
 
 def differentiable(
@@ -55,9 +55,9 @@ def differentiable(
         require_repeatable(modules)
     if given is None:
         phi = checks.propagator("fine", problem.fine, problem.grid, deterministic=False)
-        known = _distinct([*known, *used_by(phi, u0[None])])
+        known = independent([*known, *used_by(phi, u0[None], known)])
     else:
-        known = given
+        known = independent(given)
     if not (known or roots):
         with torch.no_grad():
             return compute()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -77,10 +77,30 @@ def _copy(u: Tensor) -> Tensor:
 # Which tensors a step depends on
 
 
-def used_by(phi: Propagator, u: Tensor) -> list[Tensor]:
-    """The leaves that require grad and that one step from ``u [1, ...]`` depends on, found by taking it."""
+def used_by(phi: Propagator, u: Tensor, known: Sequence[Tensor] = ()) -> list[Tensor]:
+    """The leaves that require grad and that one step from ``u [1, ...]`` depends on, found by taking it.
+
+    Those on which it depends through the tensors ``known`` alone do not count.
+    """
     with torch.enable_grad():
-        return leaves(require_like(phi.step(_copy(u.detach()), slice(0, 1, 1)), u, phi))
+        return leaves(require_like(phi.step(_copy(u.detach()), slice(0, 1, 1)), u, phi), stop=known)
+
+
+def independent(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """``tensors``, those computed from others of them replaced by the leaves behind them: no path is counted twice."""
+    found = list({id(t): t for t in tensors}.values())
+    while of_others := [t for t in found if _depends(t, found)]:
+        kept = [t for t in found if all(t is not other for other in of_others)]
+        behind = [leaf for t in of_others for leaf in leaves(t)]
+        found = list({id(t): t for t in [*kept, *behind]}.values())
+    return found
+
+
+def _depends(u: Tensor, others: Sequence[Tensor]) -> bool:
+    """Whether one of the ``others`` is in the graph behind ``u``."""
+    here = {id(t) for t in others if t.grad_fn is None}
+    nodes = {t.grad_fn for t in others if t.grad_fn is not None and t is not u}
+    return any(node in nodes or id(getattr(node, "variable", None)) in here for node in _behind(u))
 
 
 def require_graph(phi: Propagator, u: Tensor) -> None:
@@ -90,17 +110,20 @@ def require_graph(phi: Propagator, u: Tensor) -> None:
 
 def leaves(u: Any, stop: Iterable[Tensor] = ()) -> list[Tensor]:
     """The leaves of the graph behind ``u``, but for those behind the tensors ``stop``."""
-    closed = {t.grad_fn for t in stop if t.grad_fn is not None}
-    found, seen, todo = [], set(closed), [u.grad_fn] if isinstance(u, Tensor) and u.grad_fn is not None else []
+    return [node.variable for node in _behind(u, stop) if hasattr(node, "variable")]
+
+
+def _behind(u: Any, stop: Iterable[Tensor] = ()) -> Iterator[Any]:
+    """The nodes of the graph behind ``u``, each once, but for those behind the tensors ``stop``."""
+    seen = {t.grad_fn for t in stop if t.grad_fn is not None}
+    todo = [u.grad_fn] if isinstance(u, Tensor) and u.grad_fn is not None else []
     while todo:
         node = todo.pop()
         if node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
+        yield node
         todo.extend(parent for parent, _ in node.next_functions if parent is not None)
-    return found
 
 
 def require_known(u: Tensor, known: Sequence[Tensor]) -> None:

@@ -361,6 +361,46 @@ def test_modules_closures_and_what_they_were_computed_from():
         assert_gradients(got, torch.autograd.grad(last(u[None]), leaves, retain_graph=True))
 
 
+class Held:
+    """``tanh(w u + p)``, ``w`` and ``p`` attributes."""
+
+    batch_invariant = False
+
+    def __init__(self, w, p, module=None):
+        self.w, self.p, self.module = w, p, module
+
+    def step(self, u, points):
+        return torch.tanh(self.w * u + self.p)
+
+
+def test_tensors_computed_from_one_another_are_counted_once():
+    # Each path from a leaf to a step has one share in its gradient: through w alone, directly too, through two tensors.
+    torch.manual_seed(0)
+    a, b = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    module = torch.nn.Linear(3, 1, bias=False).double()
+    weight = module.weight
+    u0, grid = tensor(2, 3, grad=False), TimeGrid(0, 1, 6)
+    for made in (
+        lambda: Held(a * 1.5, b),
+        lambda: Held(a * 1.5, a),
+        lambda: Held(torch.sin(weight[0]), b, module),
+        lambda: Held((w := a * b), w * a),
+        lambda: Held((w := a * b), torch.cos(w)),
+    ):
+        for named in (False, True):
+            fine = made()
+            u = u0
+            for _ in range(6):
+                u = fine.step(u, None)
+            leaves = [a, b, weight]
+            expected = torch.autograd.grad(last(u[None]), leaves, retain_graph=True, allow_unused=True)
+            parameters = [fine.w, fine.p, *leaves] if named else None
+            solution = solve(fine, u0, grid, m=2, tol=TOL, coarse=lambda u: u, parameters=parameters)
+            got = torch.autograd.grad(last(solution.u), leaves, retain_graph=True, allow_unused=True)
+            assert [g is None for g in got] == [e is None for e in expected]
+            assert_gradients([g for g in got if g is not None], [e for e in expected if e is not None])
+
+
 def test_only_the_parameters_that_are_named():
     problem = Problem(12)
     solution = problem.solve(m=3, parameters=[problem.bias, problem.bias])
