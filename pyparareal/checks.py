@@ -93,7 +93,9 @@ def runtime(given: Any) -> Runtime:
     if given is None:
         return LocalRuntime()
     missing = [
-        verb for verb in ("map", "shift", "chain", "reduce", "mark", "repeat", "seconds") if not hasattr(given, verb)
+        verb
+        for verb in ("map", "do", "shift", "chain", "reduce", "mark", "repeat", "seconds")
+        if not hasattr(given, verb)
     ]
     if missing:
         raise TypeError(f"runtime: got {type(given).__name__} without {', '.join(missing)}, expected a Runtime or None")
