@@ -85,14 +85,15 @@ def _walk(a: Array, b: Array, start: Array | None, u: Array) -> Array:
 
 def _group(a: Array, b: Array, start: Array | None, u: Array) -> Array:
     """The rows of a group into ``u``, chunk by chunk; the state that the next group starts from."""
-    state, group = start, None
-    for first in range(0, len(b), ROWS):
-        rows = slice(first, first + ROWS)
+    first = slice(ROWS)
+    group = _map(a[first], b[first])
+    state = _end(group, start, _walk(a[first], b[first], start, u[first]))
+    for row in range(ROWS, len(b), ROWS):
+        rows = slice(row, row + ROWS)
         chunk = _map(a[rows], b[rows])
-        end = _walk(a[rows], b[rows], state, u[rows])
-        state = _end(chunk, state, end)
-        group = chunk if group is None else _after(group, chunk)
-    return state if group is None else _end(group, start, state)
+        state = _end(chunk, state, _walk(a[rows], b[rows], state, u[rows]))
+        group = _after(group, chunk)
+    return _end(group, start, state)
 
 
 def _map(a: Array, b: Array) -> tuple[Array, Array]:

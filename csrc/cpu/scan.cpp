@@ -8,8 +8,9 @@
 namespace pyparareal::cpu {
 namespace {
 
-// Rows that threads share at once: what each takes stays in its L2 between the first step and the third.
-inline constexpr int64_t share_bytes = 256 << 10;
+// Rows that threads share at once: fewer would wait for each other more often, more would leave the last-level cache
+// between the first step and the third.
+inline constexpr int64_t share_bytes = 4 << 20;
 
 template <class T>
 int64_t row_bytes(const ScanTask<T>& task) {

@@ -9,9 +9,7 @@ namespace {
 
 // Vectors of a tile: several recurrences hide each other's latency.
 template <int d>
-inline constexpr int scan_vectors = d > 1                           ? 1
-                                    : PYPARAREAL_VECTOR_BYTES == 64 ? 8
-                                                                    : 4;
+inline constexpr int scan_vectors = d > 1 ? 1 : 4;
 template <class T, int d>
 inline constexpr int scan_width = scan_vectors<d> * lanes_of<T>;
 
@@ -214,7 +212,7 @@ struct ScanTile {
   }
 
   // The rows of all chunks from their starts on.
-  template <int vectors>
+  template <int vectors, bool past_caches>
   void follow(T* to, int64_t to_row, int rows, int column) {
     V x[vectors][d];
     for (int v = 0; v < vectors; ++v)
@@ -225,20 +223,44 @@ struct ScanTile {
         V factors[squares], right[d], y[d];
         read_row(j, column + v * n, factors, right);
         scan_apply<d>(y, factors, x[v], right);
-        for (int p = 0; p < d; ++p) write(to + j * to_row + p * width + column + v * n, x[v][p] = y[p]);
+        for (int p = 0; p < d; ++p) {
+          T* const place_of = to + j * to_row + p * width + column + v * n;
+          x[v][p] = y[p];
+          past_caches ? write_past_caches(place_of, y[p]) : write(place_of, y[p]);
+        }
       }
+  }
+
+  // Whole lines, written as such.
+  static inline __attribute__((always_inline)) void write_past_caches(T* to, const V& v) {
+#if !defined(__x86_64__) || defined(__clang__)
+    write(to, v);
+#elif PYPARAREAL_VECTOR_BYTES == 64
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)v);
+#elif PYPARAREAL_VECTOR_BYTES == 32
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)v);
+#else
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)v);
+#endif
+  }
+
+  bool lines(const T* to) const {
+    return reinterpret_cast<uintptr_t>(to) % 64 == 0 && task.u.lanes.slice_stride * int64_t{sizeof(T)} % 64 == 0;
   }
 
   void follow() {
     const bool lies = d == 1 && place.chunks == 1 && task.u.lanes.contiguous();
-    const bool into = lies && place.lanes == width && !of.around_caches;
-    T* const to = into ? task.u.at(place.row, place.lane) : b_rows;
+    T* const there = task.u.at(place.row, place.lane);
+    const bool past_caches = of.around_caches && lines(there);
+    const bool into = lies && place.lanes == width && (past_caches || !of.around_caches);
+    T* const to = into ? there : b_rows;
     const int64_t to_row = into ? task.u.lanes.slice_stride : d * width;
     const int rows = place.chunks == 1 ? place.rows_of(0) : scan_rows;
+    if (into && past_caches) return follow<scan_vectors<d>, true>(to, to_row, rows, 0);
     if (place.columns() > width - n)
-      follow<scan_vectors<d>>(to, to_row, rows, 0);
+      follow<scan_vectors<d>, false>(to, to_row, rows, 0);
     else
-      for (int column = 0; column < place.columns(); column += n) follow<1>(to, to_row, rows, column);
+      for (int column = 0; column < place.columns(); column += n) follow<1, false>(to, to_row, rows, column);
     if (into) return;
     if (!lies) return ScanColumns<T, d, d, width>(task.u, place).write_all(b_rows, place);
     const std::size_t bytes = static_cast<std::size_t>(place.lanes) * sizeof(T);

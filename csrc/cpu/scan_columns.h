@@ -25,10 +25,10 @@ template <class Element, int elements, int d, int width>
 struct ScanColumns {
   using T = std::remove_const_t<Element>;
   static constexpr int n = lanes_of<T>;
-  Element* base[width] = {};
-  int64_t ahead;      // to the next tile
-  int64_t row, p, q;  // strides
-  int dense;          // numbers of a column that follow each other, or 0 where they do not fill a vector
+  Element* base[width + n] = {};  // of whole vectors
+  int64_t ahead;                  // to the next tile
+  int64_t row, p, q;              // strides
+  int dense;                      // numbers of a column that follow each other, or 0 where they do not fill a vector
 
   ScanColumns(const ScanOperand<Element>& operand, const ScanPlace& place)
       : row(operand.lanes.slice_stride), p(operand.p), q(operand.q) {
@@ -38,7 +38,7 @@ struct ScanColumns {
     }
     Element* const first = operand.at(place.row, place.lane);
     ahead = operand.at(place.next_row, place.next_lane) - first;
-    for (int column = place.columns(); column < width; ++column) base[column] = first;  // read, and never written
+    for (int column = place.columns(); column < width + n; ++column) base[column] = first;  // read, and never written
     const bool follow = elements == 1 || (q == 1 && (elements == d || p == d)) || (elements > d && p == 1 && q == d);
     dense = !follow ? 0 : row == elements ? scan_rows * elements : elements;
     if (dense < n) dense = 0;
