@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Do trainings with sequences solved in parallel coincide with serial ones? Four tasks, three seeds each.
+
+The trainings go to ``$PYPARAREAL_SEQUENCE_RUNS`` (default ``runs/sequence_training.jsonl``) one by one; a run that was
+stopped continues there, and a complete file is only evaluated.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bench.cases import Result, case
+
+if TYPE_CHECKING:
+    from bench.sequence_training import Task
+
+LENGTH = 4096  # of the adding problem
+
+
+def record() -> Path:
+    """Where finished trainings are."""
+    return Path(os.environ.get("PYPARAREAL_SEQUENCE_RUNS", "runs/sequence_training.jsonl"))
+
+
+def tasks() -> list[Task]:
+    """Digits by pixels, the same enlarged with permuted rows, the adding problem, and that with gates near 1."""
+    import torch
+
+    from bench.sequence_training import Task, adding, digits, squared
+
+    entropy = torch.nn.functional.cross_entropy
+    hybrid, mgrit = {"method": "hybrid"}, {"method": "mgrit"}
+    return [
+        Task("digits", 64, 1, 32, 10, 150, 3e-3, digits(64), entropy, parallel=mgrit),
+        Task("rows_permuted", 784, 1, 32, 10, 80, 3e-3, digits(64, 28, rows_permuted=True), entropy, parallel=hybrid),
+        Task("adding", LENGTH, 2, 32, 1, 50, 3e-3, adding(16, LENGTH), squared, parallel=hybrid),
+        Task("adding_long", LENGTH, 2, 32, 1, 30, 3e-3, adding(16, LENGTH), squared, memory=LENGTH, parallel=mgrit),
+    ]
+
+
+@case("sequence.training", suite="full")
+def training() -> Result:
+    """Largest gap between the losses of parallel and serial trainings, in units of the spread over the seeds."""
+    from bench import sequence_training as st
+
+    path = record()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metrics: dict[str, float] = {}
+    for task in tasks():
+        records = st.complete(task, path)
+        parallel = [r for r in records if r.mode == "parallel"]
+        known = [e for r in parallel for e in r.exponent if e is not None]
+        metrics |= {
+            f"{task.name}_gap": st.largest_gap(records),
+            f"{task.name}_iterations_first": float(np.mean([r.iterations[0] for r in parallel])),
+            f"{task.name}_iterations_last": float(np.mean([r.iterations[-1] for r in parallel])),
+            f"{task.name}_iterations_most": float(max(max(r.iterations) for r in parallel)),
+            f"{task.name}_fallbacks": float(sum(r.fallbacks for r in parallel)),
+        }
+        if known:
+            metrics[f"{task.name}_exponent_most"] = max(known)
+    gap = max(metrics[f"{task.name}_gap"] for task in tasks())
+    return Result({"largest_gap": gap, **metrics}, gap < 1, notes="gap: in units of the spread over three seeds")
