@@ -75,7 +75,7 @@ class Tridiagonal:
         return ops.relax_tridiagonal(u, *self.factors(u, h), m, out=out, **more)
 
     def factors(self, u: Array, h: float) -> tuple[Array, Array, Array]:
-        """``ratio``, ``scale`` and ``coupling`` of ``I - h A`` for :func:`.relax_tridiagonal`, kept, like ``u``."""
+        """``ratio``, ``scale``, ``coupling`` of ``I - h A``, kept, for :func:`pyparareal.ops.relax_tridiagonal`."""
         key = h, type(u), u.dtype, getattr(u, "device", None)
         if (found := self._factors.get(key)) is None:
             ratio, scale, coupling = (like(v, u) for v in self._factorised(h))
