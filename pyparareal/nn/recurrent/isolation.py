@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
@@ -26,6 +26,7 @@ class Isolated:
 
     def __init__(self, step: Any, u0: Tensor) -> None:
         self._leaves: dict[int, tuple[Tensor, Tensor]] = {}
+        self._held = _held(step)
         self.u0 = self._leaf(u0)
         changed = {name: self._of(value) for name, value in getattr(step, "__dict__", {}).items()}
         changed = {name: value for name, value in changed.items() if value is not None}
@@ -53,28 +54,51 @@ class Isolated:
         """The leaf in place of ``tensor``, if there is one."""
         return self._leaves[id(tensor)][0] if id(tensor) in self._leaves else tensor
 
+    def known(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """What the states are differentiated in for the gradients of ``parameters``: these, and what is cut."""
+        found = [*(self.inside(t) for t in parameters), *(leaf for leaf, _ in self._leaves.values())]
+        return list({id(t): t for t in found if t is not self.u0}.values())
+
+    def outside(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Those of ``parameters`` that are not cut."""
+        return [t for t in parameters if id(t) not in self._leaves]
+
     def connected(self, u: Tensor, known: Sequence[Tensor]) -> Tensor:
-        """``u``, found with ``step`` and ``u0``, as a function of what these stand for, and of ``known``."""
-        if not self._leaves or not u.requires_grad:
+        """``u``, found with ``step`` and ``u0``, as a function of what these stand for, and of ``known``.
+
+        A backward pass takes the steps again: it is refused once a tensor that ``step`` holds has been written to.
+        """
+        if not u.requires_grad:
             return u
         originals = {id(leaf): tensor for leaf, tensor in self._leaves.values()}
         inner = list({id(t): t for t in [self.u0, *known] if t.requires_grad}.values())
-        inner += [leaf for leaf, _ in self._leaves.values() if all(leaf is not t for t in inner)]
-        return _Connected.apply(lambda: (u, inner), *(originals.get(id(t), t) for t in inner))  # type: ignore[no-untyped-call]
+        return _Connected.apply(lambda: (u, inner, self._held), *(originals.get(id(t), t) for t in inner))  # type: ignore[no-untyped-call]
 
 
 class _Connected(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, graph: Callable[[], tuple[Tensor, list[Tensor]]], *_: Tensor) -> Tensor:
-        u, ctx.inner = graph()
+    def forward(ctx: Any, graph: Callable[[], tuple[Tensor, list[Tensor], list[Tensor]]], *_: Tensor) -> Tensor:
+        u, ctx.inner, held = graph()
         ctx.u = u
+        ctx.save_for_backward(*held)
         return u.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # torch refuses them if they have been written to since
         found = torch.autograd.grad(ctx.u, ctx.inner, w, retain_graph=True, allow_unused=True)
         return None, *found
+
+
+def _held(step: Any) -> list[Tensor]:
+    """The tensors that a propagator and its modules keep, but for buffers: those a cell may well count with."""
+    found: list[Tensor] = []
+    for value in getattr(step, "__dict__", {}).values():
+        for part in value if type(value) in (list, tuple) else [value]:
+            found += list(part.parameters()) if isinstance(part, nn.Module) else [part]
+    # Inference tensors have no count of the times they were written to.
+    return [part for part in found if isinstance(part, Tensor) and not part.is_inference()]
 
 
 def _computed(tensor: Tensor) -> bool:

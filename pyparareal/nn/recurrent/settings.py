@@ -57,8 +57,8 @@ class Settings:
         :class:`pyparareal.ConvergenceError`; or use the states as they are, with a RuntimeWarning.
     backward : Adjoint, MGRIT or {"mgrit", "newton", "serial"}, optional
         How the backward pass solves the reversed, linear recurrence (:class:`pyparareal.Adjoint`); default: with the
-        method of the forward pass. Chunks without a Jacobian between them take its ``tol``, ``max_iterations`` and
-        ``on_failure``, and the method "serial", one chunk after the other.
+        method of the forward pass, and in any case with its ``on_failure``. Chunks without a Jacobian between them take
+        its ``tol``, ``max_iterations`` and ``on_failure``, and the method "serial", one chunk after the other.
     memory : int, optional
         Bytes that the states and what is computed of them may take at once; longer sequences are solved in windows, one
         after the other. Default: half of what is free on the device.

@@ -73,20 +73,22 @@ def solve_sequence(
         raise ValueError(f"length: got {length!r}, expected an integer of at least 1")
     given = None if parameters is None else list(parameters)
 
-    def task(step: Any, u0: Tensor, length: int) -> Task:
+    def task(step: Any, u0: Tensor, length: int, given: list[Tensor] | None) -> Task:
         if not torch.is_grad_enabled():
             return Task(step, step, u0, length, settings, coarse, [], True, choices, None)
         cut = Isolated(step, u0)
-        known = known_to(cut.step, u0, None if given is None else [cut.inside(t) for t in given])
+        known = known_to(cut.step, u0, None if given is None else cut.known(given))
         return Task(cut.step, step, u0, length, settings, coarse, known, given is None, choices, cut)
 
-    whole = task(step, u0, length)
+    whole = task(step, u0, length, given)
     parts = _windows(whole)
     if len(parts) == 1:
         return whole.solve()
+    if given is not None and whole.cut is not None:
+        given = whole.cut.outside(given)  # a window has its own part of what is cut
     states, reports, u = [u0[None]], [], u0
     for part, steps in zip(step.windows(parts), parts, strict=True):
-        found, report = task(part, u, steps).solve()
+        found, report = task(part, u, steps, given).solve()
         states.append(found[1:])
         reports.append(report)
         u = found[-1]
@@ -235,11 +237,15 @@ class Task:
         u = self._connected(solution.u)
         return (u, report) if solution.status.ok else self._failed(u, report, solution)
 
-    def _adjoint(self, settings: Settings, tol: float | None) -> Any:
+    def _adjoint(self, settings: Settings, tol: float | None) -> Adjoint:
         """As asked for. Newton compares with the sum of all gradients that come in, of which there may be many."""
-        if settings.backward is not None or tol is None or settings.method not in ("newton", "hybrid"):
-            return settings.backward
-        return Adjoint(tol=tol / math.sqrt(self.length))
+        given = settings.backward
+        if given is None and tol is not None and settings.method in ("newton", "hybrid"):
+            given = Adjoint(tol=tol / math.sqrt(self.length))
+        if not isinstance(given, Adjoint):
+            given = Adjoint(given)
+        # solve's own is "return", so that what failed forward comes back here.
+        return given if given.on_failure else dataclasses.replace(given, on_failure=settings.on_failure)
 
     def _scale(self, settings: Settings) -> float:
         """What tolerances are relative to where the method knows nothing of it: the size of the states."""
