@@ -106,13 +106,17 @@ class GRUStep(HeldGates):
     Attributes
     ----------
     fused, compares, batch_invariant : see :class:`pyparareal.propagators.FusedPropagator`
+    kernel_devices : tuple of str
+        Where the kernels are used: on the CPU; on GPUs they are unmeasured.
     """
+
+    kernel_devices: tuple[str, ...] = ("cpu",)
 
     def __init__(self, gates: Tensor, weight: Tensor, bias: Tensor | None, hold: int = 1) -> None:
         super().__init__(gates, hold)
         self.weight, self.bias = weight, bias
-        on_cpu = gates.device.type == "cpu"  # elsewhere the kernels are unmeasured
-        self.has_kernel = hold == 1 and on_cpu and gates.dtype in (torch.float32, torch.float64)
+        here = gates.device.type in self.kernel_devices
+        self.has_kernel = hold == 1 and here and gates.dtype in (torch.float32, torch.float64)
         self.fused = self.compares = self.batch_invariant = self.has_kernel
 
     @property

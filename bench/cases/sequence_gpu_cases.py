@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``nn.GRU`` on one GPU against cuDNN and against our fused serial kernel there, with weights that were trained.
+
+Over batch, length and hidden size, since where the device is full there is nothing to gain: the table says where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from bench.cases import Result, case
+from bench.sequence_training import adding
+from pyparareal import _timing
+
+TOLERANCE = 1e-5  # of the largest state, against float64
+
+
+@dataclass(frozen=True)
+class GruSizes:
+    """``table``: lengths, batches and hidden sizes, all with all; ``main``: the one whose metrics have no prefix."""
+
+    table: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] = ((2048, 16_384), (1, 8, 64), (64, 256))
+    main: tuple[int, int, int] = (16_384, 8, 256)
+    trained: tuple[int, int, int] = (100, 32, 512)  # updates, batch and length of the adding problem
+    repeats: int = 2
+
+
+@case("sequence.gpu_gru", suite="gpu", device="cuda")
+def gpu_gru() -> Result:
+    """Chunks side by side, with torch's kernels and with ours, against cuDNN and the serial kernel."""
+    return gru_on("cuda")
+
+
+def gru_on(device: str, sizes: GruSizes = GruSizes()) -> Result:
+    """``sequence.gpu_gru`` on torch tensors of ``device``."""
+    total, lines = Result({}, True), []
+    weights = {hidden: trained(hidden, sizes, device) for hidden in sizes.table[2]}
+    for length, batch, hidden in product(*sizes.table):
+        ways = Ways(weights[hidden], length, batch, device)
+        prefix = "" if (length, batch, hidden) == sizes.main else f"T{length}_B{batch}_H{hidden}_"
+        for kind, calls in (("inference", ways.inference), ("training", ways.training)):
+            taken = _timing.interleave(calls, device=device, repeats=sizes.repeats, warmup=1)
+            total.samples |= {f"{prefix}{name}_{kind}": list(s.seconds) for name, s in taken.items()}
+            total.metrics |= {f"{prefix}{name}_{kind}_ms": s.median * 1e3 for name, s in taken.items()}
+            best = min((n for n in taken if n.startswith("chunks")), key=lambda n: taken[n].median)
+            for baseline in ("cudnn", "serial_kernel"):
+                ratio = _timing.ratio(taken[baseline], taken[best]).value
+                total.metrics[f"{prefix}{kind}_vs_{baseline}"] = ratio
+                if ratio < 1:
+                    lines.append(
+                        f"T {length}, batch {batch}, hidden {hidden}, {kind}: {baseline} wins, {1 / ratio:.2g} x"
+                    )
+        found = ways.found()
+        total.metrics |= {f"{prefix}{name}": value for name, value in found.items()}
+        total.checked &= found["max_rel_err"] <= TOLERANCE
+    total.notes = "; ".join(lines) or "chunks win everywhere"
+    return total
+
+
+class Ways:
+    """The ways to run one layer on one input, for the stopwatch."""
+
+    def __init__(self, weights: dict[str, Any], length: int, batch: int, device: str) -> None:
+        import torch
+
+        from pyparareal.nn import GRU
+
+        inputs, hidden = weights["weight_ih_l0"].shape[1], weights["weight_hh_l0"].shape[1]
+        torch.manual_seed(0)
+        self.x = torch.randn(length, batch, inputs, device=device)
+        self.seed = torch.randn(length, batch, hidden, device=device)
+        self.theirs = torch.nn.GRU(inputs, hidden).to(device)
+        self.theirs.load_state_dict(weights)
+        self.chunks = {
+            f"chunks_{method}": GRU.from_torch(self.theirs, method=method, max_iterations=32)
+            for method in ("hybrid", "mgrit")
+        }
+        calls: dict[str, Callable[[Any], Any]] = {"cudnn": lambda x: self.theirs(x)[0], "serial_kernel": self._serial}
+        for name, module in self.chunks.items():
+            calls[name] = lambda x, module=module: module(x)[0]
+            calls[f"{name}_kernel"] = lambda x, module=module: self._with_kernels(module, x)
+        self.states: dict[str, Any] = {}
+        self.inference = {name: lambda name=name, run=run: self._infer(name, run) for name, run in calls.items()}
+        self.training = {
+            name: lambda run=run: self._train(run)
+            for name, run in calls.items()
+            if "mgrit" not in name  # what it costs backward is no less, and the suite's minutes are few
+        }
+
+    def _infer(self, name: str, run: Callable[[Any], Any]) -> None:
+        import torch
+
+        with torch.no_grad():
+            self.states[name] = run(self.x)
+
+    def _train(self, run: Callable[[Any], Any]) -> None:
+        x = self.x.clone().requires_grad_()
+        (run(x) * self.seed).sum().backward()
+
+    def _with_kernels(self, module: Any, x: Any) -> Any:
+        """``module(x)`` with ``relax_gru`` for its chunks on this device too."""
+        from pyparareal.nn.recurrent.cells import GRUStep
+
+        before = GRUStep.kernel_devices
+        GRUStep.kernel_devices = ("cpu", "cuda")
+        try:
+            return module(x)[0]
+        finally:
+            GRUStep.kernel_devices = before
+
+    def _serial(self, x: Any) -> Any:
+        """One layer by ``relax_gru`` with a single slice."""
+        import torch
+        from torch.nn import functional as F
+
+        from pyparareal.torch_gru import gru_states
+
+        theirs = self.theirs
+        hidden = theirs.hidden_size
+        bias = theirs.bias_ih_l0 + F.pad(theirs.bias_hh_l0[: 2 * hidden], (0, hidden))
+        gates = F.linear(x, theirs.weight_ih_l0, bias)
+        h0 = torch.zeros(x.shape[1], hidden, device=x.device)
+        return gru_states(gates, theirs.weight_hh_l0, theirs.bias_hh_l0[2 * hidden :], h0)
+
+    def found(self) -> dict[str, float]:
+        """Iterations, exponent, and the largest error of all ways against float64 on the same device."""
+        import torch
+
+        with torch.no_grad():
+            wide = self.theirs.double()
+            exact = wide(self.x.double())[0]
+            errors = [float((u - exact).abs().max() / exact.abs().max()) for u in self.states.values()]
+        metrics = {"max_rel_err": max(errors)}
+        for name, module in self.chunks.items():
+            report = module.report[0]
+            metrics |= {f"{name}_iterations": float(report.iterations), f"{name}_chunk": float(report.chunk)}
+            metrics[f"{name}_failed"] = float(report.failure is not None)
+            metrics["exponent"] = report.exponent
+        return metrics
+
+
+def trained(hidden: int, sizes: GruSizes, device: str) -> dict[str, Any]:
+    """The weights of a GRU after some updates on the adding problem."""
+    import numpy as np
+    import torch
+
+    updates, batch, length = sizes.trained
+    torch.manual_seed(hidden)
+    rnn, head = torch.nn.GRU(2, hidden).to(device), torch.nn.Linear(hidden, 1).to(device)
+    optimiser = torch.optim.Adam([*rnn.parameters(), *head.parameters()], lr=1e-3)
+    batches = adding(batch, length)(np.random.default_rng(0))
+    for _ in range(updates):
+        x, y = (t.to(device) for t in next(batches))
+        loss = torch.nn.functional.mse_loss(head(rnn(x)[0][-1])[:, 0], y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return {name: value.detach().clone() for name, value in rnn.state_dict().items()}

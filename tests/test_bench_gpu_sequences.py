@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The GPU case of sequences, small and on the CPU: that it runs, checks and names what it should."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'pyparareal[torch]'")
+
+ROOT = Path(__file__).resolve().parents[1]
+if not (ROOT / "bench").is_dir():
+    pytest.skip("bench/ is not beside tests/", allow_module_level=True)
+sys.path.append(str(ROOT))
+
+from bench.cases.sequence_gpu_cases import GruSizes, Ways, gru_on  # noqa: E402
+
+
+@pytest.mark.filterwarnings("ignore:recurrence")  # a way that fails is in the table
+def test_the_table_has_every_way_and_the_errors_are_looked_at(monkeypatch):
+    sizes = GruSizes(table=((48,), (1, 2), (4,)), main=(48, 2, 4), trained=(2, 2, 10), repeats=1)
+    result = gru_on("cpu", sizes)
+    assert result.checked
+    ways = ("cudnn", "serial_kernel", "chunks_hybrid", "chunks_hybrid_kernel", "chunks_mgrit", "chunks_mgrit_kernel")
+    for prefix in ("", "T48_B1_H4_"):
+        for kind in ("inference", "training"):
+            some = [way for way in ways if kind == "inference" or "mgrit" not in way]
+            assert {f"{prefix}{way}_{kind}_ms" for way in some} <= set(result.metrics)
+            assert result.metrics[f"{prefix}{kind}_vs_cudnn"] > 0
+    wrong = Ways._serial
+    monkeypatch.setattr(Ways, "_serial", lambda self, x: wrong(self, x) * 1.001)
+    assert not gru_on("cpu", sizes).checked
