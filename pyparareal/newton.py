@@ -40,6 +40,7 @@ from .norms import NORMS
 from .propagators import Propagator, advance
 from .runtime import Runtime
 from .solution import Status
+from .stopping import leading
 from .time_grid import TimeGrid
 
 Array = Any
@@ -221,5 +222,4 @@ class NewtonIteration:
         if self.runtime.reduce(np.where((norms < tol) & (updates < most), 0.0, 1.0), np.maximum) == 0:
             return len(norms) - 1
         small = (norms[1:] < tol) & (updates[:-1] < (most if full else tol))
-        ahead = len(small) - np.arange(len(small))
-        return len(small) - int(self.runtime.reduce(np.where(small, 0, ahead), np.maximum))
+        return leading(small, self.runtime)

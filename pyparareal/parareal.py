@@ -10,8 +10,8 @@ SIAM J. Sci. Comput. 29 (2007), pp. 556-578, eq. (2.2).
 
 After ``k`` iterations the first ``k`` slices are exact: slice ``n`` then starts from a final state, the
 bracket is zero, and ``U_k[n+1]`` is the fine result itself. The prefix of exact slices, and of slices
-whose jump ``|U_k - U_{k-1}|`` has fallen below the tolerance, is frozen and not computed again. This
-holds even if slices further right overflow meanwhile: ``keep_going`` iterates through that.
+whose jump ``|U_k - U_{k-1}|`` has fallen below the tolerance once the last exact state has settled, is frozen
+and not computed again, even if slices further right overflow meanwhile: ``keep_going`` iterates through that.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .norms import NORMS
 from .propagators import Propagator, advance
 from .runtime import Runtime
 from .solution import Status
+from .stopping import leading, settled
 from .time_grid import TimeGrid
 
 Array = Any
@@ -76,13 +77,14 @@ class Parareal:
         if not (self.keep_going or math.isfinite(self.runtime.reduce(jump, np.maximum))):
             return Status.NON_FINITE_GUESS
 
-        done = 0
+        done, last_move = 0, 0.0
         for k in range(1, self.max_iterations + 1):
-            self._iterate(u, f, g, jump, done)
-            done += 1
+            still = settled(self._iterate(u, f, g, jump, done), last_move, self.tol)
+            done, jumps = done + 1, arrays.to_numpy(jump)
             residual = self.runtime.reduce(jump[done:], np.maximum)
-            below = self._below_tolerance(jump[done:], self.tol)
+            below = leading(jumps[done:] < self.tol, self.runtime) if still else 0
             done += below if self.freeze or done + below == slices else 0
+            last_move = float(jumps[done]) if done < slices else 0.0
             self.residuals.append(residual)
             self.converged.append(done)
             if not (self.keep_going or math.isfinite(residual)):
@@ -105,15 +107,18 @@ class Parareal:
             self.callback(k, u, residual)  # type: ignore[misc]
         return Status.FIXED
 
-    def _iterate(self, u: Array, f: Array, g: Array, jump: Array, done: int) -> None:
-        """``F`` of all but the first ``done`` slices at once, and the coarse chain behind it."""
+    def _iterate(self, u: Array, f: Array, g: Array, jump: Array, done: int) -> Array:
+        """``F`` of all but the first ``done`` slices, the coarse chain behind it; ``|F(u) - u|`` of the first two."""
         with self.runtime.mark("parareal.fine"):
             starts = self.runtime.shift(u)[done:]
             self.runtime.map(self.fine, starts, self.grid.starts(self.m, done, len(f)), self.m, out=f[done:])
             self.fine_steps += self.m * len(starts)
+        norm = NORMS[self.norm]
+        moves = ops.slice_norms(f[done : done + 2], u[done + 1 : done + 3], norm=norm.op)
         u[done + 1] = f[done]  # this slice started from a final state
         with self.runtime.mark("parareal.coarse"):
             self._correct(u, f, g, jump, done + 1)
+        return norm.finish(moves, math.prod(u.shape[1:]))
 
     def _guess(self, u: Array, g: Array, guessed: bool) -> None:
         """``U_0[n+1] = G(U_0[n])``, or ``G`` of a given guess; either way ``g[n] = G(U_0[n])``."""
@@ -143,8 +148,3 @@ class Parareal:
         self.runtime.chain(correct, u, first)
         self.coarse_steps += len(g) - first
         jump[first:] = norm.finish(jump[first:], math.prod(u.shape[1:]))
-
-    def _below_tolerance(self, jump: Array, tol: float) -> int:
-        """How many leading slices jumped by less than the tolerance."""
-        ahead = len(jump) - np.arange(len(jump))
-        return len(jump) - int(self.runtime.reduce(np.where(arrays.to_numpy(jump) < tol, 0, ahead), np.maximum))

@@ -69,6 +69,24 @@ def temporal_norm(kind: str, values: Array, runtime: Runtime) -> float:
     return math.sqrt(runtime.reduce(values * values)) if kind == "l2" else runtime.reduce(values)
 
 
+def leading(small: Any, runtime: Runtime) -> int:
+    """How many of ``small [points]`` are true before the first that is not."""
+    ahead = len(small) - np.arange(len(small))
+    return len(small) - int(runtime.reduce(np.where(small, 0, ahead), np.maximum))
+
+
+def settled(moves: Array, last_move: float, tol: float) -> bool:
+    """Whether a state of parareal that has become exact moves the end of the next slice by less than ``tol`` yet.
+
+    It moved by ``moves[0]`` and before that by ``last_move``, of which ``F - G`` made ``moves[1]``. The jump of that
+    end tells alone only if ``G`` sees what its start does: for ``G = 0`` the end follows in the next iteration.
+    """
+    moved, *following = arrays.to_numpy(moves).tolist()
+    if moved < tol or not following or not math.isfinite(last_move):
+        return bool(moved < tol)
+    return bool(moved < math.sqrt(tol) and following[0] * moved < tol * last_move)
+
+
 @dataclass(frozen=True)
 class Limits:
     """When a history that does not converge is given up.

@@ -290,7 +290,11 @@ def test_a_runtime_can_be_used_again():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"runtime": "gpu"}, TypeError, "runtime: got str without map, shift, chain, reduce, mark, repeat, seconds"),
+        (
+            {"runtime": "gpu"},
+            TypeError,
+            "runtime: got str without map, do, shift, chain, reduce, mark, repeat, seconds",
+        ),
         ({"method": "jacobi"}, ValueError, "method: got 'jacobi', expected one of parareal"),
         ({"norm": "l3"}, ValueError, "norm: got 'l3'"),
         ({"on_failure": "ignore"}, ValueError, "on_failure: got 'ignore'"),

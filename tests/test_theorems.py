@@ -131,6 +131,21 @@ def test_exact_coarse_propagator_converges_in_one_iteration():
     assert solve(**case, tol=0.0).stats.converged_slices == tuple(range(1, 13))
 
 
+@pytest.mark.parametrize("freeze", [True, False])
+@pytest.mark.parametrize("coarse", [0.0, 0.05])
+@pytest.mark.parametrize("tol", [1e-1, 1e-3, 1e-6])
+@pytest.mark.parametrize("keep", [0.5, 0.9, 0.99])
+def test_slices_have_not_converged_while_what_they_start_from_moves(keep, tol, coarse, freeze):
+    # The coarse propagator sees little of the start, so that every slice waits for the one before it and looks still.
+    # Converged means residuals below tol, and for a contraction by keep an error below tol / (1 - keep).
+    grid, u0 = TimeGrid(0, 1, 40), np.ones((1, 1))
+    fine, poor = (Map(lambda u, a=a: a * u, batch_invariant=True) for a in (keep, coarse))
+    solution = solve(fine, u0, grid, m=1, coarse=poor, tol=tol, freeze=freeze)
+    chain = serial_solve(fine, u0, grid)
+    assert np.abs(solution.u[1:] - keep * solution.u[:-1]).max() <= tol
+    assert np.abs(solution.u - chain.u).max() <= tol / (1 - keep)
+
+
 @pytest.mark.parametrize("initial", ["array", "solution"])
 def test_the_solution_as_guess_converges_in_one_iteration(initial):
     case = logistic()
