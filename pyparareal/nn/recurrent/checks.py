@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ...vjp import require_repeatable
 from .states import Packing, State, describe
@@ -21,6 +22,8 @@ def check_inputs(x: Any, batch_first: bool) -> tuple[list[Tensor], Callable[[Seq
     TypeError, ValueError
         Unless they are tensors ``[T, batch, ...]`` with the same ``T >= 1`` and ``batch``.
     """
+    if isinstance(x, PackedSequence):
+        raise TypeError("x: got a PackedSequence, expected a padded tensor, with lengths= for what it holds")
     single = isinstance(x, Tensor)
     if not single and (not isinstance(x, tuple | list) or not x or not all(isinstance(t, Tensor) for t in x)):
         raise TypeError(f"x: got {describe(x)}, expected a tensor or a tuple of tensors")
@@ -63,7 +66,10 @@ def mask_of(
             raise ValueError("mask: got one and lengths too, expected one of them")
         lengths = _lengths_of(mask, steps, batch, batch_first)
     if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths)
+        try:
+            lengths = torch.as_tensor(lengths)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"lengths: got {lengths!r}, expected a tensor or a list of integers") from None
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths: got dtype {lengths.dtype}, expected int64")
     if lengths.shape != (batch,):
@@ -113,10 +119,14 @@ def check_cell(
         return
     if isinstance(cell, nn.Module):
         _refuse_chance(cell)
-    x, rows = [part[0] for part in inputs], packing.batch
+    rows = packing.batch
+    given = [*(part[0] for part in inputs), packing.pack(h0)]
+    x, h0 = [part.clone() for part in given[:-1]], packing.unpack(given[-1].clone())  # a cell may write to them
     with torch.no_grad():
         before = _random_states(packing.device)
-        first = packing.kept(cell(nested(x), h0), rows)
+        first = packing.kept(cell(nested(x), h0), rows).clone()
+        if not all(_same(a, b) for a, b in zip(given, [*x, packing.pack(h0)], strict=True)):
+            raise ValueError("cell: writes to its arguments, expected a new state: they are used again")
         again = packing.kept(cell(nested(x), h0), rows)
         drawn = any(not torch.equal(a, b) for a, b in zip(before, _random_states(packing.device), strict=True))
         _restore(before, packing.device)
@@ -124,13 +134,17 @@ def check_cell(
         raise ValueError(
             "cell: draws random numbers, expected the same state for the same arguments; call eval() on it"
         )
-    if not torch.equal(first.nan_to_num(), again.nan_to_num()):
+    if not _same(first, again):
         raise ValueError(
             "cell: returned another state when called again with the same arguments: it keeps something between "
             "calls, expected all of its memory in the state h"
         )
     _check_company(cell, nested, x, h0, packing, first)
     checked.add(key)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def _refuse_chance(cell: nn.Module) -> None:

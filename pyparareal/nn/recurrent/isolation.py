@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 
 class Isolated:
@@ -84,11 +83,26 @@ class _Connected(torch.autograd.Function):
         return u.detach()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors  # torch refuses them if they have been written to since
-        found = torch.autograd.grad(ctx.u, ctx.inner, w, retain_graph=True, allow_unused=True)
-        return None, *found
+        with torch.no_grad():
+            found = torch.autograd.grad(ctx.u, ctx.inner, w, retain_graph=True, allow_unused=True)
+        # torch's once_differentiable lets those pass as constants for which w is one.
+        return None, *(_Once.apply(torch.zeros((), requires_grad=True), *found) if torch.is_grad_enabled() else found)  # type: ignore[no-untyped-call]
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that cannot be differentiated again, and say so."""
+
+    @staticmethod
+    def forward(ctx: Any, nothing: Tensor, *found: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(None if t is None else t.detach() for t in found)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise NotImplementedError(
+            'recurrence: got a second derivative, expected the first; method="serial" has more of them'
+        )
 
 
 def _held(step: Any) -> list[Tensor]:

@@ -15,7 +15,7 @@ from ...solution import Status
 from .cells import HeldGates
 from .packing import Padded, checked_lengths, packed_like, unpacked
 from .report import SequenceReport
-from .settings import Settings
+from .settings import Settings, settings_of
 from .solving import solve_sequence
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(Settings))
@@ -39,9 +39,7 @@ class SolvedLayers(nn.RNNBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given, options = kwargs.pop("settings", None), {n: kwargs.pop(n) for n in OPTIONS if n in kwargs}
-        if given is not None and options:
-            raise ValueError(f"settings: got them and {', '.join(options)} besides, expected one or the other")
-        settings = Settings(**options) if given is None else given
+        settings = settings_of(given, options)
         super().__init__(*args, **kwargs)
         self.settings, self.report = settings, []
 

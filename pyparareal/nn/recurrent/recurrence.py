@@ -13,7 +13,7 @@ from ...mgrit import MGRIT
 from .checks import check_cell, check_inputs, mask_of
 from .choosing import Key, resolved
 from .report import SequenceReport
-from .settings import Settings
+from .settings import Settings, settings_of
 from .solving import solve_sequence
 from .states import Packing, State, map_state
 from .step import CellStep
@@ -67,12 +67,15 @@ class Recurrence(nn.Module):
         super().__init__()
         if not callable(cell):
             raise TypeError(f"cell: got {type(cell).__name__}, expected a module or callable cell(x, h)")
+        if isinstance(cell, nn.RNNBase):
+            raise TypeError(
+                f"cell: got {type(cell).__name__}, layers over a whole sequence, expected one step cell(x, h): "
+                f"torch.nn.{cell.mode.split('_')[0]}Cell, or use pyparareal.nn.GRU or LSTM"
+            )
         if coarse is not None and not callable(coarse):
             raise TypeError(f"coarse: got {type(coarse).__name__}, expected a callable coarse(x, h, m) or None")
-        if settings is not None and options:
-            raise ValueError(f"settings: got them and {', '.join(options)} besides, expected one or the other")
         self.cell, self.coarse, self.batch_first = cell, coarse, bool(batch_first)
-        self.settings = Settings(**options) if settings is None else settings
+        self.settings = settings_of(settings, options)
         self.report: SequenceReport | None = None
         self.choices: dict[Key, tuple[Settings, str]] = {}
         self._checked: set[Any] = set()

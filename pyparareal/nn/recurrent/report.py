@@ -41,7 +41,8 @@ class SequenceReport:
         Estimate of the largest Lyapunov exponent: mean growth ``log |dh[i+1]| / |dh[i]|`` per step of a small
         difference; below 0 the recurrence forgets, above it is chaotic. NaN where it was not looked for.
     worst_step, worst_exponent : int and float, optional
-        Where the chunk begins in which differences grow most, of those looked at, and how much per step.
+        Where the chunk begins in which differences grow most, of those looked at, and how much per step. After a
+        failure with NaN or infinity: the chunk of the first of them, and NaN.
     reason : str
         Why this method and this chunk.
     windows : int

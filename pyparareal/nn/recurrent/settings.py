@@ -17,6 +17,7 @@ from ...newton_run import check_options
 
 METHODS = ("auto", "serial", "mgrit", "newton", "hybrid")
 ON_FAILURE = ("serial", "raise", "return")
+BACKWARD = ("mgrit", "newton", "serial")
 JACOBIANS = ("auto", "full", "block", "diagonal", "none")
 
 
@@ -100,9 +101,15 @@ class Settings:
         if self.tol is None and self.max_iterations is None:
             raise ValueError("max_iterations: got None with tol=None, expected how many iterations to run")
         if isinstance(self.tol, str):
-            checks.choose("tol", self.tol, ("auto",))
+            if self.tol != "auto":
+                raise ValueError(f'tol: got {self.tol!r}, expected a number, None or "auto"')
         elif self.tol is not None:
             checks.tolerance(self.tol)
+        if isinstance(self.backward, str):
+            checks.choose("backward", self.backward, BACKWARD)
+        elif not isinstance(self.backward, Adjoint | MGRIT | Newton | None):
+            expected = f"an Adjoint, an MGRIT or one of {', '.join(BACKWARD)}"
+            raise TypeError(f"backward: got {type(self.backward).__name__}, expected {expected}")
         if self.method in ("mgrit", "hybrid") and self.chunk == 1:
             raise ValueError(f"chunk: got 1 with method={self.method!r}, expected at least 2")
 
@@ -120,6 +127,17 @@ class Settings:
 
     def tolerance(self, dtype: torch.dtype) -> float | None:
         return tolerance_of(dtype) if isinstance(self.tol, str) else self.tol
+
+
+def settings_of(settings: Any, options: dict[str, Any]) -> Settings:
+    """``settings``, or those made of ``options``: one or the other."""
+    if settings is None:
+        return Settings(**options)
+    if options:
+        raise ValueError(f"settings: got them and {', '.join(options)} besides, expected one or the other")
+    if not isinstance(settings, Settings):
+        raise TypeError(f"settings: got {type(settings).__name__}, expected Settings; its fields are keywords too")
+    return settings
 
 
 def tolerance_of(dtype: torch.dtype) -> float:

@@ -27,7 +27,7 @@ from . import memory
 from .backward import Chunked, ChunkedBackward, autocast_of_now, known_to
 from .choosing import Key, iterations_of, key_of, measured, resolved
 from .chunks import Chunks
-from .exponent import exponent_of
+from .exponent import Exponent, exponent_of
 from .isolation import Isolated
 from .report import SequenceReport
 from .settings import Settings, tolerance_of
@@ -257,6 +257,10 @@ class Task:
         how = self.settings.on_failure
         states = serial_states(self.plain, self.u0, self.length) if how == "serial" else u
         found = exponent_of(self.step, states.detach(), report.chunk, self.length)  # of all chunks
+        if not _finite(states):
+            at = int(torch.isfinite(states.detach()).flatten(1).all(1).logical_not().nonzero()[0])
+            first = max(at - 1, 0) // report.chunk * report.chunk  # the step that made it is the one before
+            found = Exponent(found.mean, first, math.nan)
         report = dataclasses.replace(report.with_exponent(found), failure=report.status)
         what = f"recurrence: {report.why_failed()}"
         if how == "raise":

@@ -194,7 +194,9 @@ def test_a_cell_that_loses_its_graph():
         ({"chunk": 2.0}, TypeError, "chunk: got 2.0, expected an integer or None"),
         ({"method": "mgrit", "chunk": 1}, ValueError, "chunk: got 1 with method='mgrit', expected at least 2"),
         ({"tol": -1.0}, ValueError, "tol: got -1.0"),
-        ({"tol": "small"}, ValueError, "tol: got 'small', expected one of auto"),
+        ({"tol": "small"}, ValueError, "tol: got 'small', expected a number, None or \"auto\""),
+        ({"backward": "mgrid"}, ValueError, "backward: got 'mgrid', expected one of mgrit, newton, serial"),
+        ({"backward": 3}, TypeError, "backward: got int, expected an Adjoint"),
         ({"tol": None}, ValueError, "max_iterations: got None with tol=None"),
         ({"max_iterations": 0}, ValueError, "max_iterations: got 0"),
         ({"levels": 1}, ValueError, "levels: got 1, expected at least 2"),
@@ -253,3 +255,40 @@ def test_arguments_of_an_implicit_gru():
         net(X, H)
     with pytest.raises(ValueError, match="lengths: got 13"):
         net(X, lengths=torch.tensor([13, 1, 1]))
+
+
+def test_cells_that_write_to_their_arguments_are_refused_and_nothing_is_written():
+    x, h = torch.randn(20, 2, 3), torch.randn(2, 3)
+    kept = x.clone(), h.clone()
+    for cell in (lambda x, h: h.mul_(0.5).add_(x), lambda x, h: x.mul_(0.5).add_(h)):
+        with pytest.raises(ValueError, match="cell: writes to its arguments"):
+            Recurrence(cell, method="hybrid", jacobian="none")(x, h)
+        assert torch.equal(x, kept[0])
+        assert torch.equal(h, kept[1])
+
+
+def test_layers_and_packed_sequences_are_no_cells_and_inputs():
+    with pytest.raises(TypeError, match="cell: got GRU, layers over a whole sequence, expected one step"):
+        Recurrence(nn.GRU(3, 4))
+    packed = nn.utils.rnn.pack_sequence([torch.randn(5, 3), torch.randn(4, 3)])
+    with pytest.raises(TypeError, match="x: got a PackedSequence"):
+        Recurrence(nn.GRUCell(3, 4))(packed)
+    with pytest.raises(TypeError, match="lengths: got 'two'"):
+        Recurrence(nn.GRUCell(3, 4))(torch.randn(5, 2, 3), lengths="two")
+
+
+def test_settings_are_settings():
+    from pyparareal.nn import GRU
+
+    for make in (lambda s: Recurrence(nn.GRUCell(3, 4), settings=s), lambda s: GRU(3, 4, settings=s)):
+        with pytest.raises(TypeError, match="settings: got dict, expected Settings"):
+            make({"method": "serial"})
+
+
+@pytest.mark.parametrize("method", ["hybrid", "mgrit", "newton"])
+def test_the_chunk_of_the_first_nan_is_named(method):
+    x = torch.randn(80, 2, 3)
+    x[43, 1] = torch.nan
+    net = Recurrence(nn.GRUCell(3, 4), method=method, jacobian="diagonal" if method == "newton" else "none", chunk=8)
+    with pytest.warns(RuntimeWarning, match=r"the first of them in chunk 5 \(from step 40\)"):
+        net(x)

@@ -78,6 +78,17 @@ def test_frozen_weights_written_to_before_the_backward_pass_are_refused(way):
         states.sum().backward()
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", [GRU, LSTM, Recurrence])
+def test_second_derivatives_are_refused_whatever_comes_in(kind, way):
+    # The gradient of a sum is a constant, for which torch takes what comes out to be one too.
+    net = Recurrence(nn.GRUCell(3, 4), **WAYS[way]) if kind is Recurrence else kind(3, 4, **WAYS[way])
+    x = torch.randn(40, 2, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(net(x)[0].sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        (gradient**2).sum().backward()
+
+
 # Leaks
 
 
