@@ -74,11 +74,11 @@ class Newton:
 class NewtonIteration:
     """The fine propagator, its slices' Jacobians, and the rule to stop; :meth:`run` does the work.
 
-    The chain has converged when all residuals are below ``tol`` and all updates that follow below ``max(tol,
-    sqrt(tol))``: a small residual says little of the error where the chain amplifies it so much. A slice after a
-    converged prefix has when its residual is below ``tol`` and its start moves so little that it stays there: by less
-    than ``tol``, with the full Jacobian by less than its root, for what follows is of the order of the square. In a
-    linear chain there is no such bound on updates: with its full Jacobian they are exact.
+    The chain has converged when all residuals are below ``tol`` and all updates that follow below ``tol`` too, for
+    what they leave is ``F' - J`` times as much; with the full Jacobian below ``max(tol, sqrt(tol))``, for that is of
+    the order of their square. A small residual says little of the error where the chain amplifies it so much. A slice
+    after a converged prefix has when its residual is below ``tol`` and its start moves as little. In a linear chain
+    there is no such bound on the updates by its full Jacobian, neither damped nor restricted: they are exact.
 
     Attributes
     ----------
@@ -218,8 +218,8 @@ class NewtonIteration:
     def _below_tolerance(self, norms: Array, updates: Array, tol: float) -> int:
         """How many slices have converged, of those after the first one, which is exact."""
         full = self.linearised is not None and self.linearised.kind == "full" and self.damping == 0
-        most = math.inf if self._linear else max(tol, math.sqrt(tol))
+        most = (math.inf if self._linear and self.trust is None else max(tol, math.sqrt(tol))) if full else tol
         if self.runtime.reduce(np.where((norms < tol) & (updates < most), 0.0, 1.0), np.maximum) == 0:
             return len(norms) - 1
-        small = (norms[1:] < tol) & (updates[:-1] < (most if full else tol))
+        small = (norms[1:] < tol) & (updates[:-1] < most)
         return leading(small, self.runtime)

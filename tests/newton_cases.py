@@ -84,3 +84,22 @@ class Linear:
         self.taken += 1
         a = self.matrices[points]
         return self.step(u, points), np.broadcast_to(a[:, None], (*u.shape, u.shape[-1]))
+
+
+class Shear:
+    """``A u`` with ``A^2 = -1`` and a diagonal of 2 and -2: it never grows, and by the diagonal it does."""
+
+    batch_invariant = False
+    jacobians = ("full", "diagonal")
+    matrix = np.array([[2.0, -5.0], [1.0, -2.0]])
+
+    def __init__(self, linear):
+        self.linear = linear
+
+    def step(self, u, points):
+        return u @ self.matrix.T
+
+    def linearise(self, u, points, kind):
+        if kind == "full":
+            return self.step(u, points), np.broadcast_to(self.matrix, (*u.shape, 2))
+        return self.step(u, points), np.broadcast_to(np.diag(self.matrix), u.shape)

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from newton_cases import Cell, Linear, Logistic
+from newton_cases import Cell, Linear, Logistic, Shear
 
 from pyparareal import LocalRuntime, Newton, Status, TimeGrid, serial_solve, solve
 from pyparareal.implicit import DiagonallyImplicit
@@ -313,3 +313,19 @@ def test_a_schedule_can_be_priced():
     solve(priced, np.zeros((1, 0)), TimeGrid(0, 1, 40), method=Newton("none"), **options)
     # 8, 7 and 6 slices of 5 steps, on 4 processors.
     assert runtime.total == 5 * (2 + 2 + 2)
+
+
+@pytest.mark.parametrize("error", [1e-9, 1e-12, 3e-17])
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize(
+    "method", [Newton("diagonal"), Newton("full"), Newton("full", 0.5), Newton("full", 0.0, 0.25)], ids=str
+)
+def test_residuals_amplified_by_a_jacobian_that_is_not_the_true_one_have_not_converged(method, linear, error):
+    # From a guess with a tiny error, in residuals below tol, the diagonal makes updates of 2^40 times as much. An
+    # update below tol leaves |A - J| of it, |A| < 6, and the residual of a guess |A| error besides.
+    grid, u0, tol = TimeGrid(0, 1, 40), np.ones((1, 2)), 1e-8
+    phi = Shear(linear)
+    guess = serial_solve(phi, u0, grid).u
+    guess[1] += error
+    solution = solve(phi, u0, grid, m=1, tol=tol, method=method, initial=guess)
+    assert largest(solution.u[1:] - phi.step(solution.u[:-1], None)) < 6 * tol
