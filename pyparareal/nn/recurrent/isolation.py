@@ -100,9 +100,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
-        raise NotImplementedError(
-            'recurrence: got a second derivative, expected the first; method="serial" has more of them'
-        )
+        raise NotImplementedError("recurrence: not differentiable again: got a second derivative, expected the first")
 
 
 def _held(step: Any) -> list[Tensor]:
