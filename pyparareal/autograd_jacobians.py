@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .propagators import Propagator, require_like
 from .time_grid import shift_points
-from .vjp import vjp
+from .vjp import detached_step, vjp
 
 
 def by_autograd(phi: Propagator, u: Tensor, points: slice, kind: str, size: int) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,13 @@ def by_autograd(phi: Propagator, u: Tensor, points: slice, kind: str, size: int)
     shape = (len(u), groups, size) if kind == "diagonal" else (len(u), groups, size, size)
     jacobian = u.new_empty(shape)
     for i, row in enumerate(rows):
-        (gradient,) = torch.autograd.grad(row, x, torch.ones_like(row), retain_graph=i + 1 < size)
+        gradient = None
+        if row.requires_grad:
+            (gradient,) = torch.autograd.grad(
+                row, x, torch.ones_like(row), retain_graph=i + 1 < size, allow_unused=True
+            )
+        if gradient is None:
+            raise detached_step(phi)
         gradient = gradient.reshape(len(u), groups, size)
         if kind == "diagonal":
             jacobian[..., i] = gradient[..., i]

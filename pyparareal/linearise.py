@@ -141,7 +141,7 @@ class Linearised:
         """``out[n]`` the end of slice ``n``, ``jacobians[n]`` its J, from ``u[n]`` at ``points[n]``."""
         v = arrays.copy(u)
         for j in range(m):
-            v, step = self.source.step(v, shift_points(points, j), self.kind)
+            v, step = self._require_pair(self.source.step(v, shift_points(points, j), self.kind))
             require_like(v, u, self.phi)
             step = self._require_shape(step, u, jacobians)
             if j == 0:
@@ -151,6 +151,15 @@ class Linearised:
             else:
                 jacobians[...] = step @ jacobians
         out[...] = v
+
+    def _require_pair(self, returned: Any) -> tuple[Array, Array]:
+        pair = isinstance(returned, tuple | list) and len(returned) == 2
+        if pair and all(hasattr(one, "shape") and "complex" not in str(one.dtype) for one in returned):
+            return returned[0], returned[1]
+        got = ", ".join(str(getattr(one, "dtype", type(one).__name__)) for one in (returned if pair else [returned]))
+        raise TypeError(
+            f"{type(_inner(self.phi)).__name__}.linearise: returned {got}, expected (u_next, J), real arrays"
+        )
 
     def _require_shape(self, jacobian: Array, u: Array, like: Array) -> Array:
         d, shape = self.source.rows(self.kind), tuple(jacobian.shape)

@@ -25,7 +25,7 @@ def vjp(phi: Propagator, u: Tensor, points: slice, w: Tensor) -> Tensor:
         x = u.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(_step(phi, x, points), x, w, allow_unused=True)
     if gradient is None:
-        raise _detached(phi)
+        raise detached_step(phi)
     return gradient
 
 
@@ -58,11 +58,11 @@ def parameter_gradients(
 def _step(phi: Propagator, x: Tensor, points: slice) -> Tensor:
     stepped: Tensor = require_like(phi.step(_copy(x), points), x, phi)
     if not stepped.requires_grad:
-        raise _detached(phi)
+        raise detached_step(phi)
     return stepped
 
 
-def _detached(phi: Propagator) -> ValueError:
+def detached_step(phi: Propagator) -> ValueError:
     return ValueError(
         f"{type(phi).__name__}.step: returned a tensor without a graph to its argument u: "
         "a differentiable step must not detach u, leave torch or run under torch.no_grad()"

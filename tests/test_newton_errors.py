@@ -79,3 +79,21 @@ def test_kinds_that_a_propagator_does_not_have():
     phi = Linear(np.full((12, 2, 2), 0.1))
     with pytest.raises(ValueError, match="jacobian: got 'diagonal', expected one that Linear has: 'full', 'none'"):
         solve(phi, U0, GRID, m=2, tol=1e-9, method=Newton("diagonal"))
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        (lambda u: u, "float64"),
+        (lambda u: (u, None), "float64, NoneType"),
+        (lambda u: (u, u, u), "tuple"),
+        (lambda u: (u, u * 1j), "float64, complex128"),
+    ],
+)
+def test_a_linearise_that_returns_no_pair_of_real_arrays_is_refused_by_name(returned, got):
+    class Odd(Logistic):
+        def linearise(self, u, points, kind):
+            return returned(u)
+
+    with pytest.raises(TypeError, match=rf"Odd.linearise: returned .*{got}.*, expected \(u_next, J\), real arrays"):
+        solve(Odd(), U0, GRID, m=2, tol=1e-9, method=Newton("diagonal"))

@@ -294,3 +294,18 @@ def test_the_growth_of_a_tangent_is_that_of_the_transposed_slice():
     w = torch.randn(u.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     product = (jacobians.mT @ w[..., None]).flatten(1).norm(dim=1) / w.flatten(1).norm(dim=1)
     assert largest(growth_of_a_tangent(cell, u, points, 4) - torch.log(product)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "end", [torch.ones_like, lambda u: torch.ones(1, requires_grad=True).to(u) * torch.ones_like(u)]
+)
+@pytest.mark.parametrize("jacobian", ["full", "diagonal"])
+def test_a_later_step_without_a_graph_to_its_state_is_refused_by_name(jacobian, end):
+    class Leaving:
+        batch_invariant = True
+
+        def step(self, u, points):
+            return end(u) if points.start == 3 else torch.tanh(u)
+
+    with pytest.raises(ValueError, match=r"Leaving\.step: returned a tensor without a graph to its argument u"):
+        solve(Leaving(), torch.ones(2, 3), TimeGrid(0, 1, 8), m=4, tol=1e-5, method=Newton(jacobian))
