@@ -67,6 +67,8 @@ def _product(a: Array, x: Array) -> Array:
 def _scan(a: Array, b: Array, start: Array | None) -> Array:
     u = np.empty_like(b)
     with np.errstate(all="ignore"):
+        if not u.size:
+            return u
         if a.shape[-1] > CHUNKED:
             _walk(a, b, start, u)
             return u

@@ -71,8 +71,9 @@ def solve(
         Fine steps per slice; ``floor(N / m)`` slices run in parallel, ``N mod m`` trailing steps serially. MGRIT:
         the coarsening factor of every level, or of each from the finest.
     tol : float or None
-        Parareal: a slice has converged when the ``norm`` of its last jump is below ``tol``; with 0 it must be exact,
-        which takes as many iterations as there are slices. Newton: the same for its residual. MGRIT: see ``stopping``
+        Parareal: a slice has converged when the ``norm`` of its last jump is below ``tol``, and an exact state that it
+        starts from has settled; with 0 it must be exact, which takes as many iterations as there are slices. Newton:
+        the same for its residual, and the update that follows (:mod:`pyparareal.newton`). MGRIT: see ``stopping``
         and what follows it in :class:`pyparareal.MGRIT`; by default the 2-norm of the residual at the C-points. None:
         run ``max_iterations`` iterations (at most as many as there are slices, but for MGRIT: all is exact then),
         compare with nothing and read nothing back before the last one is launched, so that a device never waits for

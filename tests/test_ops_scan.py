@@ -195,3 +195,11 @@ def test_nothing_to_do():
     for shape in ((0, 4), (5, 0), (3, 2, 0)):
         assert ops.scan_diag(np.empty(shape), np.empty(shape), np.empty(shape[1:])).shape == shape
         assert ops.scan_block(np.empty((*shape, shape[-1])), np.empty(shape)).shape == shape
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (5, 0, 2), (5, 3, 0)])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_reference_of_blocks_takes_empty_arrays_as_the_kernel_does(shape, reverse):
+    a, b = np.ones((*shape, shape[-1])), np.ones(shape)
+    assert reference_scan.scan_block(a, b, reverse=reverse).shape == shape
+    assert ops.scan_block(a, b, reverse=reverse).shape == shape
