@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from . import arrays, checks
+from .adjoint_step import adjoint_step
 from .errors import ConvergenceError
 from .hierarchy import Level, Transfer, build_levels
 from .linearise import Source, source_of
@@ -38,12 +39,12 @@ from .newton import Newton
 from .newton_run import NewtonRun
 from .newton_run import check_options as check_newton
 from .norms import NORMS
-from .propagators import Propagator, advance
+from .propagators import Propagator, advance_all
 from .relaxation import every_point
 from .solution import Solution, Status
 from .stopping import SpatialNorm, spatial_norms
-from .time_grid import TimeGrid, count_points
-from .vjp import require_graph, vjp
+from .time_grid import TimeGrid
+from .vjp import require_graph
 
 METHODS = ("parareal", "mgrit", "newton", "serial")
 ON_FAILURE = ("raise", "serial", "return")
@@ -96,53 +97,6 @@ class BackwardPass:
     iterations: int = 0
     residuals: tuple[float, ...] = ()
     failure: Status | None = None
-
-
-class AdjointStep:
-    """``lambda[i] = J_i^T lambda[i+1] + w[i]`` as a propagator on the reversed grid.
-
-    Point ``j`` of that grid is point ``last - j`` of the chain. Steps right of the end of ``u`` keep ``lambda``.
-
-    Parameters
-    ----------
-    phi : Propagator
-    u : tensor ``[steps + 1, batch, features...]``
-        The states to linearise at.
-    last : int
-        ``steps``, or more.
-    w : tensor like ``u``, optional
-    jacobians : Source, optional
-        Those of ``phi``; :attr:`source` has their transposes.
-    """
-
-    batch_invariant = False
-
-    def __init__(
-        self, phi: Propagator, u: Tensor, last: int, w: Tensor | None = None, jacobians: Source | None = None
-    ) -> None:
-        self.phi, self.u, self.last, self.w = phi, u, last, w
-        self.steps = last
-        if jacobians is not None:
-            self._jacobians = jacobians
-            self.source = dataclasses.replace(jacobians, step=self._linearised, linear=True)
-
-    def step(self, v: Tensor, points: slice) -> Tensor:
-        first, stride, count = self.last - 1 - points.start, points.step, count_points(points)
-        kept = min(count, max(0, -((len(self.u) - 2 - first) // stride)))
-        if kept == count:
-            return v
-        here = slice(first - (count - 1) * stride, first - kept * stride + 1, stride)
-        v_next = vjp(self.phi, self.u[here], here, v[kept:].flip(0))
-        if self.w is not None:
-            v_next = v_next + self.w[here]
-        return torch.cat([v[:kept], v_next.flip(0)]) if kept else v_next.flip(0)
-
-    def _linearised(self, v: Tensor, points: slice, kind: str) -> tuple[Tensor, Tensor]:
-        """The step, and ``J_i^T``; for a grid without steps that keep ``lambda``."""
-        first, stride, count = self.last - 1 - points.start, points.step, count_points(points)
-        here = slice(first - (count - 1) * stride, first + 1, stride)
-        jacobian = self._jacobians.step(self.u[here], here, kind)[1].detach().flip(0)
-        return self.step(v, points), jacobian if kind == "diagonal" else jacobian.mT
 
 
 class AdjointChain:
@@ -274,15 +228,14 @@ class AdjointChain:
 
     def _serial(self, u: Tensor, w: Tensor, last: int, steps: int, stride: int, start: Tensor | None = None) -> Tensor:
         """``lambda`` at the points ``last, last - 1, ...``: ``[steps + 1, ...]``, one step after the other."""
-        phi = self._adapt(AdjointStep(self.levels[0].phi, u, last, w))
+        phi = self._adapt(adjoint_step(self.levels[0].phi, u, last, w), last)
         v = arrays.empty_like(w, slices=steps + 1)
         v[0] = w[last] if start is None else start
-        for j in range(steps):
-            advance(phi, v[j : j + 1], slice(j, j + 1, stride), out=v[j + 1 : j + 2])
+        advance_all(phi, v, steps, stride)
         return v
 
-    def _adapt(self, phi: AdjointStep) -> Propagator:
-        grid = TimeGrid(0, 1, phi.last)
+    def _adapt(self, phi: Propagator, last: int) -> Propagator:
+        grid = TimeGrid(0, 1, last)
         return checks.propagator("adjoint", phi, grid, self.problem.common.deterministic)
 
     def _prepare(self, u: Tensor, w: Tensor, end: Tensor, scale: float) -> tuple[MethodRun, Tensor, bool]:
@@ -291,7 +244,7 @@ class AdjointChain:
         steps = self._reversed_steps()
         states, transfers = self._restricted(u)
         chains = [
-            AdjointStep(level.phi, v, last, None if depth else w, self._jacobians)
+            adjoint_step(level.phi, v, last, None if depth else w, self._jacobians)
             for depth, (level, v, last) in enumerate(zip(self.levels, states, steps, strict=True))
         ]
         relative = isinstance(method, MGRIT) and method.relative

@@ -17,7 +17,7 @@ from .mgrit import MGRIT
 from .newton import Newton
 from .newton_run import NewtonRun
 from .parareal import Callback
-from .propagators import Propagator, advance
+from .propagators import Propagator, advance, advance_all
 from .relaxation import every_point
 from .runtime import Runtime
 from .solution import Solution, Stats, Status
@@ -244,8 +244,11 @@ def _serial(
     u[0] = u0
     before = runtime.seconds.get("serial", 0.0)
     with runtime.mark("serial"):
-        for row, (i, end) in enumerate(zip(points[:-1].tolist(), points[1:].tolist(), strict=True)):
-            advance(fine, u[row : row + 1], slice(i, i + 1, m), end - i, out=u[row + 1 : row + 2])
+        if stride == 1:
+            advance_all(fine, u, grid.steps, m)
+        else:
+            for row, (i, end) in enumerate(zip(points[:-1].tolist(), points[1:].tolist(), strict=True)):
+                advance(fine, u[row : row + 1], slice(i, i + 1, m), end - i, out=u[row + 1 : row + 2])
 
     status = Status.SERIAL if checks.finite(u) else Status.NON_FINITE
     stats = Stats(

@@ -34,8 +34,11 @@ def parameter_gradients(
 ) -> list[Tensor | None]:
     """``sum_i (dPhi_i/dtheta)(u[i])^T w[i]``, ``u`` and ``w`` ``[steps, ...]``; None where no step uses ``theta``.
 
-    ``block`` steps share a call. ``complete``: the steps must not depend on other tensors that require grad.
+    ``block`` steps share a call. ``complete``: the steps must not depend on other tensors that require grad. A
+    propagator with :class:`.OwnAdjoint` computes them itself.
     """
+    if hasattr(phi, "parameter_gradients"):
+        return phi.parameter_gradients(u, w, parameters)
     totals: list[Tensor | None] = [None] * len(parameters)
     size = block or len(u)
     for first in range(0, len(u), size):
@@ -104,7 +107,9 @@ def _depends(u: Tensor, others: Sequence[Tensor]) -> bool:
 
 
 def require_graph(phi: Propagator, u: Tensor) -> None:
-    """Refuse a propagator whose step from ``u [1, ...]`` has no graph that leads to ``u``."""
+    """Refuse a propagator without a graph from its step to ``u [1, ...]`` and without an adjoint of its own."""
+    if hasattr(phi, "adjoint"):
+        return
     vjp(phi, u, slice(0, 1, 1), torch.zeros_like(u))
 
 

@@ -9,7 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from pyparareal import MGRIT, Adjoint, LocalRuntime, Newton, Status, TimeGrid, Transfer, serial_solve, solve  # noqa: E402
-from pyparareal.adjoint import AdjointStep, _transposed  # noqa: E402
+from pyparareal.adjoint import _transposed  # noqa: E402
+from pyparareal.adjoint_step import AdjointStep  # noqa: E402
 from pyparareal.propagators import Map, RungeKutta  # noqa: E402
 
 # Both solves stop at 1e-13, the adjoint's relative to the gradients that come in. In every problem here at most 50

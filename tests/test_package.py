@@ -38,7 +38,7 @@ FLOORS = {
     "parareal": 3, "solution": 3, "solver": 3, "problems": 3, "mgrit": 3, "hierarchy": 3, "equations": 3,
     "relaxation": 3, "stopping": 3, "checks": 3, "method_runs": 3,
     "newton": 3, "newton_run": 3, "linear_chain": 3, "linearise": 3, "autograd_jacobians": 3, "growth": 3,
-    "forcing": 3, "vjp": 3, "adjoint": 3, "differentiable": 3,
+    "forcing": 3, "vjp": 3, "adjoint_step": 3, "adjoint": 3, "differentiable": 3,
     "convergence": 3, "error_propagation": 3, "spectra": 3, "prediction": 3,
     "nn": 4, "training": 4,
     "cli": 6, "__main__": 6, "_doctor": 6, "solve_command": 6, "solve_report": 6, "runs_command": 6, "runs_report": 6,

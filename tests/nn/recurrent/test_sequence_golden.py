@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'pyparareal[torch]'")
 
 from pyparareal import MGRIT, Adjoint, TimeGrid, solve  # noqa: E402
-from pyparareal.adjoint import AdjointStep  # noqa: E402
+from pyparareal.adjoint_step import AdjointStep  # noqa: E402
 from pyparareal.nn import ImplicitGRU  # noqa: E402
 from pyparareal.nn.recurrent.settings import Settings  # noqa: E402
 from pyparareal.nn.recurrent.states import Packing  # noqa: E402
