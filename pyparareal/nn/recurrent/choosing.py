@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...linearise import source_of
 from ...mgrit import MGRIT
 from ...time_grid import shift_points
 from .exponent import SAMPLES, STEPS, growth_along
@@ -22,7 +23,8 @@ FULL = 8  # numbers of a state up to which whole Jacobians are cheap: F products
 MEASURED = 4  # steps, after one that warms up
 MOST = 32  # passes that a sequence of few chunks may take
 MARGIN = 1.3  # steps of a memory over those that its mean decay takes
-ITERATIONS = 5  # of Newton's method on smooth cells, one of them for the states between
+ITERATIONS = 10  # of Newton's method on smooth cells: measured were 4 to 10 on GRUs of long memory
+LINEARISED = 2048  # steps whose Jacobians are timed
 
 Key = tuple[Any, ...]
 
@@ -66,10 +68,12 @@ def key_of(u0: Tensor, length: int, gradients: bool) -> Key:
 
 @torch.no_grad()
 def measured(step: Any, u0: Tensor, length: int, settings: Settings, tol: float) -> tuple[Settings, str]:
-    """What promises to be fastest, and why: "serial", or "hybrid" without or with Jacobians.
+    """What promises to be fastest, and why: "serial", "hybrid" without Jacobians, or "newton" with whole ones.
 
-    Measured are a step by itself, one of all chunks side by side, and how fast a difference decays. Chunks without a
-    Jacobian need the steps in which it decays to ``tol``, for the guess and in further passes, and one pass.
+    Measured are a step by itself, one of all chunks side by side, how fast a difference decays, and of small states the
+    Jacobians of all steps. Chunks without a Jacobian need the steps in which a difference decays to ``tol``, for the
+    guess and in further passes, and one pass; Newton's method takes a few iterations, however long the memory. Chunks
+    with whole Jacobians are not among them: they take the same products, but one after the other within a chunk.
     """
     serial = dataclasses.replace(settings, method="serial")
     if length < SHORT:
@@ -90,13 +94,27 @@ def measured(step: Any, u0: Tensor, length: int, settings: Settings, tol: float)
     memory = MARGIN * math.log(1 / tol) / -rate
     warm_up = min(m, math.ceil(memory)) if settings.warm_up is None else hybrid.warm_up or 0
     passes = 1 + math.ceil(max(0.0, memory - warm_up) / m)
-    if (warm_up + passes * m) * side_by_side < length * one:
+    by_chunks, by_newton = (warm_up + passes * m) * side_by_side, math.inf
+    if settings.chunk in (None, 1):
+        by_newton = ITERATIONS * _linearised(step, u0, length)
+    if math.isfinite(by_newton):
+        why = f"{why}, their Jacobians take {1e3 * by_newton / ITERATIONS:.2g} ms"
+    if min(by_chunks, by_newton) >= length * one:
+        return serial, f"{why}: too little to gain"
+    if by_chunks <= by_newton:
         limit = settings.max_iterations or min(2 * passes + 2, slices)
         return dataclasses.replace(hybrid, warm_up=warm_up, max_iterations=limit), why
-    features = u0[0].numel()
-    if features <= FULL and ITERATIONS * (2 + 1.5 * features) * m * side_by_side < length * one:
-        return dataclasses.replace(hybrid, jacobian="full", max_iterations=settings.max_iterations or MOST), why
-    return serial, f"{why}: too little to gain"
+    limit = settings.max_iterations or MOST
+    return dataclasses.replace(settings, method="newton", jacobian="full", max_iterations=limit), why
+
+
+def _linearised(step: Any, u0: Tensor, length: int) -> float:
+    """Seconds that the Jacobians of all steps take; infinite for large states, and where there are none."""
+    if u0[0].numel() > FULL or (source := source_of(step, u0[None])) is None or "full" not in source.kinds:
+        return math.inf
+    steps = min(length, LINEARISED)
+    u = u0.expand(steps, *u0.shape).contiguous()
+    return _seconds(lambda: source.step(u, slice(0, steps, 1), "full"), u0) * length / steps
 
 
 def decay(step: Any, u0: Tensor, length: int) -> float:

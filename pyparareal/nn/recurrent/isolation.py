@@ -62,22 +62,23 @@ class Isolated:
         """Those of ``parameters`` that are not cut."""
         return [t for t in parameters if id(t) not in self._leaves]
 
-    def connected(self, u: Tensor, known: Sequence[Tensor]) -> Tensor:
+    def connected(self, u: Tensor, known: Sequence[Tensor], after: Callable[[], None] | None = None) -> Tensor:
         """``u``, found with ``step`` and ``u0``, as a function of what these stand for, and of ``known``.
 
         A backward pass takes the steps again: it is refused once a tensor that ``step`` holds has been written to.
+        ``after`` is called at the end of each.
         """
         if not u.requires_grad:
             return u
         originals = {id(leaf): tensor for leaf, tensor in self._leaves.values()}
         inner = list({id(t): t for t in [self.u0, *known] if t.requires_grad}.values())
-        return _Connected.apply(lambda: (u, inner, self._held), *(originals.get(id(t), t) for t in inner))  # type: ignore[no-untyped-call]
+        return _Connected.apply(lambda: (u, inner, self._held, after), *(originals.get(id(t), t) for t in inner))  # type: ignore[no-untyped-call]
 
 
 class _Connected(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, graph: Callable[[], tuple[Tensor, list[Tensor], list[Tensor]]], *_: Tensor) -> Tensor:
-        u, ctx.inner, held = graph()
+    def forward(ctx: Any, graph: Callable[[], tuple[Tensor, list[Tensor], list[Tensor], Any]], *_: Tensor) -> Tensor:
+        u, ctx.inner, held, ctx.after = graph()
         ctx.u = u
         ctx.save_for_backward(*held)
         return u.detach()
@@ -87,6 +88,8 @@ class _Connected(torch.autograd.Function):
         _ = ctx.saved_tensors  # torch refuses them if they have been written to since
         with torch.no_grad():
             found = torch.autograd.grad(ctx.u, ctx.inner, w, retain_graph=True, allow_unused=True)
+        if ctx.after is not None:
+            ctx.after()
         # torch's once_differentiable lets those pass as constants for which w is one.
         return None, *(_Once.apply(torch.zeros((), requires_grad=True), *found) if torch.is_grad_enabled() else found)  # type: ignore[no-untyped-call]
 

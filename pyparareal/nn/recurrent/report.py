@@ -41,12 +41,15 @@ class SequenceReport:
         Estimate of the largest Lyapunov exponent: mean growth ``log |dh[i+1]| / |dh[i]|`` per step of a small
         difference; below 0 the recurrence forgets, above it is chaotic. NaN where it was not looked for.
     worst_step, worst_exponent : int and float, optional
-        Where the chunk begins in which differences grow most, of those looked at, and how much per step. After a
-        failure with NaN or infinity: the chunk of the first of them, and NaN.
+        Where in the whole sequence the chunk begins in which differences grow most, of those looked at, and how much
+        per step. After a failure with NaN or infinity: the chunk of the first of them, and NaN.
+    begin : int
+        The step with which the window of ``worst_step`` begins; 0 for a sequence in one.
     reason : str
         Why this method and this chunk.
     windows : int
-        Solved one after the other, to save memory.
+        Solved one after the other, to save memory. What is not of all of them is of the one that failed first, or in
+        which differences grow most.
     settings : Settings
         What solves the same again without a choice to make.
     backward : sequence of BackwardPass
@@ -65,6 +68,7 @@ class SequenceReport:
     exponent: float = math.nan
     worst_step: int | None = None
     worst_exponent: float = math.nan
+    begin: int = 0
     reason: str = ""
     windows: int = 1
     settings: Settings | None = None
@@ -77,11 +81,13 @@ class SequenceReport:
 
     @property
     def worst_chunk(self) -> int | None:
-        """The chunk with ``worst_step``."""
-        return None if self.worst_step is None else self.worst_step // self.chunk
+        """The chunk with ``worst_step``, of its window."""
+        return None if self.worst_step is None else (self.worst_step - self.begin) // self.chunk
 
     def with_exponent(self, found: Exponent) -> SequenceReport:
-        return dataclasses.replace(self, exponent=found.mean, worst_step=found.first, worst_exponent=found.worst)
+        """With what was found in the window."""
+        first = None if found.first is None else self.begin + found.first
+        return dataclasses.replace(self, exponent=found.mean, worst_step=first, worst_exponent=found.worst)
 
     def why_failed(self) -> str:
         """Which method failed how, and where differences grow most."""
@@ -89,28 +95,28 @@ class SequenceReport:
         text = f"{self.method} failed after {self.iterations} iterations{last}: {(self.failure or self.status).value}"
         if self.worst_step is None:
             return text
+        where = f"chunk {self.worst_chunk} (from step {self.worst_step})"
+        if self.begin:
+            where = f"{where} of the window from step {self.begin}"
         if math.isnan(self.worst_exponent):
-            return f"{text}; the first of them in chunk {self.worst_chunk} (from step {self.worst_step})"
+            return f"{text}; the first of them in {where}"
         return (
-            f"{text}; differences grow most in chunk {self.worst_chunk} (from step {self.worst_step}), "
+            f"{text}; differences grow most in {where}, "
             f"by exp({self.worst_exponent:.3g}) per step, by exp({self.exponent:.3g}) on average"
         )
 
     @staticmethod
     def of_windows(reports: list[SequenceReport]) -> SequenceReport:
-        """One for all windows: the worst status and residuals, everything else in sum or mean."""
-        worst = next((r for r in reports if not r.ok), next((r for r in reports if r.failure), reports[-1]))
+        """One for all windows, of ``reports`` whose steps are those of the whole sequence."""
+        failed = next((r for r in reports if not r.ok), next((r for r in reports if r.failure), None))
+        worst = failed or max(reports, key=lambda r: _order(r.worst_exponent))
         length = sum(r.length for r in reports)
-        at = max(range(len(reports)), key=lambda n: _order(reports[n].worst_exponent))
-        before, step = sum(r.length for r in reports[:at]), reports[at].worst_step
         return dataclasses.replace(
             worst,
             length=length,
             iterations=max(r.iterations for r in reports),
             cost=sum(r.cost * r.length for r in reports) / length,
             exponent=sum(r.exponent * r.length for r in reports) / length,
-            worst_step=None if step is None else before + step,
-            worst_exponent=reports[at].worst_exponent,
             windows=len(reports),
             reason=f"{worst.reason}; {len(reports)} windows of about {reports[0].length} steps, to save memory",
             backward=Joined([r.backward for r in reports]),

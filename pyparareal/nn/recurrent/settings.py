@@ -53,6 +53,11 @@ class Settings:
         numbers, else "none" for chunks and "diagonal" for single steps.
     damping : float from 0 to 1, or "adaptive"
         Of "newton" and "hybrid": see :class:`pyparareal.Newton`.
+    trust : float, optional
+        Of "newton" and "hybrid" with Jacobians: no update is larger than ``trust`` times the largest state
+        (:class:`pyparareal.Newton`). 1 costs no iteration where none is needed and stops updates that overflow; 0.25
+        may save many where differences grow for a while, and costs one where they do not; None: no bound, for states
+        that grow all along the sequence.
     on_failure : {"serial", "raise", "return"}
         When the method does not converge: solve serially with a RuntimeWarning that names the chunk; raise
         :class:`pyparareal.ConvergenceError`; or use the states as they are, with a RuntimeWarning.
@@ -76,6 +81,7 @@ class Settings:
     nu: int = 0
     jacobian: str = "auto"
     damping: float | str = 0.0
+    trust: float | None = 1.0
     on_failure: str = "serial"
     backward: Adjoint | MGRIT | str | None = None
     memory: int | None = None
@@ -85,7 +91,7 @@ class Settings:
         if not isinstance(self.method, MGRIT):
             checks.choose("method", self.method, METHODS)
         checks.choose("jacobian", self.jacobian, JACOBIANS)
-        check_options(Newton("none", self.damping))
+        check_options(Newton("none", self.damping, self.trust))
         checks.choose("on_failure", self.on_failure, ON_FAILURE)
         for name, least in (
             ("chunk", 1),

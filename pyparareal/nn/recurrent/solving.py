@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...adjoint import Adjoint
+from ...adjoint import Adjoint, BackwardPass
 from ...errors import ConvergenceError
 from ...mgrit import MGRIT
 from ...newton import Newton
@@ -25,7 +25,7 @@ from ...solver import solve
 from ...time_grid import TimeGrid
 from . import memory
 from .backward import Chunked, ChunkedBackward, autocast_of_now, known_to
-from .choosing import Key, iterations_of, key_of, measured, resolved
+from .choosing import FULL, Key, iterations_of, key_of, measured, resolved
 from .chunks import Chunks
 from .exponent import Exponent, exponent_of
 from .isolation import Isolated
@@ -73,12 +73,12 @@ def solve_sequence(
         raise ValueError(f"length: got {length!r}, expected an integer of at least 1")
     given = None if parameters is None else list(parameters)
 
-    def task(step: Any, u0: Tensor, length: int, given: list[Tensor] | None) -> Task:
+    def task(step: Any, u0: Tensor, length: int, given: list[Tensor] | None, begin: int = 0) -> Task:
         if not torch.is_grad_enabled():
-            return Task(step, step, u0, length, settings, coarse, [], True, choices, None)
+            return Task(step, step, u0, length, settings, coarse, [], True, choices, None, begin)
         cut = Isolated(step, u0)
         known = known_to(cut.step, u0, None if given is None else cut.known(given))
-        return Task(cut.step, step, u0, length, settings, coarse, known, given is None, choices, cut)
+        return Task(cut.step, step, u0, length, settings, coarse, known, given is None, choices, cut, begin)
 
     whole = task(step, u0, length, given)
     parts = _windows(whole)
@@ -86,12 +86,12 @@ def solve_sequence(
         return whole.solve()
     if given is not None and whole.cut is not None:
         given = whole.cut.outside(given)  # a window has its own part of what is cut
-    states, reports, u = [u0[None]], [], u0
+    states, reports, u, begin = [u0[None]], [], u0, 0
     for part, steps in zip(step.windows(parts), parts, strict=True):
-        found, report = task(part, u, steps, given).solve()
+        found, report = task(part, u, steps, given, begin).solve()
         states.append(found[1:])
         reports.append(report)
-        u = found[-1]
+        u, begin = found[-1], begin + steps
     return torch.cat(states), SequenceReport.of_windows(reports)
 
 
@@ -102,6 +102,8 @@ def _windows(task: Task) -> list[int]:
     budget = memory.available(task.u0.device) if task.settings.memory is None else task.settings.memory
     per_step = memory.bytes_per_step(task.step, task.u0, task.known)
     settings = resolved(task.settings, task.length, task.u0[0].numel())
+    if settings.method == "auto" and task.u0[0].numel() <= FULL:  # which may choose it
+        settings = dataclasses.replace(settings, method="newton", jacobian="full", chunk=1)
     if settings.method in ("newton", "hybrid"):
         per_step += memory.jacobian_bytes(task.u0, settings.jacobian) // (settings.chunk or 1)
     return memory.windows(task.length, per_step, budget)
@@ -116,6 +118,7 @@ class Task:
     step : cut from what its tensors were computed from; ``plain``: as it was given
     known : the tensors besides ``u0`` that the states are differentiated in
     cut : what puts them together again
+    begin : the step of the whole sequence with which the window begins
     """
 
     step: Any
@@ -128,6 +131,7 @@ class Task:
     complete: bool
     choices: dict[Key, tuple[Settings, str]] | None
     cut: Isolated | None
+    begin: int = 0
 
     @property
     def start(self) -> Tensor:
@@ -163,8 +167,8 @@ class Task:
             choices[key] = serial, f"{why}; serial since it failed: {report.failure.value}"
         return u, report
 
-    def _connected(self, u: Tensor) -> Tensor:
-        return u if self.cut is None else self.cut.connected(u, self.known)
+    def _connected(self, u: Tensor, after: Callable[[], None] | None = None) -> Tensor:
+        return u if self.cut is None else self.cut.connected(u, self.known, after)
 
     def _solve_by(self, settings: Settings, why: str) -> tuple[Tensor, SequenceReport]:
         if self._lacks_jacobians(settings):
@@ -189,7 +193,7 @@ class Task:
     def _serial(self, settings: Settings) -> tuple[Tensor, SequenceReport]:
         u = serial_states(self.plain, self.u0, self.length)
         status = Status.SERIAL if _finite(u) else Status.NON_FINITE
-        return u, SequenceReport("serial", self.length, self.length, status, settings=settings)
+        return u, SequenceReport("serial", self.length, self.length, status, begin=self.begin, settings=settings)
 
     def _by_chunks(self, settings: Settings) -> tuple[Tensor, SequenceReport]:
         m, warm_up, tol = settings.chunk or 1, settings.warm_up or 0, settings.tolerance(self.dtype)
@@ -199,7 +203,7 @@ class Task:
             status, u = chunks.run(self.u0.detach())
         report = SequenceReport(
             "hybrid", m, self.length, status, len(chunks.passes), tuple(chunks.residuals), tol, chunks.cost,
-            settings=settings,
+            begin=self.begin, settings=settings,
         )  # fmt: skip
         if not status.ok and settings.on_failure != "return":
             return self._failed(u, report, None)
@@ -231,10 +235,11 @@ class Task:
         )
         report = SequenceReport(
             "mgrit" if own else str(settings.method), settings.chunk or 1, self.length, solution.status,
-            solution.iterations, solution.residuals, tol, solution.stats.fine_steps / self.length, settings=settings,
-            backward=solution.adjoint if solution.adjoint is not None else [],
+            solution.iterations, solution.residuals, tol, solution.stats.fine_steps / self.length, begin=self.begin,
+            settings=settings, backward=solution.adjoint if solution.adjoint is not None else [],
         )  # fmt: skip
-        u = self._connected(solution.u)
+        passes = report.backward
+        u = self._connected(solution.u, lambda: _warn_of_fallback(report.method, passes))
         return (u, report) if solution.status.ok else self._failed(u, report, solution)
 
     def _adjoint(self, settings: Settings, tol: float | None) -> Adjoint:
@@ -273,11 +278,18 @@ class Task:
         return states, dataclasses.replace(report, status=status, backward=[])
 
 
+def _warn_of_fallback(method: str, passes: Sequence[BackwardPass]) -> None:
+    """After a backward pass by :func:`pyparareal.solve`, which has a failure in its report and warns nobody."""
+    if passes and passes[-1].failure is not None:
+        what = f"recurrence: the backward pass by {method} failed: {passes[-1].failure.value}"
+        warnings.warn(f"{what}; solved serially instead", RuntimeWarning, stacklevel=2)
+
+
 def _method(settings: Settings) -> Any:
     if isinstance(settings.method, MGRIT):
         return settings.method
     if settings.method in ("newton", "hybrid"):
-        return Newton(settings.jacobian, settings.damping)
+        return Newton(settings.jacobian, settings.damping, settings.trust)
     # Measured at the end, the residual is that of the states returned.
     return MGRIT(
         levels=settings.levels, nu=settings.nu, measure="end", relative="state", temporal_norm="inf", stagnation=None

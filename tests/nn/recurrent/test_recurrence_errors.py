@@ -204,6 +204,8 @@ def test_a_cell_that_loses_its_graph():
         ({"warm_up": -1}, ValueError, "warm_up: got -1"),
         ({"memory": 0}, ValueError, "memory: got 0"),
         ({"damping": 2}, ValueError, "damping: got 2"),
+        ({"trust": 0.0}, ValueError, "trust: got 0.0, expected a finite number above 0, or None"),
+        ({"trust": "far"}, TypeError, "trust: got 'far', expected a number or None"),
         ({"exponent": 1}, TypeError, "exponent: got 1, expected True or False"),
     ],
 )
@@ -292,3 +294,21 @@ def test_the_chunk_of_the_first_nan_is_named(method):
     net = Recurrence(nn.GRUCell(3, 4), method=method, jacobian="diagonal" if method == "newton" else "none", chunk=8)
     with pytest.warns(RuntimeWarning, match=r"the first of them in chunk 5 \(from step 40\)"):
         net(x)
+
+
+@pytest.mark.parametrize("way", [{"method": "hybrid", "jacobian": "none", "warm_up": 0}, {"method": "mgrit"}])
+def test_in_windows_the_steps_that_are_named_are_those_of_the_sequence(way):
+    # Without gradients a step of this size takes 3 arrays of 2 x 4 numbers of 4 bytes; windows of 40 steps.
+    x = torch.randn(160, 2, 3)
+    x[123, 1] = torch.nan
+    net = Recurrence(nn.GRUCell(3, 4), chunk=8, memory=40 * 3 * 2 * 4 * 4, **way)
+    with (
+        torch.no_grad(),
+        pytest.warns(RuntimeWarning, match=r"first of them in chunk 0 \(from step 120\) of the window from step 120"),
+    ):
+        net(x)
+    report = net.report
+    assert report.windows == 4
+    assert (report.worst_step, report.worst_chunk, report.begin) == (120, 0, 120)
+    assert not report.ok
+    assert "in chunk 0 (from step 120) of the window from step 120" in report.why_failed()

@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 
 from pyparareal import MGRIT, Adjoint, ConvergenceError, Status  # noqa: E402
 from pyparareal.nn import Recurrence  # noqa: E402
-from pyparareal.nn.recurrent import Settings  # noqa: E402
+from pyparareal.nn.recurrent import Settings, choosing  # noqa: E402
 from pyparareal.nn.recurrent.choosing import chunk_of, measured  # noqa: E402
 from pyparareal.nn.recurrent.settings import tolerance_of  # noqa: E402
 from pyparareal.nn.recurrent.solving import serial_states, solve_sequence  # noqa: E402
@@ -289,6 +289,56 @@ def test_auto_stays_serial_after_a_failure():
     _, report = solve_sequence(Chaos(), U0, 256, Settings(), choices=choices)
     assert report.method == "serial"
     assert "too hopeful; serial since it failed" in report.reason
+
+
+@pytest.mark.parametrize(("jacobians", "method"), [(0.2e-3, "newton"), (0.4e-3, "hybrid"), (7.0e-3, "hybrid")])
+def test_auto_takes_newton_where_its_ten_iterations_are_the_least(monkeypatch, jacobians, method):
+    # By the clock of this test a step takes 1 ms, of 64 chunks side by side 0.1 ms. u -> 0.9 u forgets to 2e-12 in 332
+    # steps with the margin: a warm-up of 64 and 1 + ceil(268 / 64) = 6 passes over 64 steps take 44.8 ms, the loop 4 s.
+    # Jacobians are timed on half of the steps: ten iterations take twenty times that.
+    times = iter([4e-3, 0.4e-3, 10 * jacobians])
+    monkeypatch.setattr(choosing, "_seconds", lambda work, u: next(times))
+    chosen, why = measured(Linear(0.9, torch.zeros(4096, 1, 1, dtype=torch.float64)), U0, 4096, Settings(), 2e-12)
+    assert chosen.method == method
+    assert chosen.jacobian == ("full" if method == "newton" else "none")
+    assert "their Jacobians take" in why
+    # With chunks as asked for it would take their steps one after the other; states of more numbers cost more.
+    times = iter([4e-3, 0.4e-3, 0.0])
+    given = Settings(chunk=64)
+    chosen, _ = measured(Linear(0.9, torch.zeros(4096, 1, 1, dtype=torch.float64)), U0, 4096, given, 2e-12)
+    assert chosen.method == "hybrid"
+
+
+def test_newton_of_auto_is_the_loop():
+    # Gates near 1: chunks alone would need as many passes as there are.
+    torch.manual_seed(0)
+    cell, x = nn.GRUCell(2, 4).double(), torch.randn(1024, 1, 2, dtype=torch.float64)
+    with torch.no_grad():
+        cell.bias_ih[4:8] += 8.0
+    expected, _ = loop(cell, x, torch.zeros(1, 4, dtype=torch.float64))
+    net = Recurrence(cell, settings=Settings("newton", jacobian="full", max_iterations=32))
+    with torch.no_grad():
+        states, _ = net(x)
+    assert net.report.status is Status.CONVERGED
+    assert net.report.iterations <= 10
+    assert largest_error([states], expected) < 1e-8  # tol 2e-12 on the residual, times a memory of 3,000 steps
+
+
+def test_trust_stops_updates_that_overflow():
+    # Linearised from zeros, the chain of tanh(3 W h + ...) grows beyond float32 before its states are known.
+    torch.manual_seed(0)
+    cell, x = nn.RNNCell(3, 6), torch.randn(512, 2, 3)
+    with torch.no_grad():
+        cell.weight_hh.mul_(3)
+    net = Recurrence(cell, method="newton", jacobian="full")
+    assert net.settings.trust == 1.0
+    with torch.no_grad():
+        net(x)
+        assert net.report.status is Status.CONVERGED
+        unbounded = Recurrence(cell, method="newton", jacobian="full", trust=None)
+        with pytest.warns(RuntimeWarning, match="newton failed"):
+            unbounded(x)
+    assert unbounded.report.failure is Status.NON_FINITE
 
 
 # The report

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sequences in windows, the memory they take, and the exponent of a recurrence."""
 
+import dataclasses
 import math
 
 import pytest
@@ -12,9 +13,10 @@ from torch import nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from pyparareal.nn import Recurrence  # noqa: E402
+from pyparareal.nn.recurrent import Settings  # noqa: E402
 from pyparareal.nn.recurrent.exponent import exponent_of  # noqa: E402
 from pyparareal.nn.recurrent.memory import windows  # noqa: E402
-from pyparareal.nn.recurrent.solving import serial_states  # noqa: E402
+from pyparareal.nn.recurrent.solving import serial_states, solve_sequence  # noqa: E402
 
 U0 = torch.tensor([[0.3], [0.6]], dtype=torch.float64)
 
@@ -42,6 +44,36 @@ def test_windows_have_the_values_and_gradients_of_the_whole(name):
     expected = results(lambda x, h: loop(cell, x, h), x, h, cell)
     assert largest_error(got[0], expected[0]) < 1e-10
     assert largest_error(got[1], expected[1]) < 1e-9
+
+
+def test_the_window_in_which_differences_grow_most_is_named_in_the_whole_sequence():
+    # Differences halve, but in the steps 220 to 240 of 400 they grow by 3: in the second of windows of 200 steps, the
+    # chunk of 20 steps that is its second. Without gradients a step takes 3 arrays of 2 numbers of 8 bytes.
+    class Burst:
+        batch_invariant = True
+
+        def __init__(self, begin=0):
+            self.begin = begin
+
+        def step(self, u, points):
+            at = self.begin + torch.arange(points.start, points.stop, points.step)
+            factor = torch.where((at >= 220) & (at < 240), 3.0, 0.5).double()[:, None, None]
+            return factor * u + torch.sin(at.double())[:, None, None]
+
+        def windows(self, lengths):
+            return [Burst(sum(lengths[:n])) for n in range(len(lengths))]
+
+    settings = Settings("hybrid", jacobian="none", chunk=20, memory=200 * 3 * 2 * 8)
+    u, report = solve_sequence(Burst(), U0, 400, settings)
+    assert report.windows == 2
+    assert (report.begin, report.worst_step, report.worst_chunk) == (200, 220, 1)
+    assert report.worst_exponent == pytest.approx(math.log(3), rel=1e-6)
+    assert largest_error([u], [serial_states(Burst(), U0, 400)]) < 1e-10
+    with pytest.warns(RuntimeWarning) as told:  # one pass is too few for both windows
+        solve_sequence(Burst(), U0, 400, dataclasses.replace(settings, max_iterations=1, warm_up=0))
+    first, second = (str(one.message) for one in told)
+    assert "most in chunk 0 (from step 0), by exp(" in first
+    assert "most in chunk 1 (from step 220) of the window from step 200, by exp(" in second
 
 
 class Allocations(TorchDispatchMode):
