@@ -131,6 +131,8 @@ def solve(
     """
     checks.choose("on_failure", on_failure, ON_FAILURE)
     checks.choose("save", save, SAVE)
+    if not isinstance(freeze, bool):
+        raise TypeError(f"freeze: got {freeze!r}, expected True or False")
     u0, grid = checks.initial_value(u0), checks.grid(grid)
     start = arrays.detached(u0)
     runtime = checks.runtime(runtime)

@@ -297,6 +297,7 @@ def test_a_runtime_can_be_used_again():
         ),
         ({"method": "jacobi"}, ValueError, "method: got 'jacobi', expected one of parareal"),
         ({"norm": "l3"}, ValueError, "norm: got 'l3'"),
+        ({"freeze": "no"}, TypeError, "freeze: got 'no', expected True or False"),
         ({"on_failure": "ignore"}, ValueError, "on_failure: got 'ignore'"),
         ({"save": "none"}, ValueError, "save: got 'none'"),
         ({"m": 0}, ValueError, "m: got 0"),
