@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Dropout with masks that were drawn before: every iteration and the adjoint take the same function.
+
+A :class:`Chance` is in force while a block runs. Without masks it only notes the calls that draw; with masks it
+answers the k-th of them with the k-th mask. It knows ``F.dropout`` (and so ``nn.Dropout``), ``F.dropout1d/2d/3d``, and
+the dropout of the weights in ``F.scaled_dot_product_attention`` and ``nn.MultiheadAttention``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True)
+class Site:
+    """One call that draws: the shape and dtype of its mask, and the probability of a zero."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    p: float
+
+    def scale(self) -> float:
+        """``1 / (1 - p)`` as torch's dropout rounds it to ``dtype``."""
+        return float(torch.ones((), dtype=self.dtype).div_(1 - self.p)) if self.p < 1 else 0.0
+
+    def draw(self, device: torch.device, rows: tuple[int, ...] = ()) -> Tensor:
+        """bool ``[*rows, *shape]``: what ``F.dropout`` would keep."""
+        return F.dropout(torch.ones(rows + self.shape, dtype=self.dtype, device=device), self.p, True) != 0
+
+
+class Chance(TorchFunctionMode):
+    """What draws, in a block: noted in :attr:`sites`, or answered by ``masks``.
+
+    Attributes
+    ----------
+    sites : list of Site
+    """
+
+    def __init__(self, masks: Sequence[Tensor] | None = None, scales: Sequence[float] = ()) -> None:
+        super().__init__()
+        self.sites: list[Site] = []
+        self._masks, self._scales, self._next = masks, scales, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        handler = _HANDLERS.get(func)
+        if handler is None:
+            return func(*args, **(kwargs or {}))
+        return handler(self, func, *args, **(kwargs or {}))
+
+    def noisy(self, x: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
+        """``x * mask / (1 - p)`` with a mask of ``shape``; ``x`` while calls are noted."""
+        if self._masks is None:
+            self.sites.append(Site(shape, x.dtype, p))
+            return x.clone()
+        if self._next >= len(self._masks):
+            raise RuntimeError("a block draws more often than when it was tried: expected the same calls every time")
+        mask, scale = self._masks[self._next], self._scales[self._next]
+        self._next += 1
+        return x * (mask.to(x.dtype) * scale)
+
+
+def _elementwise(
+    chance: Chance, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    if not training or p == 0 or not 0 <= p <= 1:
+        return func(input, p, training, inplace)
+    return _in_place(input, chance.noisy(input, tuple(input.shape), p), inplace)
+
+
+def _channels(dims: int) -> Callable[..., Tensor]:
+    """One draw for every channel of ``[batch, channels, ...]`` with so many dimensions."""
+
+    def handler(
+        chance: Chance, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
+        if not training or p == 0 or not 0 <= p <= 1 or input.ndim != dims:
+            return func(input, p, training, inplace)
+        shape = (*input.shape[:2], *(1 for _ in range(dims - 2)))
+        return _in_place(input, chance.noisy(input, shape, p), inplace)
+
+    return handler
+
+
+def _in_place(x: Tensor, result: Tensor, inplace: bool) -> Tensor:
+    return x.copy_(result) if inplace else result
+
+
+def _attention(
+    chance: Chance,
+    func: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``dropout(softmax(q k^T scale + mask)) v``, the weights spelt out where they are dropped."""
+    if dropout_p == 0:
+        more: dict[str, Any] = {"enable_gqa": True} if enable_gqa else {}
+        return func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    scores = (query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)) @ key.mT
+    if is_causal:
+        here = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~here, -math.inf)
+    if attn_mask is not None:
+        allowed = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -math.inf) if allowed else scores + attn_mask
+    weights = scores.softmax(-1)
+    return chance.noisy(weights, tuple(weights.shape), dropout_p) @ value
+
+
+def _multi_head(chance: Chance, func: Any, *args: Any, **kwargs: Any) -> Any:
+    """``F.multi_head_attention_forward`` with the two functions that draw in it replaced.
+
+    A mode is not in force inside of a function that it was asked about, and this one draws inside.
+    """
+    changed = {
+        "has_torch_function": lambda *_: False,
+        "dropout": partial(_elementwise, chance, F.dropout),
+        "scaled_dot_product_attention": partial(_attention, chance, F.scaled_dot_product_attention),
+    }
+    same = FunctionType(func.__code__, func.__globals__ | changed, func.__name__, func.__defaults__)
+    same.__kwdefaults__ = func.__kwdefaults__
+    return same(*args, **kwargs)
+
+
+_HANDLERS: dict[Any, Callable[..., Any]] = {
+    F.dropout: _elementwise,
+    F.dropout1d: _channels(3),
+    F.dropout2d: _channels(4),
+    F.dropout3d: _channels(5),
+    F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: _multi_head,
+}
