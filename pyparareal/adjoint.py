@@ -42,7 +42,7 @@ from .norms import NORMS
 from .propagators import Propagator, advance_all
 from .relaxation import every_point
 from .solution import Solution, Status
-from .stopping import SpatialNorm, spatial_norms
+from .stopping import SpatialNorm, spatial_norms, temporal_norm
 from .time_grid import TimeGrid
 from .vjp import require_graph
 
@@ -91,12 +91,18 @@ class BackwardPass:
         As in :class:`Solution`, of the adjoint.
     failure : Status, optional
         Why the method failed, if the adjoint was solved serially instead.
+    size : float
+        Norm of ``lambda`` at the C-points, as that of the residuals is taken.
+    path : float
+        How far ``lambda`` goes, in units of itself: ``sum_n |lambda[n] - lambda[n+1]| / |lambda[n]|`` at the C-points.
     """
 
     status: Status
     iterations: int = 0
     residuals: tuple[float, ...] = ()
     failure: Status | None = None
+    size: float = math.nan
+    path: float = math.nan
 
 
 class AdjointChain:
@@ -206,7 +212,7 @@ class AdjointChain:
         status, c = run.run(c, guessed)
         if status.ok and not checks.finite(c):
             status = Status.NON_FINITE
-        went = BackwardPass(status, run.iterations, tuple(run.residuals))
+        went = BackwardPass(status, run.iterations, tuple(run.residuals), None, *self._extent(c))
         if not status.ok and self.on_failure == "serial":
             return self._serially(u, w, trailing, every, status)
         if not status.ok:
@@ -217,13 +223,21 @@ class AdjointChain:
         every_point(common.runtime, run.fine, TimeGrid(0, 1, len(v) - 1), m, c, v)
         return torch.cat([v[len(v) - 1 - whole :].flip(0), trailing.flip(0)[1:]]), went
 
+    def _extent(self, c: Tensor) -> tuple[float, float]:
+        """``size`` and ``path`` of a :class:`BackwardPass` with ``lambda`` at the C-points ``c``."""
+        kind, runtime = "inf", self.problem.common.runtime
+        if isinstance(self.method, MGRIT):
+            kind = self.method.temporal_norm
+        norms, steps = spatial_norms(self.norm, c[1:]), spatial_norms(self.norm, c[1:], c[:-1])
+        return temporal_norm(kind, norms, runtime), runtime.reduce(steps / (norms + (norms == 0)))
+
     def _serially(
         self, u: Tensor, w: Tensor, trailing: Tensor, every: bool, failure: Status | None
     ) -> tuple[Tensor, BackwardPass]:
         m, whole = self.levels[0].m, len(w) - len(trailing)
         main = self._serial(u[: whole + 1], w[: whole + 1], whole, whole, m, trailing[-1])
         status = Status.SERIAL if failure is None else Status.SERIAL_FALLBACK
-        went = BackwardPass(status, failure=failure)
+        went = BackwardPass(status, 0, (), failure, *self._extent(main[::m]))
         return (torch.cat([main.flip(0), trailing.flip(0)[1:]]) if every else main[-1:]), went
 
     def _serial(self, u: Tensor, w: Tensor, last: int, steps: int, stride: int, start: Tensor | None = None) -> Tensor:
