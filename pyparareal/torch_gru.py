@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyparareal import ops
+from pyparareal.torch_autograd import register_gradient
 
 
 def gru_states(gates: Tensor, weight: Tensor, bias: Tensor | None, h0: Tensor) -> Tensor:
@@ -60,12 +61,22 @@ def _gru_states(u: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None) -
 
 
 def _gru_states_backward(
-    d_every: Tensor, every: Tensor, u: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
+    d_every: Tensor,
+    every: Tensor,
+    u: Tensor,
+    gates: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    of_gates: bool = True,
+    of_weight: bool = True,
+    of_bias: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``u``, ``gates``, ``weight`` and ``bias``; empty where they are not wanted."""
     d_every, every, u, gates, weight, bias = _plain(d_every, every, u, gates, weight, bias)
-    d_gates, d_hidden = torch.empty_like(gates, memory_format=torch.contiguous_format), torch.empty_like(every)
-    hidden, d = u.shape[-1], torch.zeros_like(u)
-    d_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+    hidden, d, all_steps = u.shape[-1], torch.zeros_like(u), of_gates or of_weight or of_bias
+    d_gates = torch.empty_like(gates, memory_format=torch.contiguous_format) if all_steps else u.new_empty(0)
+    d_hidden = torch.empty_like(every) if all_steps else u.new_empty(0)
+    d_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if of_weight else u.new_empty(0)
     if len(u) == 1:  # the first step starts from u, the others from where the last ended: no copy joins the two
         parts = [(slice(1, None), every[:, :-1]), (slice(0, 1), u[:, None])]
     else:
@@ -73,14 +84,18 @@ def _gru_states_backward(
     for steps, starts in parts:
         if starts.numel() == 0:
             continue
-        of_gates, of_hidden = d_gates[:, steps], d_hidden[:, steps]
-        d, _, _ = ops.relax_gru_adjoint(
-            starts, gates[:, steps], weight, bias, d, d_every=d_every[:, steps], d_gates=of_gates, d_hidden=of_hidden
-        )
-        rows = starts.reshape(-1, hidden)
-        d_weight[: 2 * hidden].addmm_(of_gates.reshape(-1, 3 * hidden)[:, : 2 * hidden].T, rows)
-        d_weight[2 * hidden :].addmm_(of_hidden.reshape(-1, hidden).T, rows)
-    return d, d_gates, d_weight, d_hidden.reshape(-1, hidden).sum(0)
+        given = starts, gates[:, steps], weight, bias, d
+        if not all_steps:
+            d = ops.relax_gru_adjoint(*given, d_every=d_every[:, steps], only_start=True)
+            continue
+        here, inner = d_gates[:, steps], d_hidden[:, steps]
+        d, _, _ = ops.relax_gru_adjoint(*given, d_every=d_every[:, steps], d_gates=here, d_hidden=inner)
+        if of_weight:
+            rows = starts.reshape(-1, hidden)
+            d_weight[: 2 * hidden].addmm_(here.reshape(-1, 3 * hidden)[:, : 2 * hidden].T, rows)
+            d_weight[2 * hidden :].addmm_(inner.reshape(-1, hidden).T, rows)
+    d_bias = d_hidden.reshape(-1, hidden).sum(0) if of_bias else u.new_empty(0)
+    return d, d_gates if of_gates else u.new_empty(0), d_weight, d_bias
 
 
 def _fake_states(u: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -88,10 +103,18 @@ def _fake_states(u: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None) 
 
 
 def _fake_backward(
-    d_every: Tensor, every: Tensor, u: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None
+    d_every: Tensor,
+    every: Tensor,
+    u: Tensor,
+    gates: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    of_gates: bool = True,
+    of_weight: bool = True,
+    of_bias: bool = True,
 ) -> tuple[Tensor, ...]:
-    contiguous = [a.new_empty(a.shape) for a in (u, gates, weight)]
-    return (*contiguous, u.new_empty(u.shape[-1:]))
+    shapes = ((gates.shape, of_gates), (weight.shape, of_weight), (u.shape[-1:], of_bias))
+    return u.new_empty(u.shape), *(u.new_empty(shape if wanted else (0,)) for shape, wanted in shapes)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -100,8 +123,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, d_every: Tensor) -> tuple[Tensor | None, ...]:
-    d_u, d_gates, d_weight, d_bias = torch.ops.pyparareal.gru_states_backward(d_every, *ctx.saved_tensors)
-    return d_u, d_gates, d_weight, d_bias if ctx.has_bias else None
+    of_u, *wanted = ctx.needs_input_grad
+    wanted[2] = wanted[2] and ctx.has_bias
+    found = torch.ops.pyparareal.gru_states_backward(d_every, *ctx.saved_tensors, *wanted)
+    return tuple(d if needed else None for d, needed in zip(found, (of_u, *wanted), strict=True))
 
 
 def _no_second(ctx: Any, *_: Any) -> None:
@@ -110,8 +135,8 @@ def _no_second(ctx: Any, *_: Any) -> None:
 
 _SCHEMAS = {
     "gru_states": "(Tensor u, Tensor gates, Tensor weight, Tensor? bias) -> Tensor",
-    "gru_states_backward": "(Tensor d_every, Tensor every, Tensor u, Tensor gates, Tensor weight, Tensor? bias)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    "gru_states_backward": "(Tensor d_every, Tensor every, Tensor u, Tensor gates, Tensor weight, Tensor? bias, "
+    "bool of_gates=True, bool of_weight=True, bool of_bias=True) -> (Tensor, Tensor, Tensor, Tensor)",
 }
 _BODIES: dict[str, Any] = {"gru_states": _gru_states, "gru_states_backward": _gru_states_backward}
 _FAKES: dict[str, Any] = {"gru_states": _fake_states, "gru_states_backward": _fake_backward}
@@ -131,8 +156,7 @@ def register() -> None:
         for device in ("CPU", "CUDA"):
             library.impl(name, _BODIES[name], device)
         torch.library.register_fake(f"pyparareal::{name}", _FAKES[name], lib=library)
-        backward, keep = _GRADIENTS[name]
-        torch.library.register_autograd(f"pyparareal::{name}", backward, setup_context=keep, lib=library)
+        register_gradient(library, name, *_GRADIENTS[name])
 
 
 register()

@@ -9,7 +9,8 @@ op                                        gradient of its arguments, with ``w`` 
 ========================================  =================================================================
 
 The transposed system of a scan is a scan in the other direction (Martin and Cundy 2018, section 2.2), so the backward
-pass is as parallel in time as the forward pass, and has second derivatives. ``torch.func.vmap`` adds a batch axis.
+pass is as parallel in time as the forward pass, and has second derivatives. ``torch.func.vmap`` adds a batch axis;
+other transforms of ``torch.func`` and forward mode are refused.
 Importing this module registers the ops; :mod:`pyparareal.torch_ops` imports it.
 """
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pyparareal import ops
+from pyparareal.torch_autograd import register_gradient
 
 _ARGUMENTS = "(Tensor a, Tensor b, Tensor? start=None, bool reverse=False) -> Tensor"
 
@@ -123,7 +125,7 @@ def register() -> None:
         qualified = f"pyparareal::{name}"
         torch.library.register_fake(qualified, _like_b, lib=library)
         op = getattr(torch.ops.pyparareal, name)
-        torch.library.register_autograd(qualified, _gradients(op, outer, product), setup_context=_keep, lib=library)
+        register_gradient(library, name, _gradients(op, outer, product), _keep)
         torch.library.register_vmap(qualified, _mapped(op), lib=library)
 
 

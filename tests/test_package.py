@@ -33,6 +33,7 @@ FLOORS = {
     "ops": 1, "reference": 1, "arrays": 1, "streams": 1, "_trace": 1, "_timing": 1, "torch_ops": 1, "norms": 1,
     "relax_ops": 1, "mlp_ops": 1, "reference_mlp": 1, "_outputs": 1, "_bandwidth": 1, "slopes": 1, "cuda_slopes": 1,
     "gru_ops": 1, "reference_gru": 1, "torch_gru": 1, "scan_ops": 1, "reference_scan": 1, "torch_scan": 1,
+    "torch_autograd": 1,
     "runtime": 2, "time_grid": 2, "propagators": 2, "tableaux": 2, "operators": 2,
     "implicit": 2, "compiled": 2,
     "parareal": 3, "solution": 3, "solver": 3, "problems": 3, "mgrit": 3, "hierarchy": 3, "equations": 3,

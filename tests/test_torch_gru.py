@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The differentiable gated recurrent unit: gradients, tracing, autocast, and what it refuses."""
 
+import itertools
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -48,6 +50,26 @@ def test_all_states_and_gradients_are_those_of_torch_in_float64():
         torch.autograd.grad(states, parameters, d), torch.autograd.grad(wanted, parameters, d), strict=True
     ):
         assert (mine - other).abs().max().item() <= 10_000 * eps * (1 + other.abs().max().item())
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_gradients_that_nobody_needs_are_left_out_and_the_others_the_same(slices):
+    gates, weight, bias, h0 = arguments(4, 2, 3)
+    u, chunks = torch.stack([h0.detach()] * slices), torch.stack([gates.detach()] * slices)
+    given = u, chunks, weight.detach(), bias.detach()
+    every = torch.ops.pyparareal.gru_states(*given)
+    d_every = torch.randn_like(every)
+    whole = torch.ops.pyparareal.gru_states_backward(d_every, every, *given)
+    for needed in itertools.product([False, True], repeat=4):
+        some = [t.clone().requires_grad_(wanted) for t, wanted in zip(given, needed, strict=True)]
+        found = torch.ops.pyparareal.gru_states_backward(d_every, every, *given, *needed[1:])
+        assert [bool(d.numel()) for d in found] == [True, *needed[1:]]  # that of u costs nothing
+        if any(needed):
+            wanted = [t for t in some if t.requires_grad]
+            got = iter(torch.autograd.grad(torch.ops.pyparareal.gru_states(*some), wanted, d_every))
+            for d, right, is_needed in zip(found, whole, needed, strict=True):
+                assert not is_needed or torch.equal(next(got), right)
+                assert d.numel() == 0 or torch.equal(d, right)
 
 
 def test_views_of_other_strides_and_slices_of_a_sequence():
@@ -99,9 +121,10 @@ def test_what_tracing_is_told_is_true():
     plain = [a.detach() for a in (u, chunks, weight, bias)]
     every = torch.ops.pyparareal.gru_states(*plain)
     given = (torch.randn_like(every), every, *plain)
-    torch.library.opcheck(
-        torch.ops.pyparareal.gru_states_backward, given, test_utils=("test_schema", "test_faketensor")
-    )
+    for needed in ((), (False, True, False), (False, False, False)):
+        torch.library.opcheck(
+            torch.ops.pyparareal.gru_states_backward, (*given, *needed), test_utils=("test_schema", "test_faketensor")
+        )
 
 
 def test_autocast_widens_what_a_linear_layer_narrowed():
@@ -148,3 +171,17 @@ def test_a_second_derivative_is_refused():
     (first,) = torch.autograd.grad(gru_states(gates, weight, bias, h0).sum(), gates, create_graph=True)
     with pytest.raises(NotImplementedError, match="gru_states: got a second derivative"):
         first.sum().backward()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
+)  # forward mode of torch itself
+def test_derivatives_that_are_not_there_are_refused():
+    gates, weight, bias, h0 = (a.detach() for a in arguments(3, 2, 3))
+    for transform in (torch.func.grad, torch.func.jacfwd):
+        with pytest.raises(NotImplementedError, match=r"gru_states: got a transform of torch\.func"):
+            transform(lambda g: gru_states(g, weight, bias, h0).sum())(gates)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(h0, h0)
+        with pytest.raises(NotImplementedError, match="gru_states: got a tangent of forward mode"):
+            gru_states(gates, weight, bias, dual)

@@ -119,3 +119,33 @@ def test_wrong_arguments_raise_the_errors_of_ops():
         P.scan_diag(a.float(), b)
     with pytest.raises(ValueError, match=r"^start: got an array, expected none with reverse"):
         P.scan_diag(a, b, start, True)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
+)  # forward mode of torch itself
+@pytest.mark.parametrize("name", ["scan_diag", "scan_block"])
+def test_derivatives_that_are_not_there_are_refused(name):
+    # torch by itself drops tangents of forward mode in silence, and names a setup_context under torch.func.grad.
+    op, own = getattr(torch.ops.pyparareal, name), (3,) if name == "scan_block" else ()
+    a, b = torch.randn(5, 2, *own, *own), torch.randn(5, 2, *own)
+
+    def f(b):
+        return op(a, b).sum()
+
+    transforms = (
+        lambda: torch.func.grad(f)(b),
+        lambda: torch.func.jacrev(f)(b),
+        lambda: torch.func.jvp(f, (b,), (b,)),
+        lambda: torch.func.vmap(torch.func.grad(f))(torch.stack([b, b])),
+    )
+    for transform in transforms:
+        with pytest.raises(
+            NotImplementedError, match=f"{name}: got a transform of torch.func, expected torch.autograd"
+        ):
+            transform()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(b, b)
+        with pytest.raises(NotImplementedError, match=f"{name}: got a tangent of forward mode"):
+            f(dual)
+        f(b)  # within, but without a tangent
