@@ -41,14 +41,26 @@ class Site:
 class Chance(TorchFunctionMode):
     """What draws, in a block: noted in :attr:`sites`, or answered by ``masks``.
 
+    Parameters
+    ----------
+    masks, scales : sequences, optional
+        For each call that draws.
+    spelt_out : bool
+        Attention in single operations: torch's kernel for CPUs knows no ``vmap``.
+
     Attributes
     ----------
     sites : list of Site
+    attends : bool
+        Whether there was attention.
     """
 
-    def __init__(self, masks: Sequence[Tensor] | None = None, scales: Sequence[float] = ()) -> None:
+    def __init__(
+        self, masks: Sequence[Tensor] | None = None, scales: Sequence[float] = (), *, spelt_out: bool = False
+    ) -> None:
         super().__init__()
         self.sites: list[Site] = []
+        self.attends, self.spelt_out = False, spelt_out
         self._masks, self._scales, self._next = masks, scales, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -108,7 +120,8 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """``dropout(softmax(q k^T scale + mask)) v``, the weights spelt out where they are dropped."""
-    if dropout_p == 0:
+    chance.attends = True
+    if dropout_p == 0 and not chance.spelt_out:
         more: dict[str, Any] = {"enable_gqa": True} if enable_gqa else {}
         return func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
     if enable_gqa:
@@ -122,7 +135,9 @@ def _attention(
         allowed = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, -math.inf) if allowed else scores + attn_mask
     weights = scores.softmax(-1)
-    return chance.noisy(weights, tuple(weights.shape), dropout_p) @ value
+    if dropout_p > 0:
+        weights = chance.noisy(weights, tuple(weights.shape), dropout_p)
+    return weights @ value
 
 
 def _multi_head(chance: Chance, func: Any, *args: Any, **kwargs: Any) -> Any:

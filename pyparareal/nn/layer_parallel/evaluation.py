@@ -36,8 +36,8 @@ class Plan:
         Something else draws too: every layer starts from a random state of its own.
     changes_buffers, changes_input : bool
         What a block does to its buffers, or to its argument in place.
-    guarded : bool
-        Attention that would take another way without a graph than with one.
+    attends : bool
+        There is attention, which torch would compute in another way without a graph than with one.
     """
 
     why_not_batched: str | None = None
@@ -45,7 +45,7 @@ class Plan:
     seeded: bool = False
     changes_buffers: bool = False
     changes_input: bool = False
-    guarded: bool = False
+    attends: bool = False
 
 
 class Reporter(nn.Module):
@@ -118,7 +118,7 @@ class Kind:
         reporter, keep = Reporter(self.module), self.plan.changes_buffers
 
         def one(state: dict[str, Tensor], masks: list[Tensor], u: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            with self._chance(masks):
+            with self._chance(masks, spelt_out=u.device.type == "cpu"):
                 y, after = functional_call(reporter, state, (u,))
             return y, after if keep else {}
 
@@ -149,10 +149,10 @@ class Kind:
             buffers.append(after)
         return torch.stack(found), {name: torch.stack([b[name] for b in buffers]) for name in buffers[0]}
 
-    def _chance(self, masks: list[Tensor]) -> Any:
-        if not (self.plan.sites or self.plan.guarded):
+    def _chance(self, masks: list[Tensor], *, spelt_out: bool = False) -> Any:
+        if not (self.plan.sites or self.plan.attends):
             return contextlib.nullcontext()
-        return Chance(masks, [site.scale() for site in self.plan.sites])
+        return Chance(masks, [site.scale() for site in self.plan.sites], spelt_out=spelt_out)
 
     @contextlib.contextmanager
     def _seeded(self, row: int, device: torch.device) -> Any:

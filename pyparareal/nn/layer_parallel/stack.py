@@ -260,11 +260,9 @@ class Stack(nn.Module):
 
         Stacked tensors are copied, row by row; with ``keep_vars`` they are views with a graph to the parameters.
         """
-        for name, value in zip(("destination", "prefix", "keep_vars"), args, strict=False):
-            destination = value if name == "destination" else destination
-            prefix = value if name == "prefix" else prefix
-            keep_vars = value if name == "keep_vars" else keep_vars
-        state = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        prefix = args[1] if len(args) > 1 and not prefix else prefix  # torch still takes them by place
+        keep_vars = args[2] if len(args) > 2 and not keep_vars else keep_vars
         to_serial(state, prefix, self._pieces, self.layers, copy=not keep_vars)
         return state
 

@@ -55,9 +55,9 @@ def try_kind(kind: Kind, u: Tensor, h: float | None) -> Plan:
 def _alone(kind: Kind, u: Tensor, row: int, h: float | None, seed: int) -> tuple[Plan, Tensor]:
     """The plan as far as one layer tells, and its value without dropout."""
     name, module = kind.name(row), kind.module
-    guarded = any(isinstance(m, nn.MultiheadAttention | nn.TransformerEncoderLayer) for m in module.modules())
+    attends = any(isinstance(m, nn.MultiheadAttention | nn.TransformerEncoderLayer) for m in module.modules())
     # Buffers may be changed: each call gets copies.
-    careful = dataclasses.replace(kind, plan=Plan(changes_buffers=True, guarded=False), masks=[])
+    careful = dataclasses.replace(kind, plan=Plan(changes_buffers=True), masks=[])
     runs: list[tuple[Tensor, tuple[Site, ...], bool]] = []
     changed: list[str] = []
     changes_buffers = changes_input = False
@@ -70,6 +70,7 @@ def _alone(kind: Kind, u: Tensor, row: int, h: float | None, seed: int) -> tuple
             y, buffers = careful.alone(x, row)
         require_like(name, y, u)
         _require_dtype(name, y, u, h)
+        attends = attends or chance.attends
         drew = any(not torch.equal(a, b) for a, b in zip(states, _random_states(u.device), strict=True))
         runs.append((y, tuple(chance.sites), drew))
         changed = _changed(before, _attributes(module))
@@ -87,7 +88,7 @@ def _alone(kind: Kind, u: Tensor, row: int, h: float | None, seed: int) -> tuple
         )
     if changes_input and h is not None:
         raise ValueError(f"{name}: changes its argument in place, expected u + h block(u) of an unchanged u")
-    return Plan(None, runs[0][1], runs[0][2], changes_buffers, changes_input, guarded), runs[0][0]
+    return Plan(None, runs[0][1], runs[0][2], changes_buffers, changes_input, attends), runs[0][0]
 
 
 def _why_not_together(kind: Kind, u: Tensor, rows: list[int]) -> str | None:

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A stack is its blocks: any set of layers in one call, values and gradients, and the reasons where it cannot."""
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'pyparareal[torch]'")
+
+from stack_blocks import KINDS, STACKED, Branching, Dense, Item, dense, inputs, row  # noqa: E402
+from torch import nn  # noqa: E402
+
+from pyparareal import MGRIT, Adjoint, TimeGrid, solve  # noqa: E402
+from pyparareal.nn.layer_parallel import Stack  # noqa: E402
+
+# Sums of at most 100 terms of size 1, each rounded to 1.1e-16, through three layers of a block: 1e-13 at most.
+TOL = {"rtol": 1e-12, "atol": 1e-12}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def step_by_block(blocks, h, u, layers, factor=1):
+    """The definition: one layer for each slice."""
+    found = []
+    for n, layer in enumerate(layers):
+        y = copy.deepcopy(blocks[layer])(u[n].clone())
+        if h is not None:
+            y = u[n] + factor * h * y
+        elif factor > 1:
+            y = u[n] + factor * (y - u[n])
+        found.append(y)
+    return torch.stack(found)
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("points", "factor"), [(slice(0, 6, 1), 1), (slice(1, 6, 2), 1), (slice(4, 5, 3), 1), (slice(0, 3, 1), 2)]
+)
+def test_a_set_of_layers_in_one_call_is_each_of_them(kind, points, factor):
+    make, h, shape = KINDS[kind]
+    blocks = row(make)
+    layers = [factor * i for i in range(points.start, points.stop, points.step)]
+    u = inputs(shape, len(layers))
+    expected = step_by_block(blocks, h, u, layers, factor)
+    stack = Stack(blocks, h)
+    phi = stack.propagator(stack.frozen(u[0]))
+    phi = phi if factor == 1 else phi.rediscretise(factor)
+    assert phi.steps == 6 // factor
+    before = u.clone()
+    torch.testing.assert_close(phi.step(u, points), expected, **TOL)
+    assert torch.equal(u, before) or kind == "in place"
+
+
+@every_kind
+def test_gradients_of_all_layers_in_one_pass(kind):
+    make, h, shape = KINDS[kind]
+    blocks = row(make)
+    stack = Stack(blocks, h)
+    u, w = inputs(shape), inputs(shape, seed=2)
+    blocks = row(make)
+    x = u.clone().requires_grad_()
+    y = torch.stack([b(v.clone()) if h is None else v + h * b(v) for b, v in zip(blocks, x, strict=True)])
+    parameters = [p for block in blocks for p in block.parameters()]
+    expected = torch.autograd.grad(y, [x, *parameters], w)
+    phi = stack.propagator(stack.frozen(u[0]))
+    z = u.clone().requires_grad_()
+    got = torch.autograd.grad(phi.step(z.clone(), slice(0, 6, 1)), [z, *stack.parameters()], w)
+    torch.testing.assert_close(got[0], expected[0], **TOL)
+    flat = dict(zip([n for n, _ in stack.named_parameters()], got[1:], strict=True))
+    serial = dict(nn.ModuleList(blocks).named_parameters())
+    if kind in STACKED:
+        assert all(name.startswith("stacked.0.") and len(g) == 6 for name, g in flat.items())
+        flat = {f"{i}.{n.removeprefix('stacked.0.')}": g[i] for n, g in flat.items() for i in range(6)}
+    elif kind == "recurrent":
+        flat = {name.removeprefix("blocks."): g for name, g in flat.items()}
+    else:  # stacked, but run one after the other
+        flat = {f"{i}.{n.removeprefix('stacked.0.')}": g[i] for n, g in flat.items() for i in range(6)}
+    assert flat.keys() == serial.keys()
+    for (name, _), g in zip(serial.items(), expected[1:], strict=True):
+        torch.testing.assert_close(flat[name], g, **TOL)
+
+
+@every_kind
+def test_one_layer_after_the_other_is_the_serial_network(kind):
+    make, h, shape = KINDS[kind]
+    blocks = row(make)
+    stack = Stack(blocks, h)
+    serial = stack.serial()
+    u = inputs(shape, 1)[0]
+    assert torch.equal(stack(u.clone()), serial(u.clone()))
+    for (name, got), expected in zip(stack.state_dict().items(), serial.state_dict().values(), strict=True):
+        assert torch.equal(got, expected), name  # running statistics too
+
+
+@every_kind
+def test_mgrit_with_all_iterations_is_the_serial_network(kind):
+    make, h, shape = KINDS[kind]
+    stack = Stack(row(make, 8), h)
+    serial = stack.serial()
+    u, w = inputs(shape, 1)[0], inputs(shape, 1, seed=2)[0]
+    x = u.clone().requires_grad_()
+    y = serial(x.clone())
+    expected = torch.autograd.grad(y, [x, *serial.parameters()], w)
+    z = u.clone().requires_grad_()
+    frozen = stack.frozen(z)
+    phi = stack.propagator(frozen)
+    # Two levels with FCF: two slices of four layers are exact after two iterations, forward and backward.
+    solution = solve(
+        phi, z, TimeGrid(0, 1, 8), method=MGRIT(levels=2), m=4, tol=0.0, save="all", max_iterations=2,
+        on_failure="return", adjoint=Adjoint(tol=0.0, max_iterations=2),
+    )  # fmt: skip
+    torch.testing.assert_close(solution.u[-1], y, **TOL)
+    got = torch.autograd.grad(solution.u[-1], [z, *stack.parameters()], w)
+    frozen.commit(solution.u)
+    torch.testing.assert_close(got[0], expected[0], **TOL)
+    total = [float(sum(g.square().sum() for g in gradients)) for gradients in (got[1:], expected[1:])]
+    assert total[0] == pytest.approx(total[1], rel=1e-11)
+    for (name, a), b in zip(stack.state_dict().items(), serial.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, **TOL, msg=name)
+
+
+# What cannot be stacked, or not run in one call
+
+
+def test_reasons_are_found_by_trying():
+    for make, part in ((Branching, "data-dependent"), (Item, "item()")):
+        stack = Stack(row(make))
+        assert stack.why_not_stacked is None
+        stack.frozen(inputs((3, 8), 1)[0])
+        assert stack.why_not_stacked.startswith(f"blocks.0 ({make.__name__}) vmap cannot run it")
+        assert part in stack.why_not_stacked
+
+
+@pytest.mark.parametrize("kind", STACKED)
+def test_nothing_stands_against_blocks_of_a_kind(kind):
+    make, h, shape = KINDS[kind]
+    stack = Stack(row(make), h)
+    stack.frozen(inputs(shape, 1)[0])
+    assert stack.why_not_stacked is None
+    assert len(stack.stacked) == 1
+    assert not stack.blocks
+
+
+def hooked():
+    block = dense()
+    block.register_forward_hook(lambda *_: None)
+    return block
+
+
+def parametrized():
+    block = dense()
+    nn.utils.parametrizations.weight_norm(block[0])
+    return block
+
+
+def tied():
+    block = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    block[2].weight = block[0].weight
+    return block
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self):
+        return 1
+
+    def set_extra_state(self, state):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (hooked, "has hooks on its module 'itself'"),
+        (parametrized, "has the parametrized module '0'"),
+        (tied, "has one tensor as '0.weight' and as '2.weight'"),
+        (lambda: Extra(8, 8), "saves more than tensors"),
+        (lambda: nn.GRUCell(8, 8), None),
+    ],
+)
+def test_blocks_that_are_left_as_they_are(make, reason):
+    blocks = row(make, 3)
+    if reason is None:
+        assert Stack(blocks).why_not_stacked is None
+        return
+    stack = Stack(blocks)
+    assert reason in stack.why_not_stacked
+    assert "blocks.0" in stack.why_not_stacked
+    assert "and 2 more" in stack.why_not_stacked
+    assert [stack.blocks[str(i)] for i in range(3)] == blocks
+    u = inputs((3, 8), 3)
+    torch.testing.assert_close(
+        stack.propagator(stack.frozen(u[0])).step(u, slice(0, 3, 1)), step_by_block(blocks, None, u, range(3)), **TOL
+    )
+
+
+def test_layers_with_a_weight_in_common_keep_it():
+    blocks = row(dense, 4)
+    blocks[3][0].weight = blocks[1][0].weight
+    stack = Stack(blocks, 0.5)
+    assert "blocks.1 (Sequential) and 1 more shares '0.weight' with another block" in stack.why_not_stacked
+    assert stack._pieces == [[0, 2]]
+    u, w = inputs((3, 8), 4), inputs((3, 8), 4, seed=2)
+    phi = stack.propagator(stack.frozen(u[0]))
+    phi.step(u, slice(0, 4, 1)).backward(w)
+    shared = blocks[1][0].weight.grad.clone()
+    blocks[1][0].weight.grad = None
+    for i in (1, 3):
+        (u[i] + 0.5 * blocks[i](u[i])).backward(w[i])
+    torch.testing.assert_close(shared, blocks[1][0].weight.grad, **TOL)
+
+
+def test_one_block_at_every_depth():
+    block = row(dense, 1)[0]
+    stack = Stack([block] * 4, 0.5)
+    u = inputs((3, 8), 1)[0]
+    solution = solve(stack.propagator(stack.frozen(u)), u, TimeGrid(0, 1, 4), method=MGRIT(levels=2), m=2, tol=0.0)
+    torch.testing.assert_close(solution.u[-1], stack.serial()(u), **TOL)
+    (gradient,) = torch.autograd.grad(solution.u[-1].sum(), [block[0].weight])
+    serial = stack.serial()
+    serial(u).sum().backward()
+    torch.testing.assert_close(gradient, serial[0][0].weight.grad, **TOL)
+
+
+def test_kinds_that_alternate_are_each_one_call():
+    calls = []
+
+    class Counted(nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.linear, self.act = nn.Linear(8, 8), act
+
+        def forward(self, u):
+            calls.append(1)
+            return self.act(self.linear(u))
+
+    torch.manual_seed(0)
+    blocks = [Counted((torch.tanh, torch.relu)[i % 2]).double() for i in range(8)]
+    u = inputs((3, 8), 8)
+    expected = step_by_block(blocks, 0.5, u, range(8))
+    stack = Stack(blocks, 0.5)
+    phi = stack.propagator(stack.frozen(u[0]))
+    assert stack.why_not_stacked is None
+    calls.clear()
+    torch.testing.assert_close(phi.step(u, slice(0, 8, 1)), expected, **TOL)
+    assert len(calls) == 2
+    calls.clear()
+    torch.testing.assert_close(phi.step(u[1::2], slice(1, 8, 2)), expected[1::2], **TOL)
+    assert len(calls) == 1
+
+
+# Wrong arguments
+
+
+@pytest.mark.parametrize(
+    ("blocks", "h", "error", "message"),
+    [
+        (nn.Linear(2, 2), None, TypeError, "blocks: got Linear, expected a list"),
+        ("blocks", None, TypeError, "blocks: got str"),
+        (3, None, TypeError, "blocks: got int"),
+        ([], None, ValueError, "blocks: got none"),
+        ([nn.Tanh(), torch.tanh], None, TypeError, "for block 1, expected a torch.nn.Module"),
+        ([nn.LazyLinear(3)], None, ValueError, r"blocks.0 \(LazyLinear\), whose 'weight' has no shape yet"),
+        ([nn.Tanh()], True, TypeError, "h: got bool"),
+        ([nn.Tanh()], "0.1", TypeError, "h: got str"),
+        ([nn.Tanh()], 0.0, ValueError, "h: got 0.0, expected a finite number other than 0"),
+        ([nn.Tanh()], float("nan"), ValueError, "h: got nan"),
+    ],
+)
+def test_wrong_blocks(blocks, h, error, message):
+    with pytest.raises(error, match=message):
+        Stack(blocks, h)
+
+
+class Wrong(nn.Module):
+    """Does what is asked of it, wrongly."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.linear, self.how, self.count = nn.Linear(8, 8), how, 0
+
+    def forward(self, u):
+        if self.how == "counts":
+            self.count += 1
+        if self.how == "raises":
+            raise KeyError("mine")
+        if self.how == "in place":
+            u.mul_(2)
+        y = self.linear(u)
+        return {
+            "shape": y[:, :4], "dtype": y.float(), "tuple": (y, y), "NumPy draws": y * next(self.numbers, 1.0)
+        }.get(self.how, y)  # fmt: skip
+
+    numbers = iter(range(1, 10**6))
+
+
+@pytest.mark.parametrize(
+    ("how", "h", "error", "message"),
+    [
+        ("shape", None, ValueError, r"blocks.1 \(Wrong\): returned shape \(3, 4\), expected \(3, 8\)"),
+        (
+            "dtype",
+            None,
+            ValueError,
+            r"blocks.1 \(Wrong\): makes a state of dtype torch.float32, expected torch.float64",
+        ),
+        ("tuple", None, TypeError, r"blocks.1 \(Wrong\): returned tuple, expected a tensor"),
+        ("counts", None, ValueError, r"blocks.1 \(Wrong\): its forward changes its attribute 'count' at every call"),
+        ("NumPy draws", None, ValueError, r"blocks.1 \(Wrong\): gives another value when it is called again"),
+        ("in place", 0.5, ValueError, r"blocks.1 \(Wrong\): changes its argument in place"),
+        ("raises", None, KeyError, "mine"),
+    ],
+)
+def test_wrong_layers_are_named(how, h, error, message):
+    blocks = [*row(dense, 1), Wrong(how).double(), *row(dense, 1)]
+    with pytest.raises(error, match=message):
+        Stack(blocks, h).frozen(inputs((3, 8), 1)[0])
+
+
+@pytest.mark.parametrize(
+    ("u", "error", "message"),
+    [
+        (3.0, TypeError, "u: got float, expected a tensor"),
+        (torch.zeros(0, 8), ValueError, r"u: got shape \(0, 8\)"),
+        (torch.zeros(3, 8, dtype=torch.long), TypeError, "u: got dtype torch.int64"),
+    ],
+)
+def test_wrong_states(u, error, message):
+    with pytest.raises(error, match=message):
+        Stack(row(dense, 2)).frozen(u)
+
+
+def test_wrong_calls():
+    stack = Stack(row(Dense, 4), 0.5)
+    frozen = stack.frozen(inputs((3, 8), 1)[0])
+    with pytest.raises(TypeError, match="frozen: got Stack"):
+        stack.propagator(stack)
+    with pytest.raises(ValueError, match=r"states: got \(3, 3, 8\), expected the input of every layer"):
+        frozen.commit(inputs((3, 8), 3))
+    with pytest.raises(TypeError, match="index: got '0'"):
+        stack.layer("0")
+    with pytest.raises(ValueError, match="index: got 4, expected 0 to 3"):
+        stack.layer(4)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):  # torch's own error, unchanged
+        stack.frozen(inputs((3, 5), 1)[0])
