@@ -70,6 +70,8 @@ class Adjoint:
     on_failure : {"raise", "serial", "return"}, optional
         "return" uses the gradients as they are, with a warning unless ``max_iterations`` is given and all that failed.
     norm : as in :func:`pyparareal.solve`, optional
+    fixed : bool
+        Run ``max_iterations`` iterations, compared with nothing, whatever the tolerance of the forward solve.
     """
 
     method: str | MGRIT | Newton | None = None
@@ -77,6 +79,7 @@ class Adjoint:
     max_iterations: int | None = None
     on_failure: str | None = None
     norm: SpatialNorm | None = None
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,10 @@ class AdjointChain:
         self.limit = options.max_iterations
         checks.iterations(self.limit, 1)
         self.tol = problem.common.tol if options.tol is None else checks.tolerance(options.tol)
+        if options.fixed:
+            if options.tol is not None or self.limit is None:
+                raise ValueError("fixed: got True, expected max_iterations with it, and no tol")
+            self.tol = None
         self.norm = self._norm(options.norm)
         self.levels = self._levels()
         self._jacobians: Source | None = None

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from . import models as models
     from .automatic import automatic_maps as automatic_maps
     from .automatic import build_parareal as build_parareal
+    from .layer_parallel import LayerParallel as LayerParallel
     from .parareal_network import PararealNetwork as PararealNetwork
     from .partitioning import Partition as Partition
     from .partitioning import partition as partition
@@ -28,6 +29,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "ImplicitGRU",
+    "LayerParallel",
     "PararealNetwork",
     "Partition",
     "Recurrence",
@@ -44,6 +46,7 @@ _HOME = {
     "GRU": ".recurrent",
     "LSTM": ".recurrent",
     "ImplicitGRU": ".recurrent",
+    "LayerParallel": ".layer_parallel",
     "PararealNetwork": ".parareal_network",
     "Partition": ".partitioning",
     "Recurrence": ".recurrent",

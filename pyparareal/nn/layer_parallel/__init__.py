@@ -7,11 +7,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .layer_parallel import LayerParallel as LayerParallel
+    from .policy import Policy as Policy
+    from .report import DepthReport as DepthReport
+    from .settings import Settings as Settings
     from .stack import Stack as Stack
 
-__all__ = ["Stack"]
+__all__ = ["DepthReport", "LayerParallel", "Policy", "Settings", "Stack"]
 
-_HOME = {"Stack": ".stack"}
+_HOME = {
+    "DepthReport": ".report",
+    "LayerParallel": ".layer_parallel",
+    "Policy": ".policy",
+    "Settings": ".settings",
+    "Stack": ".stack",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,432 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A deep network as its serial self, the layers solved in parallel: MGRIT over depth, forward and backward."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import checks
+from ...adjoint import Adjoint, BackwardPass
+from ...errors import ConvergenceError
+from ...mgrit import MGRIT
+from ...solution import Solution, Status
+from ...solver import solve
+from ...time_grid import TimeGrid
+from .distributed import refuse_sharded
+from .frozen import Frozen
+from .kinds import check_blocks
+from .names import SerialNetwork, serial_names, stack_names
+from .policy import Plan, Policy, policy_of
+from .report import SERIAL, DepthReport, Direction
+from .settings import POLICIES, Settings, check_common, settings_of
+from .stack import Stack
+
+MODES = ("parallel", "serial")
+ON_FAILURE = ("serial", "raise", "return")
+
+
+class LayerParallel(nn.Module):
+    """``closing(block_{L-1}(... block_0(opening(u))))``, the blocks solved by MGRIT over layers.
+
+    The function is that of the serial network, to what the iterations leave; so are the gradients. What was done and
+    how it went is in :attr:`report`. Names in ``state_dict`` are those of the serial network: ``blocks.17.weight``.
+    S. Guenther, L. Ruthotto, J. B. Schroder, E. C. Cyr, N. R. Gauger, "Layer-parallel training of deep residual neural
+    networks", SIAM J. Math. Data Sci. 2 (2020), 1-23.
+
+    Parameters
+    ----------
+    blocks : list, ModuleList or Sequential of modules
+        :class:`.Stack`: each keeps the shape and dtype of its argument ``[batch, features...]``.
+    h : float, optional
+        With it a layer is the Euler step ``u + h block(u)``; without it a block is the whole map.
+    m : int, or a sequence with one per level
+        Layers per slice; all slices are relaxed at once. More than there are layers means serial.
+    levels, nu, cycle, guess : see :class:`.Settings`
+        Of both directions, where ``forward`` and ``backward`` do not say otherwise.
+    forward, backward : int or Settings, optional
+        Iterations: 0 takes the layers one after the other in that direction. Default: 2, with ``policy="one-shot"`` 1
+        backward, with a tolerance as many as it takes.
+    policy : {"fixed", "tolerance", "one-shot", "adaptive"} or Policy, optional
+        "fixed": always the same iterations. "tolerance": until ``tol`` is met. "one-shot": fixed, with 2 forward and 1
+        backward. "adaptive": fixed, but watched (:class:`.Policy`). Default: "fixed", with a ``tol`` "tolerance".
+    tol : float, optional
+        Relative change of the states in an iteration below which it ends.
+    buffer : pair of int
+        So many layers at the beginning and at the end are taken one after the other, outside of the iteration.
+    opening, closing : modules, optional
+        Before and behind the blocks.
+    recompute : bool
+        Keep the states at every ``m``-th layer only, and compute those between again in the backward pass.
+    on_failure : {"serial", "raise", "return"}
+        When an iteration fails: take the layers one after the other, with a RuntimeWarning; raise
+        :class:`pyparareal.ConvergenceError`; or use what there is, with a RuntimeWarning.
+    mode : {"parallel", "serial"}
+        "serial": the plain network under autograd. May be set at any time.
+
+    Attributes
+    ----------
+    report : DepthReport or None
+        Of the last forward pass and the backward passes through it.
+    policy : Policy or None
+        The adaptive one.
+    stack, before, after : Stack
+        The layers in parallel, and the buffer layers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong argument.
+
+    Examples
+    --------
+    >>> blocks = [torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in range(64)]
+    >>> net = LayerParallel(blocks, h=0.1, m=4)
+    >>> net(torch.randn(5, 8)).sum().backward()
+    """
+
+    def __init__(
+        self,
+        blocks: Any,
+        *,
+        h: float | None = None,
+        m: int | Sequence[int] = 4,
+        levels: int | None = 2,
+        nu: int | Sequence[int] = 1,
+        cycle: str = "V",
+        guess: str = "coarse",
+        forward: int | Settings | None = None,
+        backward: int | Settings | None = None,
+        policy: str | Policy | None = None,
+        tol: float | None = None,
+        buffer: tuple[int, int] = (0, 0),
+        opening: nn.Module | None = None,
+        closing: nn.Module | None = None,
+        recompute: bool = False,
+        on_failure: str = "serial",
+        mode: str = "parallel",
+    ) -> None:
+        super().__init__()
+        checks.choose("on_failure", on_failure, ON_FAILURE)
+        checks.choose("mode", mode, MODES)
+        if not isinstance(recompute, bool):
+            raise TypeError(f"recompute: got {recompute!r}, expected True or False")
+        for name, module in (("opening", opening), ("closing", closing)):
+            if module is not None and not isinstance(module, nn.Module):
+                raise TypeError(f"{name}: got {type(module).__name__}, expected a torch.nn.Module or None")
+        checked = check_blocks(blocks)
+        a, b = _buffer(buffer, len(checked))
+        self.layers = len(checked)
+        self.m = check_common(m, len(checked) - a - b)
+        base = {"levels": levels, "nu": nu, "cycle": cycle, "guess": guess}
+        self.policy: Policy | None = None
+        self.forward_settings, self.backward_settings = self._settings(base, forward, backward, policy, tol)
+        if self.backward_settings.guess == "input":
+            raise ValueError('guess: got "input" for the backward pass, expected "coarse" or "zero"')
+        _check_factors(self.m, self.forward_settings, self.backward_settings)
+        self.opening, self.closing = opening, closing
+        self.before = Stack(checked[:a], h) if a else None
+        self.stack = Stack(checked[a : len(checked) - b], h)
+        self.after = Stack(checked[len(checked) - b :], h) if b else None
+        self.recompute, self.on_failure, self.mode = recompute, on_failure, mode
+        self.report: DepthReport | None = None
+
+    def _settings(self, base: Any, forward: Any, backward: Any, policy: Any, tol: Any) -> tuple[Settings, Settings]:
+        if policy is None:
+            policy = "fixed" if tol is None else "tolerance"
+        if not isinstance(policy, Policy):
+            checks.choose("policy", policy, POLICIES)
+        if policy == "tolerance":
+            if tol is None:
+                raise ValueError('tol: got None with policy="tolerance", expected a number')
+            return tuple(settings_of(n, g, base, tol, None) for n, g in (("forward", forward), ("backward", backward)))  # type: ignore[return-value]
+        if tol is not None:
+            raise ValueError(f'tol: got {tol!r} with policy={policy!r}, expected it with policy="tolerance" only')
+        usual = (2, 1) if policy == "one-shot" else (2, 2)
+        if isinstance(policy, Policy):
+            usual = (policy.forward, policy.backward)
+        both = (
+            settings_of("forward", forward, base, None, usual[0]),
+            settings_of("backward", backward, base, None, usual[1]),
+        )
+        if policy == "adaptive" or isinstance(policy, Policy):
+            self.policy = _adaptive(policy, both)
+        return both
+
+    # Running
+
+    def forward(self, u: Tensor) -> Tensor:
+        """The network's value, ``[batch, features...]`` between opening and closing.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For states or blocks that cannot be iterated on, naming the layer.
+        ConvergenceError
+            See ``on_failure``. Exceptions of blocks are passed on as they are.
+        """
+        if self.opening is not None:
+            u = self.opening(u)
+        if self.before is not None:
+            u = self.before(u)
+        # What runs how is decided in Python.
+        solved = torch.compiler.disable(self._solved) if torch.compiler.is_compiling() else self._solved
+        u = solved(u)
+        if self.after is not None:
+            u = self.after(u)
+        return u if self.closing is None else self.closing(u)
+
+    def _solved(self, u: Tensor) -> Tensor:
+        """The stack, by what the mode and the policy say."""
+        refuse_sharded(self.stack)
+        plan, trains = None, self.training and torch.is_grad_enabled()
+        forward, backward = self.forward_settings, self.backward_settings
+        if self.policy is not None and self.mode == "parallel":
+            plan = self.policy.next() if trains else self.policy.now()
+            forward = dataclasses.replace(forward, iterations=plan.forward)
+            backward = dataclasses.replace(backward, iterations=plan.backward)
+        if self.mode == "serial" or self._one_level(forward, backward) or not _finite(u):
+            self.report = self._new_report(1, SERIAL, [], backward)
+            return self.stack(u)
+        frozen = self.stack.frozen(u)
+        solution = self._solve(frozen, u, forward, backward)
+        failure = None if solution.status.ok else solution.status
+        if failure is not None and self.on_failure != "return":
+            solution = self._failed(frozen, u, solution)
+        direction = _direction(solution, forward, self._slices, failure)
+        passes = solution.adjoint if solution.adjoint is not None else []
+        report = self._new_report(solution.stats.levels, direction, passes, backward)
+        self.report = report
+        if failure is not None:
+            what = "used as it is" if self.on_failure == "return" else "one layer after the other instead"
+            warnings.warn(f"layer-parallel: forward failed: {failure.value}; {what}", RuntimeWarning, stacklevel=2)
+        if frozen.changes_buffers:
+            frozen.commit(solution.u.detach())
+        self._watch(solution, report, plan if trains else None)
+        return solution.u[-1]
+
+    @property
+    def _slices(self) -> int:
+        return self.stack.layers // _first(self.m)
+
+    def _one_level(self, forward: Settings, backward: Settings) -> bool:
+        """Whether there is nothing to iterate on in either direction."""
+
+        def serial(settings: Settings) -> bool:
+            return settings.serial or self._slices < settings.min_coarse
+
+        return serial(forward) and (serial(backward) or not torch.is_grad_enabled())
+
+    def _propagator(self, frozen: Frozen, u: Tensor) -> Any:
+        """What takes the layers: the one place where kernels would come in."""
+        return self.stack.propagator(frozen)
+
+    def _solve(self, frozen: Frozen, u: Tensor, forward: Settings, backward: Settings) -> Solution:
+        step, layers = self._propagator(frozen, u), self.stack.layers
+        graph = torch.is_grad_enabled() and (u.requires_grad or bool(step.parameters))
+        forward, backward = forward.limited(self._slices), backward.limited(self._slices)
+        every = frozen.changes_buffers or (graph and not self.recompute)
+        return solve(
+            step,
+            u,
+            TimeGrid(0, layers, layers),
+            m=_first(self.m) if forward.serial else self.m,
+            tol=forward.tol,
+            method=forward.method(),
+            max_iterations=forward.iterations or (1 if forward.tol is None else None),
+            initial=_initial(u, forward, self._slices),
+            save="all" if every else "coarse",
+            on_failure="return",
+            parameters=step.parameters,
+            adjoint=self._adjoint(backward),
+        )
+
+    def _adjoint(self, settings: Settings) -> Adjoint:
+        if settings.serial:
+            return Adjoint("serial")
+        return Adjoint(
+            settings.method(),
+            tol=settings.tol,
+            max_iterations=settings.iterations,
+            on_failure=self.on_failure,
+            fixed=settings.tol is None,
+        )
+
+    def _failed(self, frozen: Frozen, u: Tensor, solution: Solution) -> Solution:
+        """What ``on_failure`` says: an error, or the same layers one after the other, NaN or not."""
+        if self.on_failure == "raise":
+            text = f"layer-parallel: {solution.status.value} after {solution.iterations} iterations"
+            raise ConvergenceError(f'{text}; on_failure="serial" falls back', solution)
+        step, layers = self._propagator(frozen, u), self.stack.layers
+        return solve(
+            step,
+            u,
+            TimeGrid(0, layers, layers),
+            m=_first(self.m),
+            tol=None,
+            method=MGRIT(levels=1),
+            max_iterations=1,
+            save="all",
+            on_failure="return",
+            parameters=step.parameters,
+            adjoint="serial",
+        )
+
+    def _new_report(
+        self, levels: int, forward: Direction, passes: Sequence[BackwardPass], backward: Settings
+    ) -> DepthReport:
+        events, batch = (self.policy.events, self.policy.batch) if self.policy is not None else ((), 0)
+        exact = backward.exact_after(self._slices)
+        return DepthReport(
+            self.stack.layers, _first(self.m), levels, forward, passes, events, batch, backward.stopping, exact
+        )  # fmt: skip
+
+    def _watch(self, solution: Solution, report: DepthReport, plan: Plan | None) -> None:
+        """After every backward pass: warn of a failure, and let the policy learn."""
+        node = solution.u.grad_fn
+        if node is None:
+            return
+        policy = self.policy
+
+        def after(*_: Any) -> None:
+            went = report.passes[-1] if report.passes else None
+            if went is not None and went.failure is not None and went.iterations:
+                text = f"layer-parallel: backward failed: {went.failure.value}; one layer after the other instead"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
+            if plan is not None and policy is not None:
+                policy.observe(plan, report)
+
+        node.register_hook(after)
+
+    # The serial network
+
+    def serial(self) -> SerialNetwork:
+        """The plain network with copies of all parameters; its ``state_dict`` has the same names."""
+        stacks = [stack for stack in (self.before, self.stack, self.after) if stack is not None]
+        own = copy.deepcopy([self.opening, self.closing])
+        return SerialNetwork([block for stack in stacks for block in stack.serial()], self.stack.h, *own)
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """As that of :meth:`serial`: ``opening.*``, ``blocks.17.*``, ``closing.*``."""
+        for name, value in zip(("destination", "prefix", "keep_vars"), args, strict=False):
+            destination = value if name == "destination" else destination
+            prefix = value if name == "prefix" else prefix
+            keep_vars = value if name == "keep_vars" else keep_vars
+        state = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        serial_names(state, prefix, self._firsts())
+        return state
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        stack_names(state_dict, prefix, self._firsts())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _firsts(self) -> dict[str, range]:
+        """The layers of each stack."""
+        found, first = {}, 0
+        for name in ("before", "stack", "after"):
+            stack = getattr(self, name)
+            if stack is not None:
+                found[name] = range(first, first + stack.layers)
+                first += stack.layers
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "report": None}  # a report holds what backward passes will write
+
+    def extra_repr(self) -> str:
+        """What :func:`repr` shows."""
+        how = (
+            repr(self.policy)
+            if self.policy
+            else f"{self.forward_settings.iterations}+{self.backward_settings.iterations}"
+        )
+        return f"layers={self.layers}, m={self.m}, levels={self.forward_settings.levels}, mode={self.mode!r}, {how}"
+
+
+def _adaptive(policy: Any, both: tuple[Settings, Settings]) -> Policy:
+    """The policy, starting with the iterations of the settings."""
+    forward, backward = both
+    for name, settings in (("forward", forward), ("backward", backward)):
+        if settings.tol is not None:
+            raise ValueError(f"{name}: got a tolerance with an adaptive policy, expected a number of iterations")
+        if settings.stopping != "jump":
+            raise ValueError(f'{name}: got stopping={settings.stopping!r} with an adaptive policy, expected "jump"')
+    found = policy_of(policy)
+    assert found is not None
+    counts = (forward.iterations or 0, backward.iterations or 0)
+    if not isinstance(policy, Policy):
+        return Policy(*counts)
+    if counts != (policy.forward, policy.backward):
+        raise ValueError(
+            f"policy: got one with {policy.forward} + {policy.backward} iterations, and {counts[0]} + {counts[1]} "
+            "besides, expected one or the other"
+        )
+    return found
+
+
+def _direction(solution: Solution, settings: Settings, slices: int, failure: Status | None) -> Direction:
+    """How the forward pass went; residuals relative to the states at the C-points."""
+    if solution.stats.levels == 1:
+        return Direction(Status.SERIAL_FALLBACK if failure else solution.status, exact=True, failure=failure)
+    stride = solution.stats.m if len(solution.points) > slices + 2 else 1
+    c = solution.u.detach()[::stride][1 : slices + 1]
+    size = float(torch.linalg.vector_norm(c.float() if c.dtype.itemsize < 4 else c))
+    enough = settings.exact_after(slices)
+    return Direction(
+        solution.status,
+        solution.iterations,
+        tuple(r / size if size else r for r in solution.residuals),
+        settings.stopping,
+        enough is not None and solution.iterations >= enough,
+        failure,
+    )
+
+
+def _initial(u: Tensor, settings: Settings, slices: int) -> Tensor | None:
+    """The starting guess at the C-points, if there is one."""
+    if settings.guess == "coarse" or settings.serial:
+        return None
+    start = u.detach()[None]
+    if settings.guess == "zero":
+        start = torch.zeros_like(start)
+    return start.expand(slices + 1, *u.shape).contiguous()
+
+
+def _first(m: int | Sequence[int]) -> int:
+    return m if isinstance(m, int) else m[0]
+
+
+def _check_factors(m: Any, forward: Settings, backward: Settings) -> None:
+    """Refuse several factors where a direction has no levels for them."""
+    if isinstance(m, int):
+        return
+    for name, settings in (("forward", forward), ("backward", backward)):
+        levels = 1 if settings.serial else settings.levels
+        if levels is not None and len(m) > max(1, levels - 1):
+            raise ValueError(f"m: got {len(m)} factors, expected one, as {name} has {levels} levels")
+
+
+def _finite(u: Any) -> bool:
+    with torch.no_grad(), contextlib.suppress(TypeError):
+        return bool(torch.isfinite(u).all())
+    return True  # no tensor: refused by what comes next
+
+
+def _buffer(buffer: Any, layers: int) -> tuple[int, int]:
+    if not isinstance(buffer, tuple | list) or len(buffer) != 2:
+        raise TypeError(f"buffer: got {buffer!r}, expected a pair of integers")
+    for count in buffer:
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"buffer: got {buffer!r}, expected a pair of integers")
+        if count < 0:
+            raise ValueError(f"buffer: got {buffer!r}, expected integers of at least 0")
+    if sum(buffer) >= layers:
+        raise ValueError(f"buffer: got {tuple(buffer)} of {layers} layers, expected at least one left in between")
+    return buffer[0], buffer[1]

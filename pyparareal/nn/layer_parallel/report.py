@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What one forward pass through the layers did, and the backward passes through it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ...adjoint import BackwardPass
+from ...solution import Status
+from .estimate import contraction, gradient_error, iteration_error
+from .settings import ended
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One solve, forward or backward.
+
+    Attributes
+    ----------
+    status : Status
+    iterations : int
+        0 for layers taken one after the other.
+    residuals : tuple of float
+        After each iteration what was measured, relative to the size of the states: NaN where an iteration had nothing
+        to measure.
+    measured : {"jump", "residual"}
+    exact : bool
+        Whether all layers are exact: taken one after the other, or by as many iterations as that takes.
+    failure : Status, optional
+        Why the iteration failed, if the states are the serial ones instead.
+    path : float
+        Backward: see :class:`pyparareal.adjoint.BackwardPass`.
+    """
+
+    status: Status
+    iterations: int = 0
+    residuals: tuple[float, ...] = ()
+    measured: str = "jump"
+    exact: bool = False
+    failure: Status | None = None
+    path: float = math.nan
+
+    @property
+    def rho(self) -> float:
+        """Contraction: the last residual over the one before."""
+        return contraction(self.residuals)
+
+    @property
+    def error(self) -> float:
+        """Estimate of the relative error of the states (:mod:`.estimate`); NaN where nothing tells."""
+        if self.exact:
+            return 0.0
+        return iteration_error(self.residuals) if self.measured == "jump" else math.nan
+
+    def __str__(self) -> str:
+        if not self.iterations:
+            return ended(self.status, self.failure)
+        last = f", last {self.measured} {self.residuals[-1]:.2g}" if self.residuals else ""
+        rho = "" if math.isnan(self.rho) else f", rho {self.rho:.2g}"
+        return f"{self.iterations} iterations{last}{rho}: {ended(self.status, self.failure)}"
+
+
+SERIAL = Direction(Status.SERIAL, exact=True)
+
+
+@dataclass(frozen=True)
+class DepthReport:
+    """How one forward pass went, and the backward passes through it.
+
+    Attributes
+    ----------
+    layers : int
+        Of the part that is solved in parallel, without buffer layers.
+    m : int
+        Layers per slice.
+    levels : int
+        Levels that were used; 1 for layers one after the other.
+    forward : Direction
+    passes : list of BackwardPass
+        As torch's backward passes come by. Empty where autograd goes through the serial loop.
+    events : tuple of str
+        What the policy has decided so far, with the batches.
+    batch : int
+        The number of this training batch, as the adaptive policy counts; 0 without one.
+    backward_exact_after : int, optional
+        Iterations that make the adjoint exact.
+    """
+
+    layers: int
+    m: int
+    levels: int
+    forward: Direction
+    passes: Sequence[BackwardPass] = field(default_factory=list)
+    events: Sequence[str] = ()
+    batch: int = 0
+    measured_backward: str = "jump"
+    backward_exact_after: int | None = None
+
+    @property
+    def backward(self) -> list[Direction]:
+        """One for each backward pass so far."""
+        return [self._backward(went) for went in self.passes]
+
+    def _backward(self, went: BackwardPass) -> Direction:
+        enough = self.backward_exact_after
+        exact = went.status in (Status.SERIAL, Status.SERIAL_FALLBACK)
+        exact = exact or (enough is not None and went.iterations >= enough)
+        relative = tuple(r / went.size if went.size else r for r in went.residuals)
+        return Direction(went.status, went.iterations, relative, self.measured_backward, exact, went.failure, went.path)
+
+    @property
+    def gradient_error(self) -> float:
+        """Estimate of the relative error of the last gradient (:mod:`.estimate`); NaN where nothing tells.
+
+        0 where all is exact to rounding, infinite where the iteration does not contract.
+        """
+        if self.levels == 1 and not self.passes:
+            return 0.0
+        if not self.passes:
+            return math.nan
+        last = self._backward(self.passes[-1])
+        return gradient_error(self.forward.error, last.error, last.path)
+
+    def __str__(self) -> str:
+        lines = [f"{self.layers} layers, m = {self.m}, {self.levels} levels", f"forward: {self.forward}"]
+        lines += [f"backward: {went}" for went in self.backward]
+        if self.passes and not math.isnan(self.gradient_error):
+            lines.append(f"gradient: estimated relative error {self.gradient_error:.2g}")
+        return "\n".join([*lines, *self.events])
