@@ -23,9 +23,13 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass(frozen=True)
 class Site:
-    """One call that draws: the shape and dtype of its mask, and the probability of a zero."""
+    """One call that draws: the shape, strides and dtype of its mask, and the probability of a zero.
+
+    Numbers are drawn in the order of the memory, which is that of what is dropped.
+    """
 
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
     dtype: torch.dtype
     p: float
 
@@ -33,9 +37,14 @@ class Site:
         """``1 / (1 - p)`` as torch's dropout rounds it to ``dtype``."""
         return float(torch.ones((), dtype=self.dtype).div_(1 - self.p)) if self.p < 1 else 0.0
 
-    def draw(self, device: torch.device, rows: tuple[int, ...] = ()) -> Tensor:
-        """bool ``[*rows, *shape]``: what ``F.dropout`` would keep."""
-        return F.dropout(torch.ones(rows + self.shape, dtype=self.dtype, device=device), self.p, True) != 0
+    def draw(self, device: torch.device) -> Tensor:
+        """bool ``[*shape]``: what ``F.dropout`` would keep."""
+        ones = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=device).fill_(1)
+        return F.dropout(ones, self.p, True) != 0
+
+    def draw_several(self, device: torch.device, count: int) -> Tensor:
+        """bool ``[count, *shape]``, all in one call."""
+        return F.dropout(torch.ones((count, *self.shape), dtype=self.dtype, device=device), self.p, True) != 0
 
 
 class Chance(TorchFunctionMode):
@@ -69,10 +78,11 @@ class Chance(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         return handler(self, func, *args, **(kwargs or {}))
 
-    def noisy(self, x: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
-        """``x * mask / (1 - p)`` with a mask of ``shape``; ``x`` while calls are noted."""
+    def noisy(self, x: Tensor, p: float, shape: tuple[int, ...] | None = None) -> Tensor:
+        """``x * mask / (1 - p)`` with a mask like ``x`` or of ``shape``; ``x`` while calls are noted."""
         if self._masks is None:
-            self.sites.append(Site(shape, x.dtype, p))
+            like = torch.empty_like(x) if shape is None else x.new_empty(shape)
+            self.sites.append(Site(tuple(like.shape), like.stride(), x.dtype, p))
             return x.clone()
         if self._next >= len(self._masks):
             raise RuntimeError("a block draws more often than when it was tried: expected the same calls every time")
@@ -86,7 +96,7 @@ def _elementwise(
 ) -> Tensor:
     if not training or p == 0 or not 0 <= p <= 1:
         return func(input, p, training, inplace)
-    return _in_place(input, chance.noisy(input, tuple(input.shape), p), inplace)
+    return _in_place(input, chance.noisy(input, p), inplace)
 
 
 def _channels(dims: int) -> Callable[..., Tensor]:
@@ -98,7 +108,7 @@ def _channels(dims: int) -> Callable[..., Tensor]:
         if not training or p == 0 or not 0 <= p <= 1 or input.ndim != dims:
             return func(input, p, training, inplace)
         shape = (*input.shape[:2], *(1 for _ in range(dims - 2)))
-        return _in_place(input, chance.noisy(input, shape, p), inplace)
+        return _in_place(input, chance.noisy(input, p, shape), inplace)
 
     return handler
 
@@ -136,7 +146,7 @@ def _attention(
         scores = scores.masked_fill(~attn_mask, -math.inf) if allowed else scores + attn_mask
     weights = scores.softmax(-1)
     if dropout_p > 0:
-        weights = chance.noisy(weights, tuple(weights.shape), dropout_p)
+        weights = chance.noisy(weights, dropout_p)
     return weights @ value
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from .casting import Casting
 from .chance import Chance, Site
 from .kinds import name_of
 
@@ -117,8 +118,12 @@ class Kind:
         masks = [_of(mask, rows) for mask in self.masks]
         reporter, keep = Reporter(self.module), self.plan.changes_buffers
 
+        mixed = torch.amp.is_autocast_available(u.device.type) and torch.is_autocast_enabled(u.device.type)
+        casting: Any = Casting(u.device.type) if mixed else contextlib.nullcontext()
+
         def one(state: dict[str, Tensor], masks: list[Tensor], u: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            with self._chance(masks, spelt_out=u.device.type == "cpu"):
+            # The one for casting is asked last: it sees what the other makes of attention.
+            with casting, self._chance(masks, spelt_out=u.device.type == "cpu"):
                 y, after = functional_call(reporter, state, (u,))
             return y, after if keep else {}
 

@@ -136,7 +136,7 @@ class Frozen:
             if self.device.type == "cpu":
                 kind.masks = [torch.empty(rows + site.shape, dtype=torch.bool) for site in sites]
             else:
-                kind.masks = [site.draw(self.device, rows) for site in sites]
+                kind.masks = [site.draw_several(self.device, len(kind.layers)) for site in sites]
             kind.seeds = [0] * len(kind.layers)
         if not self.draws:
             return

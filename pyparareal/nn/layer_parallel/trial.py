@@ -65,7 +65,6 @@ def _alone(kind: Kind, u: Tensor, row: int, h: float | None, seed: int) -> tuple
         reseed(u.device, seed)
         before, states = _attributes(module), _random_states(u.device)
         x = u.detach().clone()
-        version = x._version
         with torch.no_grad(), kind.autocast(), Chance() as chance:
             y, buffers = careful.alone(x, row)
         require_like(name, y, u)
@@ -74,7 +73,7 @@ def _alone(kind: Kind, u: Tensor, row: int, h: float | None, seed: int) -> tuple
         drew = any(not torch.equal(a, b) for a, b in zip(states, _random_states(u.device), strict=True))
         runs.append((y, tuple(chance.sites), drew))
         changed = _changed(before, _attributes(module))
-        changes_input = x._version != version
+        changes_input = changes_input or not _same(u, x)
         changes_buffers = any(not _same(_buffer(kind, key, row), t) for key, t in buffers.items())
     if changed:
         raise ValueError(
@@ -141,7 +140,9 @@ def _buffer(kind: Kind, name: str, row: int) -> Tensor | None:
 
 
 def _same(a: Tensor | None, b: Tensor) -> bool:
-    return a is not None and a.shape == b.shape and torch.equal(a, b)
+    if a is None or a.shape != b.shape:
+        return False
+    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -171,7 +172,7 @@ def _fingerprint(value: Any) -> Any:
     if isinstance(value, bool | int | float | str | bytes | type(None)):
         return value
     if isinstance(value, Tensor):
-        return id(value), value._version
+        return id(value), None if value.is_inference() else value._version
     if isinstance(value, list | tuple | dict | set):
         return id(value), len(value)
     return id(value)
