@@ -50,6 +50,12 @@ struct EndNorms {
   Status relax_gru_adjoint(const MutableView& d_start, const MutableView& d_gates, const MutableView& d_hidden,        \
                            const ConstView& u, const ConstView& gates, const ConstView& weight, const ConstView& bias, \
                            const ConstView& d_end, const ConstView& d_every, const Exec& exec);                        \
+  Status relax_dense(const MutableView& out, const ConstView& u, const ConstView& weight, const ConstView& bias,       \
+                     double h, DenseActivation activation, int64_t m, const MutableView& slopes, const ConstView& f,   \
+                     const ConstView& g, const MutableView& every, const EndNorms& norms, const Exec& exec);           \
+  Status relax_dense_adjoint(const MutableView& out, const ConstView& v, const ConstView& weight,                      \
+                             const ConstView& slopes, double scale, int64_t m, const ConstView& f, const ConstView& g, \
+                             const MutableView& every, const EndNorms& norms, const Exec& exec);                       \
   /* With and without blocks; `start` has an axis of one row in front. */                                              \
   Status scan(const MutableView& u, const ConstView& a, const ConstView& b, const ConstView& start, bool blocks,       \
               bool reverse, const Exec& exec);                                                                         \
@@ -69,6 +75,7 @@ Status relax_function(const MutableView& out, const ConstView& u, const RungeKut
                       const ConstView& times, int64_t m, const ConstView& f, const ConstView& g,
                       const MutableView& every, const EndNorms& norms, const Exec& exec);
 std::size_t relax_function_workspace_bytes(const ColumnSpace& space, const RungeKutta& scheme, int32_t threads);
+std::size_t relax_dense_workspace_bytes(const ConstView& u, int32_t threads);
 }  // namespace cpu
 namespace cuda {
 PYPARAREAL_DECLARE_BACKEND

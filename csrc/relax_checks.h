@@ -51,8 +51,8 @@ inline Status like_steps(const validate::Operand& operand, const Operands& all, 
   for (int axis = 1; same && axis < all.u.ndim; ++axis) same = operand.shape[axis + 1] == all.u.shape[axis];
   if (!same)
     return validate::fail(StatusCode::invalid_value,
-                          "%s: got shape %s, expected [slices, m, ...] of m = %lld steps of u %s%s", operand.name,
-                          validate::describe_shape(operand).c_str(), static_cast<long long>(all.m),
+                          "%s: got shape %s, expected [slices, m, ...] of m = %lld steps of %s %s%s", operand.name,
+                          validate::describe_shape(operand).c_str(), static_cast<long long>(all.m), all.u.name,
                           validate::describe_shape(all.u).c_str(), some ? ", or a divisor of m in place of m" : "");
   return {};
 }

@@ -57,6 +57,9 @@ cdef extern from "pyparareal/types.h" namespace "pyparareal" nogil:
     enum class Activation(int32_t):
         identity, relu, sigmoid, tanh
 
+    enum class DenseActivation(int32_t):
+        tanh, relu, smooth_relu, sigmoid, silu
+
     cppclass Mlp:
         int32_t layers
         bint bias
@@ -147,6 +150,13 @@ cdef extern from "pyparareal/capsule.h" namespace "pyparareal" nogil:
         size_t (*scan_diag_workspace_bytes)(const ConstView&, int32_t) noexcept
         Status (*scan_block)(MutableView, ConstView, ConstView, ConstView, bint, Exec) noexcept
         size_t (*scan_block_workspace_bytes)(const ConstView&, int32_t) noexcept
+        Status (*relax_dense)(
+            MutableView, ConstView, ConstView, ConstView, double, DenseActivation, int64_t, MutableView, ConstView,
+            ConstView, MutableView, ConstView, MutableView, Norm, Exec) noexcept
+        size_t (*relax_dense_workspace_bytes)(const ConstView&, int32_t) noexcept
+        Status (*relax_dense_adjoint)(
+            MutableView, ConstView, ConstView, ConstView, double, int64_t, ConstView, ConstView, MutableView,
+            ConstView, MutableView, Norm, Exec) noexcept
 
 
 # ops.h, name by name: shapes, meaning and rules are there.
@@ -187,6 +197,14 @@ cdef Status relax_gru_adjoint(
     MutableView d_start, MutableView d_gates, MutableView d_hidden, ConstView u, ConstView gates, ConstView weight,
     ConstView bias, ConstView d_end, ConstView d_every, Exec exec) noexcept nogil
 cdef size_t relax_gru_adjoint_workspace_bytes(const ConstView& d_end, int32_t threads) noexcept nogil
+cdef Status relax_dense(
+    MutableView out, ConstView u, ConstView weight, ConstView bias, double h, DenseActivation activation, int64_t m,
+    MutableView slopes, ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
+    Exec exec) noexcept nogil
+cdef size_t relax_dense_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil
+cdef Status relax_dense_adjoint(
+    MutableView out, ConstView v, ConstView weight, ConstView slopes, double scale, int64_t m, ConstView f,
+    ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil
 cdef Status scan_diag(
     MutableView u, ConstView a, ConstView b, ConstView start, bint reverse, Exec exec) noexcept nogil
 cdef size_t scan_diag_workspace_bytes(const ConstView& b, int32_t threads) noexcept nogil

@@ -125,6 +125,24 @@ cdef size_t relax_gru_adjoint_workspace_bytes(const ConstView& d_end, int32_t th
     return table.relax_gru_adjoint_workspace_bytes(d_end, threads)
 
 
+cdef Status relax_dense(
+        MutableView out, ConstView u, ConstView weight, ConstView bias, double h, DenseActivation activation,
+        int64_t m, MutableView slopes, ConstView f, ConstView g, MutableView every, ConstView target,
+        MutableView norms, Norm norm, Exec exec) noexcept nogil:
+    return table.relax_dense(
+        out, u, weight, bias, h, activation, m, slopes, f, g, every, target, norms, norm, exec)
+
+
+cdef size_t relax_dense_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil:
+    return table.relax_dense_workspace_bytes(u, threads)
+
+
+cdef Status relax_dense_adjoint(
+        MutableView out, ConstView v, ConstView weight, ConstView slopes, double scale, int64_t m, ConstView f,
+        ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil:
+    return table.relax_dense_adjoint(out, v, weight, slopes, scale, m, f, g, every, target, norms, norm, exec)
+
+
 cdef Status scan_diag(
         MutableView u, ConstView a, ConstView b, ConstView start, bint reverse, Exec exec) noexcept nogil:
     return table.scan_diag(u, a, b, start, reverse, exec)

@@ -4,8 +4,8 @@
 Each op has the name and meaning of its plain reference in :mod:`pyparareal.reference` and gives the
 same bits. States are ``[slices, batch, features...]`` of float64, float32, float16 or bfloat16, time
 axis first; norms are float64 ``[slices]``. All arrays of a call have one dtype and one device.
-The relaxations, ``relax_*``, are described in :mod:`pyparareal.relax_ops`, :mod:`pyparareal.mlp_ops` and
-:mod:`pyparareal.gru_ops`, the scans in :mod:`pyparareal.scan_ops`.
+The relaxations, ``relax_*``, are described in :mod:`pyparareal.relax_ops`, :mod:`pyparareal.mlp_ops`,
+:mod:`pyparareal.gru_ops` and :mod:`pyparareal.dense_ops`, the scans in :mod:`pyparareal.scan_ops`.
 
 Common arguments
 ----------------
@@ -40,6 +40,8 @@ from typing import Any
 
 from pyparareal import _core, _outputs
 from pyparareal.arrays import Array
+from pyparareal.dense_ops import relax_dense as relax_dense
+from pyparareal.dense_ops import relax_dense_adjoint as relax_dense_adjoint
 from pyparareal.gru_ops import relax_gru as relax_gru
 from pyparareal.gru_ops import relax_gru_adjoint as relax_gru_adjoint
 from pyparareal.mlp_ops import relax_mlp_sgd as relax_mlp_sgd

@@ -9,8 +9,8 @@ because the order of every sum is part of the specification:
 * a lane is summed from left to right, the lanes of a chunk by folding halves (:func:`fold`);
 * the chunks of a slice, and later the slices of a grid, by the fixed binary tree of :func:`tree_sum`.
 
-The sums of ``relax_mlp_sgd`` and ``relax_gru`` have the order of their index, see :mod:`pyparareal.reference_mlp` and
-:mod:`pyparareal.reference_gru`.
+The sums of ``relax_mlp_sgd``, ``relax_gru`` and ``relax_dense`` have the order of their index, see
+:mod:`pyparareal.reference_mlp`, :mod:`pyparareal.reference_gru` and :mod:`pyparareal.reference_dense`.
 The order of the scans is that of :mod:`pyparareal.reference_scan`.
 No thread count, stream count or rank count appears in that list.
 
@@ -27,9 +27,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyparareal.reference_dense import dense_step, dense_step_adjoint
 from pyparareal.reference_gru import gru_step
 from pyparareal.reference_gru import relax_gru_adjoint as relax_gru_adjoint
 from pyparareal.reference_mlp import sgd_step
+from pyparareal.reference_rhs import RIGHT_HAND_SIDES as RIGHT_HAND_SIDES
 from pyparareal.reference_scan import scan_block as scan_block
 from pyparareal.reference_scan import scan_diag as scan_diag
 
@@ -336,6 +338,36 @@ def relax_gru(
     )  # fmt: skip
 
 
+def relax_dense(
+    u: Array, weight: Array, bias: Array | None, h: float, m: int, *, activation: str = "tanh",
+    slopes: Array | None = None, f: Array | None = None, g: Array | None = None, every: Array | None = None,
+    target: Array | None = None, norms: Array | None = None, norm: str = "sum_squares",
+) -> Array:  # fmt: skip
+    """``m`` steps ``u <- u + h act(W u + b)`` with ``weight[:, j]`` and ``bias[:, j]``; ``slopes[:, j]`` receives
+    ``h act'(W u + b)``, see :mod:`pyparareal.reference_dense`."""
+
+    def step(v: Array, j: int) -> Array:
+        v, slope = dense_step(v, weight[:, j], None if bias is None else bias[:, j], h, activation)
+        if slopes is not None:
+            slopes[:, j] = slope
+        return v
+
+    return _steps(step, u, m, f, g, every, target, norms, norm)
+
+
+def relax_dense_adjoint(
+    v: Array, weight: Array, slopes: Array, m: int, *, scale: float = 1.0, f: Array | None = None,
+    g: Array | None = None, every: Array | None = None, target: Array | None = None, norms: Array | None = None,
+    norm: str = "sum_squares",
+) -> Array:  # fmt: skip
+    """``m`` steps ``v <- v + scale W^T (slopes * v)``, with the weights and slopes of the last step of the last slice
+    first."""
+    w, s = weight[::-1, ::-1], slopes[::-1, ::-1]
+    return _steps(
+        lambda v, j: dense_step_adjoint(v, w[:, j], s[:, j], scale), v, m, f, g, every, target, norms, norm
+    )  # fmt: skip
+
+
 def _plus(u: Array, h: Any, coefficients: Sequence[float], k: list[Array]) -> Array:
     """``u + h sum_j c_j k_j``, from left to right, without the zeros."""
     for j, c in enumerate(coefficients):
@@ -365,54 +397,6 @@ def _steps(
     if target is not None and norms is not None:
         norms[:] = slice_norms(u, target, norm=norm)
     return u.copy()
-
-
-def _dahlquist(p: Sequence[float], u: Array) -> Array:
-    (rate,) = p
-    return rate * u
-
-
-def _lorenz(p: Sequence[float], u: Array) -> Array:
-    (sigma, rho, beta), (x, y, z) = p, np.moveaxis(u, -1, 0)
-    return np.stack([sigma * (y - x), rho * x - y - x * z, x * y - beta * z], -1)
-
-
-def _brusselator(p: Sequence[float], w: Array) -> Array:
-    (a, b), (u, v) = p, np.moveaxis(w, -1, 0)
-    autocatalysis = u * u * v
-    return np.stack([a + autocatalysis - (b + 1) * u, b * u - autocatalysis], -1)
-
-
-def _fitzhugh_nagumo(p: Sequence[float], w: Array) -> Array:
-    (a, b, c), (u, v) = p, np.moveaxis(w, -1, 0)
-    return np.stack([c * (u - u * u * u / 3 + v), (u - a + b * v) / -c], -1)
-
-
-def _van_der_pol(p: Sequence[float], u: Array) -> Array:
-    (mu,), (x, y) = p, np.moveaxis(u, -1, 0)
-    return np.stack([y, mu * (1 - x * x) * y - x], -1)
-
-
-def _arenstorf(p: Sequence[float], u: Array) -> Array:
-    (moon,), (x, y, vx, vy) = p, np.moveaxis(u, -1, 0)
-    earth = 1 - moon
-    # d^3 as sqrt(d^6): pow and its bits differ between libraries, sqrt does not
-    d1, d2 = (x + moon) * (x + moon) + y * y, (x - earth) * (x - earth) + y * y
-    d1, d2 = np.sqrt(d1 * d1 * d1), np.sqrt(d2 * d2 * d2)
-    ax = x + 2 * vy - earth * (x + moon) / d1 - moon * (x - earth) / d2
-    ay = y - 2 * vx - earth * y / d1 - moon * y / d2
-    return np.stack([vx, vy, ax, ay], -1)
-
-
-# name: components, parameters, slope. Equations and the order of operations are those of pyparareal.problems.
-RIGHT_HAND_SIDES: dict[str, tuple[int, int, Any]] = {
-    "dahlquist": (1, 1, _dahlquist),  # rate
-    "lorenz": (3, 3, _lorenz),  # sigma, rho, beta
-    "brusselator": (2, 2, _brusselator),  # a, b
-    "fitzhugh_nagumo": (2, 3, _fitzhugh_nagumo),  # a, b, c
-    "van_der_pol": (2, 1, _van_der_pol),  # mu
-    "arenstorf": (4, 1, _arenstorf),  # mass of the lighter body as a share of both
-}
 
 
 def tree_sum(values: Array, combine: Any = np.add) -> Array:

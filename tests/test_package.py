@@ -21,7 +21,7 @@ in_tree = pytest.mark.skipif(not IN_TREE, reason="the sources are not here: run 
 OPS = {
     "parareal_update", "slice_norms", "extract", "inject", "c_relax",
     "relax_diagonal", "relax_tridiagonal", "relax_stencil", "relax_rk", "relax_mlp_sgd",
-    "relax_gru", "relax_gru_adjoint",
+    "relax_gru", "relax_gru_adjoint", "relax_dense", "relax_dense_adjoint",
     "scan_diag", "scan_block",
 }  # fmt: skip
 SYSTEM_LIBRARIES = {"c", "m", "dl", "rt", "pthread", "stdc++", "gcc_s", "gomp"}
@@ -32,6 +32,7 @@ FLOORS = {
     "_core": 0, "cy_ops": 0, "_version": 0, "errors": 0,
     "ops": 1, "reference": 1, "arrays": 1, "streams": 1, "_trace": 1, "_timing": 1, "torch_ops": 1, "norms": 1,
     "relax_ops": 1, "mlp_ops": 1, "reference_mlp": 1, "_outputs": 1, "_bandwidth": 1, "slopes": 1, "cuda_slopes": 1,
+    "dense_ops": 1, "reference_dense": 1, "reference_rhs": 1,
     "gru_ops": 1, "reference_gru": 1, "torch_gru": 1, "scan_ops": 1, "reference_scan": 1, "torch_scan": 1,
     "torch_autograd": 1,
     "runtime": 2, "time_grid": 2, "propagators": 2, "tableaux": 2, "operators": 2,

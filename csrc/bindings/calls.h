@@ -99,9 +99,9 @@ class Relaxation {
 
   Relaxation(py::handle out_object, py::handle u_object, py::handle steps, py::handle f_object, py::handle g_object,
              py::handle every_object, py::handle target_object, py::handle norms_object, int kind, py::handle stream,
-             py::handle threads)
+             py::handle threads, const char* state = "u")
       : out(out_object.is_none() ? Array{} : borrow_output(out_object, "out")),
-        u(borrow(u_object, "u")),
+        u(borrow(u_object, state)),
         f(borrow_optional(f_object, "f")),
         g(borrow_optional(g_object, "g")),
         every(every_object.is_none() ? Array{} : borrow_output(every_object, "every")),
@@ -163,6 +163,14 @@ void relax_gru(py::handle out, py::handle u, py::handle gates, py::handle weight
 void relax_gru_adjoint(py::handle d_start, py::handle d_gates, py::handle d_hidden, py::handle u, py::handle gates,
                        py::handle weight, py::handle bias, py::handle d_end, py::handle d_every, py::handle stream,
                        py::handle threads);
+
+// dense.cpp
+void relax_dense(py::handle out, py::handle u, py::handle weight, py::handle bias, py::handle h, int activation,
+                 py::handle m, py::handle slopes, py::handle f, py::handle g, py::handle every, py::handle target,
+                 py::handle norms, int norm, py::handle stream, py::handle threads);
+void relax_dense_adjoint(py::handle out, py::handle v, py::handle weight, py::handle slopes, py::handle scale,
+                         py::handle m, py::handle f, py::handle g, py::handle every, py::handle target,
+                         py::handle norms, int norm, py::handle stream, py::handle threads);
 
 // scan.cpp
 void scan_diag(py::handle out, py::handle a, py::handle b, py::handle start, bool reverse, py::handle stream,

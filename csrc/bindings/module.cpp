@@ -208,7 +208,10 @@ OpsTable ops_table = {ops_table_version,
                       pyparareal::scan_diag,
                       pyparareal::scan_diag_workspace_bytes,
                       pyparareal::scan_block,
-                      pyparareal::scan_block_workspace_bytes};
+                      pyparareal::scan_block_workspace_bytes,
+                      pyparareal::relax_dense,
+                      pyparareal::relax_dense_workspace_bytes,
+                      pyparareal::relax_dense_adjoint};
 
 }  // namespace
 
@@ -267,6 +270,15 @@ PYBIND11_MODULE(_core, module) {
              py::arg("reverse"), py::arg("stream").none(true), py::arg("threads"));
   module.def("scan_block", scan_block, py::arg("out"), py::arg("a"), py::arg("b"), py::arg("start").none(true),
              py::arg("reverse"), py::arg("stream").none(true), py::arg("threads"));
+  module.def("relax_dense", relax_dense, py::arg("out").none(true), py::arg("u"), py::arg("weight"),
+             py::arg("bias").none(true), py::arg("h"), py::arg("activation"), py::arg("m"),
+             py::arg("slopes").none(true), py::arg("f").none(true), py::arg("g").none(true),
+             py::arg("every").none(true), py::arg("target").none(true), py::arg("norms").none(true), py::arg("norm"),
+             py::arg("stream").none(true), py::arg("threads"));
+  module.def("relax_dense_adjoint", relax_dense_adjoint, py::arg("out").none(true), py::arg("v"), py::arg("weight"),
+             py::arg("slopes"), py::arg("scale"), py::arg("m"), py::arg("f").none(true), py::arg("g").none(true),
+             py::arg("every").none(true), py::arg("target").none(true), py::arg("norms").none(true), py::arg("norm"),
+             py::arg("stream").none(true), py::arg("threads"));
   module.def("build_info", build_info, "What this extension was built with.");
   module.def("select_simd", select_simd, py::arg("name"), "Choose the instruction set of the CPU kernels.");
   module.def("held_calls", held_calls, "Calls on foreign streams whose arrays are still held.");

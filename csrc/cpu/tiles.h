@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "dense_tiles.h"
 #include "gru_tiles.h"
 #include "mlp_tiles.h"
 #include "pyparareal/layout.h"
@@ -41,6 +42,8 @@ struct TileSet {
   MlpTiles<float> mlp_float32;
   GruTiles<double> gru_float64;
   GruTiles<float> gru_float32;
+  DenseTiles<double> dense_float64;
+  DenseTiles<float> dense_float32;
   ScanTiles<double> scan_float64;
   ScanTiles<float> scan_float32;
 };
@@ -106,6 +109,17 @@ inline const GruTiles<double>& gru_tiles_of(const TileSet& set) {
 template <>
 inline const GruTiles<float>& gru_tiles_of(const TileSet& set) {
   return set.gru_float32;
+}
+
+template <class T>
+const DenseTiles<T>& dense_tiles_of(const TileSet& set);
+template <>
+inline const DenseTiles<double>& dense_tiles_of(const TileSet& set) {
+  return set.dense_float64;
+}
+template <>
+inline const DenseTiles<float>& dense_tiles_of(const TileSet& set) {
+  return set.dense_float32;
 }
 
 template <class T>

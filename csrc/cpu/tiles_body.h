@@ -4,6 +4,7 @@
 #include "mlp_body.h"
 #include "scan_body.h"
 
+#include "dense_body.h"
 #include "gru_body.h"
 
 namespace pyparareal::cpu {
@@ -170,6 +171,8 @@ constexpr TileSet make_tile_set(const char* name) {
           make_mlp_tiles<float>(),
           make_gru_tiles<double>(),
           make_gru_tiles<float>(),
+          make_dense_tiles<double>(),
+          make_dense_tiles<float>(),
           make_scan_tiles<double>(),
           make_scan_tiles<float>()};
 }

@@ -45,6 +45,11 @@ struct OpsTable {
   std::size_t (*scan_diag_workspace_bytes)(const ConstView&, int32_t);
   Status (*scan_block)(MutableView, ConstView, ConstView, ConstView, bool, Exec);
   std::size_t (*scan_block_workspace_bytes)(const ConstView&, int32_t);
+  Status (*relax_dense)(MutableView, ConstView, ConstView, ConstView, double, DenseActivation, int64_t, MutableView,
+                        ConstView, ConstView, MutableView, ConstView, MutableView, Norm, Exec);
+  std::size_t (*relax_dense_workspace_bytes)(const ConstView&, int32_t);
+  Status (*relax_dense_adjoint)(MutableView, ConstView, ConstView, ConstView, double, int64_t, ConstView, ConstView,
+                                MutableView, ConstView, MutableView, Norm, Exec);
 };
 
 }  // namespace pyparareal

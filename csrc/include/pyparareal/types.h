@@ -97,6 +97,9 @@ struct RungeKutta {
 
 enum class Activation : int32_t { identity = 0, relu = 1, sigmoid = 2, tanh = 3 };
 
+// Of relax_dense; smooth_relu is rounded off by a parabola within 0.1 of the bend.
+enum class DenseActivation : int32_t { tanh = 0, relu = 1, smooth_relu = 2, sigmoid = 3, silu = 4 };
+
 inline constexpr int max_layers = 8;
 
 // A fully connected network sizes[0] -> ... -> sizes[layers] and what a step of gradient descent takes.
