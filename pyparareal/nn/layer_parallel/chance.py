@@ -9,7 +9,7 @@ the dropout of the weights in ``F.scaled_dot_product_attention`` and ``nn.Multih
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
@@ -37,14 +37,15 @@ class Site:
         """``1 / (1 - p)`` as torch's dropout rounds it to ``dtype``."""
         return float(torch.ones((), dtype=self.dtype).div_(1 - self.p)) if self.p < 1 else 0.0
 
-    def draw(self, device: torch.device) -> Tensor:
-        """bool ``[*shape]``: what ``F.dropout`` would keep."""
-        ones = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=device).fill_(1)
-        return F.dropout(ones, self.p, True) != 0
+    def draw(self, device: torch.device, count: int) -> Iterator[Tensor]:
+        """0 or 1 ``[*shape]``, ``count`` times in the same memory, by the numbers that torch's dropout would take."""
+        mask = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=device)
+        for _ in range(count):
+            yield mask.bernoulli_(1 - self.p) if self.p < 1 else mask.zero_()
 
     def draw_several(self, device: torch.device, count: int) -> Tensor:
         """bool ``[count, *shape]``, all in one call."""
-        return F.dropout(torch.ones((count, *self.shape), dtype=self.dtype, device=device), self.p, True) != 0
+        return torch.empty((count, *self.shape), dtype=torch.bool, device=device).bernoulli_(1 - self.p)
 
 
 class Chance(TorchFunctionMode):

@@ -103,7 +103,8 @@ class Kind:
         if self.plan.changes_input:
             u = u.clone()
         with self.autocast():
-            if self.plan.why_not_batched is None and self.is_stacked:
+            # One layer alone is several times as fast without vmap: a serial coarse level consists of such steps.
+            if self.plan.why_not_batched is None and self.is_stacked and len(u) > 1:
                 y, after = self.together(u, rows)
                 require_shape(self, rows, y, u)
                 return y, after
@@ -124,7 +125,7 @@ class Kind:
         def one(state: dict[str, Tensor], masks: list[Tensor], u: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             # The one for casting is asked last: it sees what the other makes of attention.
             with casting, self._chance(masks, spelt_out=u.device.type == "cpu"):
-                y, after = functional_call(reporter, state, (u,))
+                y, after = functional_call(reporter, state, (u,), tie_weights=False)
             return y, after if keep else {}
 
         y, after = vmap(one)(theta | buffers, masks, u)
@@ -135,12 +136,13 @@ class Kind:
         with self._chance([mask[row] for mask in self.masks]), self._seeded(row, u.device):
             if not self.is_stacked and not self.plan.changes_buffers:
                 return self.module(u), {}
-            state: dict[str, Tensor] = {}
-            if self.is_stacked:
-                state = {f"inner.{name}": t[row] for name, t in self.theta.items()}
-            for name, t in self.buffers.items():
-                state[f"inner.{name}"] = (t[row] if self.is_stacked else t).clone()
-            y, after = functional_call(Reporter(self.module), state, (u,))
+            state = {name: t[row] for name, t in self.theta.items()} if self.is_stacked else {}
+            buffers = {name: t[row] if self.is_stacked else t for name, t in self.buffers.items()}
+            if not self.plan.changes_buffers:
+                return functional_call(self.module, state | buffers, (u,), tie_weights=False), {}
+            state |= {name: t.clone() for name, t in buffers.items()}
+            named = {f"inner.{name}": t for name, t in state.items()}
+            y, after = functional_call(Reporter(self.module), named, (u,), tie_weights=False)
             return y, after
 
     def _one_by_one(self, u: Tensor, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:

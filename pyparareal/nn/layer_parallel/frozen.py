@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .evaluation import Kind, Plan, Rows
 from .trial import try_kind
 
+MAX_PLANS = 256  # e.g. for sequences of many lengths
 Plans = dict[tuple[Any, ...], Plan]
 
 
@@ -51,6 +52,8 @@ class Frozen:
             kind.autocast = autocast
             key = (kind.layers[0], *_key(kind.module, u))
             if key not in plans:
+                if len(plans) >= MAX_PLANS:
+                    plans.clear()
                 plans[key] = try_kind(kind, u, h)
             kind.plan = plans[key]
         self._kinds = kinds
@@ -66,9 +69,20 @@ class Frozen:
         return any(kind.plan.changes_buffers for kind in self._kinds)
 
     @property
+    def why_not_batched(self) -> dict[int, str]:
+        """Of the layers that run one after the other though they are stacked."""
+        plans = [(kind, kind.plan.why_not_batched) for kind in self._kinds]
+        return {layer: why for kind, why in plans if why is not None for layer in kind.layers}
+
+    @property
     def stacked(self) -> dict[str, Tensor] | None:
         """The parameters ``[layers, ...]`` by their names in a block, if all layers are of one kind."""
         return self._kinds[0].theta if len(self._kinds) == 1 and self._kinds[0].is_stacked else None
+
+    @property
+    def template(self) -> nn.Module:
+        """The block of the first layer's kind; its parameters may be stacked."""
+        return self._kinds[0].module
 
     @property
     def draws(self) -> bool:
@@ -140,12 +154,13 @@ class Frozen:
             kind.seeds = [0] * len(kind.layers)
         if not self.draws:
             return
+        draws = [[site.draw(self.device, len(kind.layers)) for site in kind.plan.sites] for kind in self._kinds]
         for layer in range(self.layers):
             k, row = self._where[layer]
             kind = self._kinds[k]
             if self.device.type == "cpu":
-                for site, mask in zip(kind.plan.sites, kind.masks, strict=True):
-                    mask[row] = site.draw(self.device)
+                for draw, mask in zip(draws[k], kind.masks, strict=True):
+                    mask[row] = next(draw)
             if kind.plan.seeded:
                 kind.seeds[row] = int(torch.randint(2**62, ()))
 

@@ -72,6 +72,7 @@ class Stack(nn.Module):
                 self.stacked.append(stacked([blocks[i] for i in layers[run]]))
             self._kinds.append((layers, places))
         self._plans: Plans = {}
+        self._tried: dict[int, str] = {}
 
     def __len__(self) -> int:
         return self.layers
@@ -92,7 +93,9 @@ class Stack(nn.Module):
         TypeError, ValueError
             Naming the layer, for blocks that cannot be iterated on (:func:`.trial.try_kind`).
         """
-        return Frozen(list(self._bound()), self.h, u, self._plans)
+        frozen = Frozen(list(self._bound()), self.h, u, self._plans)
+        self._tried = frozen.why_not_batched
+        return frozen
 
     def propagator(self, frozen: Frozen) -> BlockStep:
         """The layers of ``frozen`` as steps of a chain."""
@@ -136,17 +139,14 @@ class Stack(nn.Module):
 
     @property
     def why_not_stacked(self) -> str | None:
-        """Why layers run one after the other, if some do; with what trying them showed (:meth:`frozen`)."""
+        """Why layers run one after the other, if some do; with what the last :meth:`frozen` found by trying."""
         found: dict[str, list[int]] = {}
-        for layer, reason in self._reasons.items():
+        for layer, reason in sorted({**self._reasons, **self._tried}.items()):
             found.setdefault(reason, []).append(layer)
-        for key, plan in self._plans.items():
-            if plan.why_not_batched is not None and key[0] not in found.setdefault(plan.why_not_batched, []):
-                found[plan.why_not_batched].append(key[0])
         parts = []
         for reason, layers in found.items():
             more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
-            parts.append(f"{name_of(layers[0], self._template(layers[0]))}{more} {reason}")
+            parts.append(f"{name_of(layers[0], self._template(layers[0]))}{more}: {reason}")
         return "; ".join(parts) or None
 
     def _template(self, layer: int) -> nn.Module:

@@ -119,8 +119,8 @@ def _with_masks(kind: Kind, plan: Plan, u: Tensor, rows: list[int]) -> Kind:
     masks = []
     for site in plan.sites:
         mask = torch.ones((len(kind.layers), *site.shape), dtype=torch.bool, device=u.device)
-        for row in rows:
-            mask[row] = site.draw(u.device)
+        for row, drawn in zip(rows, site.draw(u.device, len(rows)), strict=True):
+            mask[row] = drawn
         masks.append(mask)
     return dataclasses.replace(kind, plan=plan, masks=masks)
 

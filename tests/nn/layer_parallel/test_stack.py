@@ -126,7 +126,7 @@ def test_reasons_are_found_by_trying():
         stack = Stack(row(make))
         assert stack.why_not_stacked is None
         stack.frozen(inputs((3, 8), 1)[0])
-        assert stack.why_not_stacked.startswith(f"blocks.0 ({make.__name__}) vmap cannot run it")
+        assert stack.why_not_stacked.startswith(f"blocks.0 ({make.__name__}) and 5 more: vmap cannot run it")
         assert part in stack.why_not_stacked
 
 
@@ -196,7 +196,7 @@ def test_layers_with_a_weight_in_common_keep_it():
     blocks = row(dense, 4)
     blocks[3][0].weight = blocks[1][0].weight
     stack = Stack(blocks, 0.5)
-    assert "blocks.1 (Sequential) and 1 more shares '0.weight' with another block" in stack.why_not_stacked
+    assert "blocks.1 (Sequential) and 1 more: shares '0.weight' with another block" in stack.why_not_stacked
     assert stack._pieces == [[0, 2]]
     u, w = inputs((3, 8), 4), inputs((3, 8), 4, seed=2)
     phi = stack.propagator(stack.frozen(u[0]))

@@ -152,7 +152,7 @@ def test_what_draws_otherwise_has_a_seed_for_every_layer(make):
     noise = phi.step(same, slice(0, 4, 1)) - torch.stack([b.eval()(u[0]) for b in blocks])
     assert all(not torch.equal(noise[0], other) for other in noise[1:]), "layers draw different numbers"
     if make is Noisy:
-        assert stack.why_not_stacked == "blocks.0 (Noisy) draws by other means than dropout"
+        assert stack.why_not_stacked == "blocks.0 (Noisy) and 3 more: draws by other means than dropout"
 
 
 def test_frequencies_and_scale_of_masks():
