@@ -14,19 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from ... import checks
-from ...adjoint import Adjoint, BackwardPass
-from ...errors import ConvergenceError
-from ...mgrit import MGRIT
-from ...solution import Solution, Status
-from ...solver import solve
-from ...time_grid import TimeGrid
+from ...adjoint import BackwardPass
+from ...solution import Solution
 from .distributed import refuse_sharded
+from .dense_step import dense_step, may_be_dense
 from .frozen import Frozen
 from .kinds import check_blocks
 from .names import SerialNetwork, serial_names, stack_names
 from .policy import Plan, Policy, policy_of
 from .report import SERIAL, DepthReport, Direction
 from .settings import POLICIES, Settings, check_common, settings_of
+from .solving import first_factor, one_by_one, solved
 from .stack import Stack
 
 MODES = ("parallel", "serial")
@@ -69,7 +67,8 @@ class LayerParallel(nn.Module):
         When an iteration fails: take the layers one after the other, with a RuntimeWarning; raise
         :class:`pyparareal.ConvergenceError`; or use what there is, with a RuntimeWarning.
     mode : {"parallel", "serial"}
-        "serial": the plain network under autograd. May be set at any time.
+        "serial": the plain network under autograd; residual dense layers ``u + h act(W u + b)`` on a CPU by one kernel,
+        as in parallel. May be set at any time.
 
     Attributes
     ----------
@@ -177,8 +176,8 @@ class LayerParallel(nn.Module):
         if self.before is not None:
             u = self.before(u)
         # What runs how is decided in Python.
-        solved = torch.compiler.disable(self._solved) if torch.compiler.is_compiling() else self._solved
-        u = solved(u)
+        run = torch.compiler.disable(self._solved) if torch.compiler.is_compiling() else self._solved
+        u = run(u)
         if self.after is not None:
             u = self.after(u)
         return u if self.closing is None else self.closing(u)
@@ -194,19 +193,14 @@ class LayerParallel(nn.Module):
             backward = dataclasses.replace(backward, iterations=plan.backward)
         if self.mode == "serial" or self._one_level(forward, backward) or not _finite(u):
             self.report = self._new_report(1, SERIAL, [], backward)
-            return self.stack(u)
+            return self._serially(u)
         frozen = self.stack.frozen(u)
-        solution = self._solve(frozen, u, forward, backward)
-        failure = None if solution.status.ok else solution.status
-        if failure is not None and self.on_failure != "return":
-            solution = self._failed(frozen, u, solution)
-        direction = _direction(solution, forward, self._slices, failure)
+        step = self._propagator(frozen, u)
+        every = frozen.changes_buffers or (torch.is_grad_enabled() and not self.recompute)
+        solution, direction = solved(step, u, self.m, forward, backward, self.on_failure, every=every)
         passes = solution.adjoint if solution.adjoint is not None else []
         report = self._new_report(solution.stats.levels, direction, passes, backward)
         self.report = report
-        if failure is not None:
-            what = "used as it is" if self.on_failure == "return" else "one layer after the other instead"
-            warnings.warn(f"layer-parallel: forward failed: {failure.value}; {what}", RuntimeWarning, stacklevel=2)
         if frozen.changes_buffers:
             frozen.commit(solution.u.detach())
         self._watch(solution, report, plan if trains else None)
@@ -214,7 +208,7 @@ class LayerParallel(nn.Module):
 
     @property
     def _slices(self) -> int:
-        return self.stack.layers // _first(self.m)
+        return self.stack.layers // first_factor(self.m)
 
     def _one_level(self, forward: Settings, backward: Settings) -> bool:
         """Whether there is nothing to iterate on in either direction."""
@@ -225,59 +219,13 @@ class LayerParallel(nn.Module):
         return serial(forward) and (serial(backward) or not torch.is_grad_enabled())
 
     def _propagator(self, frozen: Frozen, u: Tensor) -> Any:
-        """What takes the layers: the one place where kernels would come in."""
-        return self.stack.propagator(frozen)
+        """What takes the layers: kernels where there are some."""
+        return dense_step(frozen, u) or self.stack.propagator(frozen)
 
-    def _solve(self, frozen: Frozen, u: Tensor, forward: Settings, backward: Settings) -> Solution:
-        step, layers = self._propagator(frozen, u), self.stack.layers
-        graph = torch.is_grad_enabled() and (u.requires_grad or bool(step.parameters))
-        forward, backward = forward.limited(self._slices), backward.limited(self._slices)
-        every = frozen.changes_buffers or (graph and not self.recompute)
-        return solve(
-            step,
-            u,
-            TimeGrid(0, layers, layers),
-            m=_first(self.m) if forward.serial else self.m,
-            tol=forward.tol,
-            method=forward.method(),
-            max_iterations=forward.iterations or (1 if forward.tol is None else None),
-            initial=_initial(u, forward, self._slices),
-            save="all" if every else "coarse",
-            on_failure="return",
-            parameters=step.parameters,
-            adjoint=self._adjoint(backward),
-        )
-
-    def _adjoint(self, settings: Settings) -> Adjoint:
-        if settings.serial:
-            return Adjoint("serial")
-        return Adjoint(
-            settings.method(),
-            tol=settings.tol,
-            max_iterations=settings.iterations,
-            on_failure=self.on_failure,
-            fixed=settings.tol is None,
-        )
-
-    def _failed(self, frozen: Frozen, u: Tensor, solution: Solution) -> Solution:
-        """What ``on_failure`` says: an error, or the same layers one after the other, NaN or not."""
-        if self.on_failure == "raise":
-            text = f"layer-parallel: {solution.status.value} after {solution.iterations} iterations"
-            raise ConvergenceError(f'{text}; on_failure="serial" falls back', solution)
-        step, layers = self._propagator(frozen, u), self.stack.layers
-        return solve(
-            step,
-            u,
-            TimeGrid(0, layers, layers),
-            m=_first(self.m),
-            tol=None,
-            method=MGRIT(levels=1),
-            max_iterations=1,
-            save="all",
-            on_failure="return",
-            parameters=step.parameters,
-            adjoint="serial",
-        )
+    def _serially(self, u: Tensor) -> Tensor:
+        """One layer after the other: all in one kernel where there is one."""
+        step = dense_step(self.stack.frozen(u), u) if may_be_dense(self.stack, u) and _finite(u) else None
+        return self.stack(u) if step is None else one_by_one(step, u)
 
     def _new_report(
         self, levels: int, forward: Direction, passes: Sequence[BackwardPass], backward: Settings
@@ -285,7 +233,7 @@ class LayerParallel(nn.Module):
         events, batch = (self.policy.events, self.policy.batch) if self.policy is not None else ((), 0)
         exact = backward.exact_after(self._slices)
         return DepthReport(
-            self.stack.layers, _first(self.m), levels, forward, passes, events, batch, backward.stopping, exact
+            self.stack.layers, first_factor(self.m), levels, forward, passes, events, batch, backward.stopping, exact
         )  # fmt: skip
 
     def _watch(self, solution: Solution, report: DepthReport, plan: Plan | None) -> None:
@@ -369,38 +317,6 @@ def _adaptive(policy: Any, both: tuple[Settings, Settings]) -> Policy:
             "besides, expected one or the other"
         )
     return found
-
-
-def _direction(solution: Solution, settings: Settings, slices: int, failure: Status | None) -> Direction:
-    """How the forward pass went; residuals relative to the states at the C-points."""
-    if solution.stats.levels == 1:
-        return Direction(Status.SERIAL_FALLBACK if failure else solution.status, exact=True, failure=failure)
-    stride = solution.stats.m if len(solution.points) > slices + 2 else 1
-    c = solution.u.detach()[::stride][1 : slices + 1]
-    size = float(torch.linalg.vector_norm(c.float() if c.dtype.itemsize < 4 else c))
-    enough = settings.exact_after(slices)
-    return Direction(
-        solution.status,
-        solution.iterations,
-        tuple(r / size if size else r for r in solution.residuals),
-        settings.stopping,
-        enough is not None and solution.iterations >= enough,
-        failure,
-    )
-
-
-def _initial(u: Tensor, settings: Settings, slices: int) -> Tensor | None:
-    """The starting guess at the C-points, if there is one."""
-    if settings.guess == "coarse" or settings.serial:
-        return None
-    start = u.detach()[None]
-    if settings.guess == "zero":
-        start = torch.zeros_like(start)
-    return start.expand(slices + 1, *u.shape).contiguous()
-
-
-def _first(m: int | Sequence[int]) -> int:
-    return m if isinstance(m, int) else m[0]
 
 
 def _check_factors(m: Any, forward: Settings, backward: Settings) -> None:

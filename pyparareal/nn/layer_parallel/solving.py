@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The layers as a chain, solved as :func:`pyparareal.solve` does it, and what to do when that fails."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...adjoint import Adjoint
+from ...errors import ConvergenceError
+from ...mgrit import MGRIT
+from ...solution import Solution, Status
+from ...solver import serial_solve, solve
+from ...time_grid import TimeGrid
+from .report import Direction
+from .settings import Settings
+
+
+def solved(
+    step: Any,
+    u: Tensor,
+    m: int | Sequence[int],
+    forward: Settings,
+    backward: Settings,
+    on_failure: str,
+    *,
+    every: bool,
+) -> tuple[Solution, Direction]:
+    """``u [batch, features...]`` through all layers of ``step``, differentiable, and how that went.
+
+    Parameters
+    ----------
+    step : Propagator
+        With ``parameters``; if it has its own ``parameter_gradients`` these are all there are.
+    m, on_failure : as in :class:`.LayerParallel`
+    every : bool
+        Keep the states of all layers, and not only those at the C-points.
+
+    Raises
+    ------
+    ConvergenceError
+        If the iteration fails and ``on_failure`` is "raise".
+    """
+    slices = step.steps // first_factor(m)
+    forward, backward = forward.limited(slices), backward.limited(slices)
+    solution = solve(
+        step,
+        u,
+        TimeGrid(0, step.steps, step.steps),
+        m=first_factor(m) if forward.serial else m,
+        tol=forward.tol,
+        method=forward.method(),
+        max_iterations=forward.iterations or (1 if forward.tol is None else None),
+        initial=_initial(u, forward, slices),
+        save="all" if every else "coarse",
+        on_failure="return",
+        parameters=_parameters(step),
+        adjoint=_adjoint(backward, on_failure),
+    )
+    if solution.status.ok:
+        return solution, _direction(solution, forward, slices, None)
+    failure = solution.status
+    if on_failure == "raise":
+        text = f"layer-parallel: {failure.value} after {solution.iterations} iterations"
+        raise ConvergenceError(f'{text}; on_failure="serial" falls back', solution)
+    what = "used as it is"
+    if on_failure == "serial":
+        solution, what = _serially(step, u, m), "one layer after the other instead"
+    warnings.warn(f"layer-parallel: forward failed: {failure.value}; {what}", RuntimeWarning, stacklevel=2)
+    return solution, _direction(solution, forward, slices, failure)
+
+
+def _serially(step: Any, u: Tensor, m: int | Sequence[int]) -> Solution:
+    """The same layers one after the other, with the same masks; whether the states are finite or not."""
+    return solve(
+        step,
+        u,
+        TimeGrid(0, step.steps, step.steps),
+        m=first_factor(m),
+        tol=None,
+        method=MGRIT(levels=1),
+        max_iterations=1,
+        save="all",
+        on_failure="return",
+        parameters=_parameters(step),
+        adjoint="serial",
+    )
+
+
+def one_by_one(step: Any, u: Tensor) -> Tensor:
+    """The end of the chain from ``u``, one layer after the other, differentiable likewise."""
+    graph = torch.is_grad_enabled() and (u.requires_grad or bool(step.parameters))
+    grid, save = TimeGrid(0, step.steps, step.steps), "all" if graph else "coarse"
+    found = serial_solve(step, u, grid, m=step.steps, save=save, on_failure="return", parameters=_parameters(step))
+    return found.u[-1]
+
+
+def _parameters(step: Any) -> list[Tensor] | None:
+    """What to differentiate in. Blocks may use tensors from elsewhere too, which ``solve`` looks for if None."""
+    return step.parameters if hasattr(step, "parameter_gradients") else None
+
+
+def _adjoint(settings: Settings, on_failure: str) -> Adjoint:
+    if settings.serial:
+        return Adjoint("serial")
+    return Adjoint(
+        settings.method(),
+        tol=settings.tol,
+        max_iterations=settings.iterations,
+        on_failure=on_failure,
+        fixed=settings.tol is None,
+    )
+
+
+def _direction(solution: Solution, settings: Settings, slices: int, failure: Status | None) -> Direction:
+    """How the forward pass went; residuals relative to the states at the C-points."""
+    if solution.stats.levels == 1:
+        return Direction(Status.SERIAL_FALLBACK if failure else solution.status, exact=True, failure=failure)
+    stride = solution.stats.m if len(solution.points) > slices + 2 else 1
+    c = solution.u.detach()[::stride][1 : slices + 1]
+    size = float(torch.linalg.vector_norm(c.float() if c.dtype.itemsize < 4 else c))
+    enough = settings.exact_after(slices)
+    return Direction(
+        solution.status,
+        solution.iterations,
+        tuple(r / size if size else r for r in solution.residuals),
+        settings.stopping,
+        enough is not None and solution.iterations >= enough,
+        failure,
+    )
+
+
+def _initial(u: Tensor, settings: Settings, slices: int) -> Tensor | None:
+    """The starting guess at the C-points, if there is one."""
+    if settings.guess == "coarse" or settings.serial:
+        return None
+    start = u.detach()[None]
+    if settings.guess == "zero":
+        start = torch.zeros_like(start)
+    return start.expand(slices + 1, *u.shape).contiguous()
+
+
+def first_factor(m: int | Sequence[int]) -> int:
+    """The coarsening factor of the finest level."""
+    return m if isinstance(m, int) else m[0]

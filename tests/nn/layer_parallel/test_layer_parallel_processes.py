@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Two processes with a share of the batch each have the gradients of one with all of it: DDP, and FSDP2 of the whole."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'pyparareal[torch]'")
+
+if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+    pytest.skip("torch was built without gloo", allow_module_level=True)
+
+HERE = Path(__file__).resolve().parent
+RANKS = 2
+# float64, three steps of gradient descent through 26 layers, sums of at most 6 * 8 terms: 26 * 48 * 3 * 10 u. A gradient
+# that is missing or counted twice errs by about 1.
+TOLERANCE = 26 * 48 * 3 * 10 * 2.0**-53
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each rank wrote. All ranks end within the time, or all are ended."""
+    folder = tmp_path_factory.mktemp("layers")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "layer_parallel_worker.py"), str(rank), str(RANKS), str(folder)],
+            cwd=HERE,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(RANKS)
+    ]
+    try:
+        output = [worker.communicate(timeout=180)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+            worker.stdout.close()
+    assert [worker.returncode for worker in workers] == [0] * RANKS, "\n".join(output)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
+
+
+@pytest.mark.slow
+@pytest.mark.no_sanitize
+@pytest.mark.parametrize(
+    "case",
+    ["ddp", "ddp, recomputed", "ddp, buffers", "ddp, adaptive"]
+    + ["fsdp", "fsdp, resharded", "fsdp, recomputed", "fsdp, buffers"],
+)
+def test_gradients_are_those_of_one_process_with_the_whole_batch(found, case):
+    assert max(of_rank[case] for of_rank in found) <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.no_sanitize
+def test_sharding_parts_of_the_network_is_refused_by_name(found):
+    for of_rank in found:
+        assert "weight: got a DTensor, expected a whole parameter" in of_rank["fsdp in parts"]
