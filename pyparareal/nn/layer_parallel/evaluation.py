@@ -19,6 +19,7 @@ from torch.func import functional_call, vmap
 from .casting import Casting
 from .chance import Chance, Site
 from .kinds import name_of
+from .shell import Shell
 
 Rows = slice | list[int]
 
@@ -90,6 +91,8 @@ class Kind:
     masks: list[Tensor] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     autocast: Callable[[], Any] = contextlib.nullcontext
+    _shells: dict[tuple[int, bool], Shell] = field(default_factory=dict, init=False)
+    _rows: dict[bool, dict[str, tuple[Tensor, ...]]] = field(default_factory=dict, init=False)
 
     def name(self, row: int) -> str:
         return name_of(self.layers[row], self.module)
@@ -132,18 +135,30 @@ class Kind:
         return y, after
 
     def alone(self, u: Tensor, row: int) -> tuple[Any, dict[str, Tensor]]:
-        """``block_row(u)`` for one state ``[batch, features...]``, and the buffers after the call."""
+        """``block_row(u)`` for one state ``[batch, features...]``, and the buffers after the call if they change."""
+        keep = self.plan.changes_buffers
         with self._chance([mask[row] for mask in self.masks]), self._seeded(row, u.device):
-            if not self.is_stacked and not self.plan.changes_buffers:
+            if self.is_stacked:
+                shell = self.shell(row)
+                if keep:
+                    shell.put({name: t[row].clone() for name, t in self.buffers.items()})
+                return shell.module(u), shell.buffers(self.buffers) if keep else {}
+            if not keep:
                 return self.module(u), {}
-            state = {name: t[row] for name, t in self.theta.items()} if self.is_stacked else {}
-            buffers = {name: t[row] if self.is_stacked else t for name, t in self.buffers.items()}
-            if not self.plan.changes_buffers:
-                return functional_call(self.module, state | buffers, (u,), tie_weights=False), {}
-            state |= {name: t.clone() for name, t in buffers.items()}
-            named = {f"inner.{name}": t for name, t in state.items()}
-            y, after = functional_call(Reporter(self.module), named, (u,), tie_weights=False)
+            state = {f"inner.{name}": t.clone() for name, t in self.buffers.items()}
+            y, after = functional_call(Reporter(self.module), state, (u,))
             return y, after
+
+    def shell(self, row: int) -> Shell:
+        """The block of one layer of a stack, with views of its parameters; under autograd these have a graph."""
+        graph = torch.is_grad_enabled()
+        if (row, graph) not in self._shells:
+            if graph not in self._rows:
+                # unbind: its derivative is one array for all layers, where that of each row would be as long as all.
+                self._rows[graph] = {name: t.unbind(0) for name, t in (self.theta | self.buffers).items()}
+            state = {name: parts[row] for name, parts in self._rows[graph].items()}
+            self._shells[row, graph] = Shell(self.module, state)
+        return self._shells[row, graph]
 
     def _one_by_one(self, u: Tensor, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         indices = range(*rows.indices(len(self.layers))) if isinstance(rows, slice) else rows

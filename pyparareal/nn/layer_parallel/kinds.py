@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,6 +54,11 @@ def check_blocks(blocks: Any) -> list[nn.Module]:
     for i, block in enumerate(found):
         if not isinstance(block, nn.Module):
             raise TypeError(f"blocks: got {type(block).__name__} for block {i}, expected a torch.nn.Module")
+        if any("_orig_mod" in part._modules for part in block.modules()):
+            raise TypeError(
+                f"blocks: got {name_of(i, block)} from torch.compile, which would run on parameters of its own; "
+                "expected the module that was compiled"
+            )
         for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
             if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
                 raise ValueError(
@@ -97,8 +103,9 @@ def _tensors(block: nn.Module) -> Iterator[Tensor]:
 def _why_alone(block: nn.Module, holders: Counter[int]) -> str | None:
     """Why ``block`` can have no stacked parameters, if so."""
     names: dict[int, str] = {}
+    parts = {id(part) for part in block.modules()}
     for name, part in block.named_modules(remove_duplicate=False):
-        if isinstance(part, torch.jit.ScriptModule) or "_orig_mod" in part._modules:
+        if isinstance(part, torch.jit.ScriptModule):
             return "is compiled"
         if parametrize.is_parametrized(part):
             return f"has the parametrized module {name or 'itself'!r}"
@@ -117,14 +124,24 @@ def _why_alone(block: nn.Module, holders: Counter[int]) -> str | None:
             if names.setdefault(id(tensor), here) != here:
                 return f"has one tensor as {names[id(tensor)]!r} and as {here!r}"
         for key, value in vars(part).items():
-            if not key.startswith(("_parameters", "_buffers")) and _keeps(value, names):
-                return f"refers to its parameters by its attribute {key!r} too"
+            if key not in ("_parameters", "_buffers", "_modules") and (kept := _keeps(value, parts)):
+                return f"refers to its {kept} by its attribute {key!r} too"
     return None
 
 
-def _keeps(value: Any, names: dict[int, str]) -> bool:
-    parts = value if isinstance(value, list | tuple) else [value]
-    return any(isinstance(part, nn.Parameter) or id(part) in names for part in parts if isinstance(part, Tensor))
+def _keeps(value: Any, parts: set[int]) -> str | None:
+    """What ``value`` holds beside modules' own dicts: a parameter, a module or a method of it that has its place there.
+
+    A copy of the block with other parameters would still use the old ones through it.
+    """
+    values = value if isinstance(value, list | tuple | set) else value.values() if isinstance(value, dict) else [value]
+    for one in values:
+        one = one.func if isinstance(one, partial) else one
+        if isinstance(one, nn.Parameter):
+            return "parameters"
+        if isinstance(one, nn.Module) or id(getattr(one, "__self__", None)) in parts:
+            return "modules"
+    return None
 
 
 def stacked(blocks: Sequence[nn.Module]) -> nn.Module:

@@ -6,18 +6,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..execution.congruence import first_difference
 from .block_step import BlockStep
-from .evaluation import Kind, Reporter, require_like
+from .evaluation import Kind, require_like
 from .frozen import Frozen, Plans
 from .kinds import check_blocks, cut_where, kinds, name_of, of_flags, stacked, with_rows
 from .serial_state import from_serial, to_serial
+from .shell import Shell
 
 INTERPOLATIONS = ("linear", "constant")
 
@@ -105,25 +106,27 @@ class Stack(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """One layer after the other: the serial network itself."""
-        for block, state in self._serially():
-            y, after = functional_call(Reporter(block), {f"inner.{name}": t for name, t in state.items()}, (u,))
+        for block, assigned in self._serially():
+            y = block(u)
             with torch.no_grad():
-                for name, t in after.items():
-                    if name in state and t is not state[name]:  # assigned, not written to
-                        state[name].copy_(t)
+                assigned()
             u = y if self.h is None else u + self.h * y
         return u
 
-    def _serially(self) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
-        """Every layer's block, and the tensors to put in place of its own."""
-        rows: dict[int, tuple[nn.Module, dict[str, Tensor]]] = {}
+    def _serially(self) -> Iterator[tuple[nn.Module, Callable[[], None]]]:
+        """Every layer's block, and what saves the buffers that it assigned, if it is stacked."""
+        rows: dict[int, tuple[Shell, dict[str, Tensor]]] = {}
         for piece, layers in zip(self.stacked, self._pieces, strict=True):
             # unbind: its derivative is one array for all layers, where that of each row would be as long as all.
             several = {name: t.unbind(0) for name, t in [*piece.named_parameters(), *piece.named_buffers()]}
             for n, layer in enumerate(layers):
-                rows[layer] = piece, {name: parts[n] for name, parts in several.items()}
+                state = {name: parts[n] for name, parts in several.items()}
+                rows[layer] = Shell(piece, state), {name: state[name] for name, _ in piece.named_buffers()}
         for layer in range(self.layers):
-            yield rows.get(layer) or (self.blocks[str(layer)], {})
+            if layer in rows:
+                yield rows[layer][0].module, partial(_save_assigned, *rows[layer])
+            else:
+                yield self.blocks[str(layer)], lambda: None
 
     def _bound(self) -> Iterator[Kind]:
         for layers, places in self._kinds:
@@ -308,6 +311,12 @@ class SerialEuler(nn.Sequential):
 
     def extra_repr(self) -> str:
         return f"h={self.h}"
+
+
+def _save_assigned(shell: Shell, buffers: dict[str, Tensor]) -> None:
+    for name, t in shell.buffers(buffers).items():
+        if t is not buffers[name]:
+            buffers[name].copy_(t)
 
 
 def _check_h(h: Any) -> float | None:

@@ -54,10 +54,12 @@ def try_kind(kind: Kind, u: Tensor, h: float | None) -> Plan:
 
 def _alone(kind: Kind, u: Tensor, row: int, h: float | None, seed: int) -> tuple[Plan, Tensor]:
     """The plan as far as one layer tells, and its value without dropout."""
-    name, module = kind.name(row), kind.module
-    attends = any(isinstance(m, nn.MultiheadAttention | nn.TransformerEncoderLayer) for m in module.modules())
+    name = kind.name(row)
+    attends = any(isinstance(m, nn.MultiheadAttention | nn.TransformerEncoderLayer) for m in kind.module.modules())
     # Buffers may be changed: each call gets copies.
     careful = dataclasses.replace(kind, plan=Plan(changes_buffers=True), masks=[])
+    with torch.no_grad():
+        module = careful.shell(row).module if kind.is_stacked else kind.module
     runs: list[tuple[Tensor, tuple[Site, ...], bool]] = []
     changed: list[str] = []
     changes_buffers = changes_input = False

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A module with other tensors in place of its own: as cheap to call as the module, and whole after the call too.
+
+``torch.func.functional_call`` puts tensors in place for the length of a call. What runs again in the backward pass, as
+``torch.utils.checkpoint`` does, would meet the module's own tensors then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Shell:
+    """``module`` with the parameters and buffers ``state``, by name; everything else is the module's own.
+
+    The module must not refer to its parts by other attributes (:func:`.kinds.kinds` sets such blocks apart).
+
+    Attributes
+    ----------
+    module : nn.Module
+        To be called.
+    """
+
+    def __init__(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+        self._buffers: dict[str, tuple[nn.Module, str]] = {}
+        self.module = self._copy(module, state, "", {})
+
+    def _copy(self, module: nn.Module, state: Mapping[str, Tensor], prefix: str, seen: dict[int, Any]) -> nn.Module:
+        if id(module) in seen:
+            return seen[id(module)]
+        new = seen[id(module)] = module.__new__(type(module))
+        new.__dict__.update(module.__dict__)
+        new.__dict__.pop("_compiled_call_impl", None)  # bound to the module itself
+        new._parameters = {key: state.get(prefix + key, t) for key, t in module._parameters.items()}  # type: ignore[misc]
+        new._buffers = {key: state.get(prefix + key, t) for key, t in module._buffers.items()}
+        for key in module._buffers:
+            self._buffers.setdefault(prefix + key, (new, key))
+        new._modules = {
+            key: None if child is None else self._copy(child, state, f"{prefix}{key}.", seen)
+            for key, child in module._modules.items()
+        }
+        return new
+
+    def put(self, buffers: Mapping[str, Tensor]) -> None:
+        """Other buffers."""
+        for name, t in buffers.items():
+            owner, key = self._buffers[name]
+            owner._buffers[key] = t
+
+    def buffers(self, names: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Those of now: changed in place or assigned."""
+        found = {}
+        for name in names:
+            owner, key = self._buffers[name]
+            t = owner._buffers[key]
+            assert t is not None
+            found[name] = t
+        return found
