@@ -228,7 +228,7 @@ class AdjointChain:
             return c[-1:], went
         v = arrays.empty_like(c, slices=(len(c) - 1) * m + 1)
         every_point(common.runtime, run.fine, TimeGrid(0, 1, len(v) - 1), m, c, v)
-        return torch.cat([v[len(v) - 1 - whole :].flip(0), trailing.flip(0)[1:]]), went
+        return _forwards(v[len(v) - 1 - whole :], trailing), went
 
     def _extent(self, c: Tensor) -> tuple[float, float]:
         """``size`` and ``path`` of a :class:`BackwardPass` with ``lambda`` at the C-points ``c``."""
@@ -245,7 +245,7 @@ class AdjointChain:
         main = self._serial(u[: whole + 1], w[: whole + 1], whole, whole, m, trailing[-1])
         status = Status.SERIAL if failure is None else Status.SERIAL_FALLBACK
         went = BackwardPass(status, 0, (), failure, *self._extent(main[::m]))
-        return (torch.cat([main.flip(0), trailing.flip(0)[1:]]) if every else main[-1:]), went
+        return _forwards(main, trailing) if every else main[-1:], went
 
     def _serial(self, u: Tensor, w: Tensor, last: int, steps: int, stride: int, start: Tensor | None = None) -> Tensor:
         """``lambda`` at the points ``last, last - 1, ...``: ``[steps + 1, ...]``, one step after the other."""
@@ -338,6 +338,11 @@ class AdjointChain:
         v = c[len(c) - 1 - slices :].flip(0)
         points = np.arange(0, slices * m + 1, m)
         return Solution(v, points, self.problem.grid, went.status, went.iterations, went.residuals, run.stats((0, 0)))
+
+
+def _forwards(main: Tensor, trailing: Tensor) -> Tensor:
+    """``lambda`` at all points in the order of the chain: those of whole slices, then of the trailing steps."""
+    return main.flip(0) if len(trailing) == 1 else torch.cat([main.flip(0), trailing.flip(0)[1:]])
 
 
 def _options(adjoint: Any) -> Adjoint:
