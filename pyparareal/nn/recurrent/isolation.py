@@ -3,6 +3,8 @@
 
 Inputs often depend on the parameters that the steps use too: a projection of the input, or an embedding that is tied.
 Differentiating steps in both at once would follow the inputs back to the parameters, and count that path twice.
+:func:`pyparareal.solve` avoids that by differentiating in the leaves alone (:func:`pyparareal.vjp.independent`), which
+also holds for closures, but goes back through what inputs are computed from in every pass; here that is done once.
 """
 
 from __future__ import annotations
