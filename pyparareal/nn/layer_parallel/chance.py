@@ -79,6 +79,11 @@ class Chance(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         return handler(self, func, *args, **(kwargs or {}))
 
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        if kind is None and self._masks is not None and self._next < len(self._masks):
+            raise RuntimeError("a block draws less often than when it was tried: expected the same calls every time")
+
     def noisy(self, x: Tensor, p: float, shape: tuple[int, ...] | None = None) -> Tensor:
         """``x * mask / (1 - p)`` with a mask like ``x`` or of ``shape``; ``x`` while calls are noted."""
         if self._masks is None:

@@ -26,6 +26,7 @@ class Shell:
 
     def __init__(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
         self._buffers: dict[str, tuple[nn.Module, str]] = {}
+        self._state = state
         self.module = self._copy(module, state, "", {})
 
     def _copy(self, module: nn.Module, state: Mapping[str, Tensor], prefix: str, seen: dict[int, Any]) -> nn.Module:
@@ -43,6 +44,11 @@ class Shell:
             for key, child in module._modules.items()
         }
         return new
+
+    def assigned(self) -> dict[str, Tensor]:
+        """The tensors that are no longer those of ``state``."""
+        now = [*self.module.named_parameters(), *self.module.named_buffers()]
+        return {name: t for name, t in now if name in self._state and t is not self._state[name]}
 
     def put(self, buffers: Mapping[str, Tensor]) -> None:
         """Other buffers."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +29,9 @@ class Stack(nn.Module):
     apart) are copied into stacked parameters ``[layers, ...]``: :meth:`propagator` then takes any number of layers in
     one call. The other blocks are used as they are, one after the other. The names in ``state_dict`` are those of
     ``self.blocks = nn.ModuleList(blocks)`` either way; its tensors are copies where they are stacked.
+
+    What looks at single tensors sees stacked ones, a bias with two dimensions: initialise blocks before they are
+    stacked, or by :meth:`apply`; choose weight decay by names (:meth:`optim_groups`), not by the number of dimensions.
 
     Parameters
     ----------
@@ -106,27 +108,43 @@ class Stack(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """One layer after the other: the serial network itself."""
-        for block, assigned in self._serially():
+        # unbind: its derivative is one array for all layers, where that of each row would be as long as all.
+        for block in self._each(lambda piece: {name: t.unbind(0) for name, t in _tensors(piece)}):
             y = block(u)
-            with torch.no_grad():
-                assigned()
             u = y if self.h is None else u + self.h * y
         return u
 
-    def _serially(self) -> Iterator[tuple[nn.Module, Callable[[], None]]]:
-        """Every layer's block, and what saves the buffers that it assigned, if it is stacked."""
-        rows: dict[int, tuple[Shell, dict[str, Tensor]]] = {}
-        for piece, layers in zip(self.stacked, self._pieces, strict=True):
-            # unbind: its derivative is one array for all layers, where that of each row would be as long as all.
-            several = {name: t.unbind(0) for name, t in [*piece.named_parameters(), *piece.named_buffers()]}
-            for n, layer in enumerate(layers):
-                state = {name: parts[n] for name, parts in several.items()}
-                rows[layer] = Shell(piece, state), {name: state[name] for name, _ in piece.named_buffers()}
+    def _each(self, rows: Callable[[nn.Module], Mapping[str, Sequence[Tensor]]]) -> Iterator[nn.Module]:
+        """Every layer's block, with its ``rows(piece)`` in it if it is stacked; what it assigns is copied there."""
+        homes = {layer: (k, n) for k, layers in enumerate(self._pieces) for n, layer in enumerate(layers)}
+        several = [rows(piece) for piece in self.stacked]
         for layer in range(self.layers):
-            if layer in rows:
-                yield rows[layer][0].module, partial(_save_assigned, *rows[layer])
-            else:
-                yield self.blocks[str(layer)], lambda: None
+            if layer not in homes:
+                yield self.blocks[str(layer)]
+                continue
+            k, n = homes[layer]
+            state = {name: parts[n] for name, parts in several[k].items()}
+            shell = Shell(self.stacked[k], state)
+            yield shell.module
+            with torch.no_grad():
+                for name, t in shell.assigned().items():
+                    state[name].copy_(t)
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> Stack:
+        """``fn`` to every module of every layer, where it finds the parameters of the layer, and to the stack."""
+
+        def rows(piece: nn.Module) -> dict[str, list[Tensor]]:
+            return {
+                name: [nn.Parameter(row, t.requires_grad) for row in t.detach()]
+                if isinstance(t, nn.Parameter)
+                else [*t]
+                for name, t in _tensors(piece)
+            }
+
+        for block in self._each(rows):
+            block.apply(fn)
+        fn(self)
+        return self
 
     def _bound(self) -> Iterator[Kind]:
         for layers, places in self._kinds:
@@ -313,10 +331,8 @@ class SerialEuler(nn.Sequential):
         return f"h={self.h}"
 
 
-def _save_assigned(shell: Shell, buffers: dict[str, Tensor]) -> None:
-    for name, t in shell.buffers(buffers).items():
-        if t is not buffers[name]:
-            buffers[name].copy_(t)
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
 
 
 def _check_h(h: Any) -> float | None:

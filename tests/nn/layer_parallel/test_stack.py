@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'pyparareal[torch]'")
 
-from stack_blocks import KINDS, STACKED, Branching, Dense, Item, dense, inputs, row  # noqa: E402
+from stack_blocks import KINDS, STACKED, Branching, Item, dense, inputs, row  # noqa: E402
 from torch import nn  # noqa: E402
 
 from pyparareal import MGRIT, Adjoint, TimeGrid, solve  # noqa: E402
@@ -247,97 +247,107 @@ def test_kinds_that_alternate_are_each_one_call():
     assert len(calls) == 1
 
 
-# Wrong arguments
+# Blocks that do more than multiply
 
 
-@pytest.mark.parametrize(
-    ("blocks", "h", "error", "message"),
-    [
-        (nn.Linear(2, 2), None, TypeError, "blocks: got Linear, expected a list"),
-        ("blocks", None, TypeError, "blocks: got str"),
-        (3, None, TypeError, "blocks: got int"),
-        ([], None, ValueError, "blocks: got none"),
-        ([nn.Tanh(), torch.tanh], None, TypeError, "for block 1, expected a torch.nn.Module"),
-        ([nn.LazyLinear(3)], None, ValueError, r"blocks.0 \(LazyLinear\), whose 'weight' has no shape yet"),
-        ([nn.Tanh()], True, TypeError, "h: got bool"),
-        ([nn.Tanh()], "0.1", TypeError, "h: got str"),
-        ([nn.Tanh()], 0.0, ValueError, "h: got 0.0, expected a finite number other than 0"),
-        ([nn.Tanh()], float("nan"), ValueError, "h: got nan"),
-    ],
-)
-def test_wrong_blocks(blocks, h, error, message):
-    with pytest.raises(error, match=message):
-        Stack(blocks, h)
+class Checkpointed(nn.Module):
+    """Runs again in the backward pass."""
 
-
-class Wrong(nn.Module):
-    """Does what is asked of it, wrongly."""
-
-    def __init__(self, how):
+    def __init__(self):
         super().__init__()
-        self.linear, self.how, self.count = nn.Linear(8, 8), how, 0
+        self.inner = dense()
 
     def forward(self, u):
-        if self.how == "counts":
-            self.count += 1
-        if self.how == "raises":
-            raise KeyError("mine")
-        if self.how == "in place":
-            u.mul_(2)
-        y = self.linear(u)
-        return {
-            "shape": y[:, :4], "dtype": y.float(), "tuple": (y, y), "NumPy draws": y * next(self.numbers, 1.0)
-        }.get(self.how, y)  # fmt: skip
+        return torch.utils.checkpoint.checkpoint(self.inner, u, use_reentrant=False)
 
-    numbers = iter(range(1, 10**6))
+
+class Exp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        y = x.exp()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, w):
+        return w * ctx.saved_tensors[0]
+
+
+class OwnFunction(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, u):
+        return 0.1 * Exp.apply(self.linear(u))
+
+
+class Cached(nn.Module):
+    """Makes a constant when it first meets a shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.ramp = nn.Linear(8, 8), None
+
+    def forward(self, u):
+        if self.ramp is None or self.ramp.shape != u.shape[:1]:
+            self.ramp = torch.arange(len(u)).to(u.dtype)
+        return self.linear(u) + self.ramp[:, None]
+
+
+class Listed(nn.Module):
+    """Finds its parts by a list of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.order = [self.b, torch.tanh, self.a]
+
+    def forward(self, u):
+        for part in self.order:
+            u = part(u)
+        return u
+
+
+class Bound(nn.Module):
+    """Finds its parameters by a method bound to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.function = self.compute
+
+    def compute(self, u):
+        return torch.tanh(self.linear(u))
+
+    def forward(self, u):
+        return self.function(u)
 
 
 @pytest.mark.parametrize(
-    ("how", "h", "error", "message"),
+    ("make", "reason"),
     [
-        ("shape", None, ValueError, r"blocks.1 \(Wrong\): returned shape \(3, 4\), expected \(3, 8\)"),
-        (
-            "dtype",
-            None,
-            ValueError,
-            r"blocks.1 \(Wrong\): makes a state of dtype torch.float32, expected torch.float64",
-        ),
-        ("tuple", None, TypeError, r"blocks.1 \(Wrong\): returned tuple, expected a tensor"),
-        ("counts", None, ValueError, r"blocks.1 \(Wrong\): its forward changes its attribute 'count' at every call"),
-        ("NumPy draws", None, ValueError, r"blocks.1 \(Wrong\): gives another value when it is called again"),
-        ("in place", 0.5, ValueError, r"blocks.1 \(Wrong\): changes its argument in place"),
-        ("raises", None, KeyError, "mine"),
+        (Checkpointed, "vmap cannot run it"),
+        (OwnFunction, "vmap cannot run it: In order to use an autograd.Function"),
+        (Cached, None),
+        (Listed, "refers to its modules by its attribute 'order' too"),
+        (Bound, "refers to its modules by its attribute 'function' too"),
     ],
 )
-def test_wrong_layers_are_named(how, h, error, message):
-    blocks = [*row(dense, 1), Wrong(how).double(), *row(dense, 1)]
-    with pytest.raises(error, match=message):
-        Stack(blocks, h).frozen(inputs((3, 8), 1)[0])
-
-
-@pytest.mark.parametrize(
-    ("u", "error", "message"),
-    [
-        (3.0, TypeError, "u: got float, expected a tensor"),
-        (torch.zeros(0, 8), ValueError, r"u: got shape \(0, 8\)"),
-        (torch.zeros(3, 8, dtype=torch.long), TypeError, "u: got dtype torch.int64"),
-    ],
-)
-def test_wrong_states(u, error, message):
-    with pytest.raises(error, match=message):
-        Stack(row(dense, 2)).frozen(u)
-
-
-def test_wrong_calls():
-    stack = Stack(row(Dense, 4), 0.5)
-    frozen = stack.frozen(inputs((3, 8), 1)[0])
-    with pytest.raises(TypeError, match="frozen: got Stack"):
-        stack.propagator(stack)
-    with pytest.raises(ValueError, match=r"states: got \(3, 3, 8\), expected the input of every layer"):
-        frozen.commit(inputs((3, 8), 3))
-    with pytest.raises(TypeError, match="index: got '0'"):
-        stack.layer("0")
-    with pytest.raises(ValueError, match="index: got 4, expected 0 to 3"):
-        stack.layer(4)
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):  # torch's own error, unchanged
-        stack.frozen(inputs((3, 5), 1)[0])
+def test_blocks_that_do_more_than_multiply(make, reason):
+    blocks = row(make, 4)
+    stack = Stack(blocks, 0.5)
+    serial = stack.serial()
+    u, w = inputs((3, 8), 2)
+    y = serial(u)
+    expected = torch.autograd.grad(y, list(serial.parameters()), w)
+    phi = stack.propagator(stack.frozen(u))
+    solution = solve(phi, u, TimeGrid(0, 1, 4), method=MGRIT(levels=2), m=2, tol=0.0, max_iterations=2,
+                     on_failure="return", adjoint=Adjoint(tol=0.0, max_iterations=2))  # fmt: skip
+    assert reason is None or reason in stack.why_not_stacked
+    torch.testing.assert_close(solution.u[-1], y, **TOL)
+    got = torch.autograd.grad(solution.u[-1], list(stack.parameters()), w)
+    sums = [sum(float(g.square().sum()) for g in gradients) for gradients in (got, expected)]
+    assert sums[0] == pytest.approx(sums[1], rel=1e-11)
+    z = u.clone().requires_grad_()  # one layer after the other, through the stack itself
+    torch.testing.assert_close(torch.autograd.grad(stack(z), list(stack.parameters()), w), got, **TOL)

@@ -199,3 +199,28 @@ def test_state_dict_takes_what_torchs_takes():
     assert next(iter(into)) == "a.blocks.0.0.weight"
     with pytest.warns(FutureWarning, match="Positional args"):
         assert next(iter(stack.state_dict(None, "b."))) == "b.blocks.0.0.weight"
+
+
+def test_apply_meets_single_layers():
+    """An initialisation that depends on the shape of a weight, in place or assigned."""
+
+    def init(module):
+        if isinstance(module, nn.Linear):
+            assert module.weight.shape == (8, 8)
+            assert isinstance(module.weight, nn.Parameter)
+            nn.init.xavier_uniform_(module.weight)
+            module.bias = nn.Parameter(torch.full_like(module.bias, 0.5))
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.fill_(2.0)
+        seen.append(type(module))
+
+    blocks = mixed()
+    seen, stack = [], Stack(copy.deepcopy(blocks))
+    torch.manual_seed(5)
+    assert nn.Sequential(stack).apply(init)[0] is stack
+    of_stack, seen = seen, []
+    torch.manual_seed(5)
+    nn.ModuleList(blocks).apply(init)
+    assert of_stack[:-2] == seen[:-1]
+    assert equal(stack.state_dict(), Serial(blocks).state_dict())
+    assert float(stack.state_dict()["blocks.2.0.bias"].detach()[0]) == 0.5
