@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ class Task:
     batches : from a generator to batches ``(x [T, batch, inputs], y)`` without end
     loss : of the outputs ``[batch, outputs]`` of the last state and ``y``
     memory : if given, the update gates start near ``1 - 1 / tau``, ``tau`` up to this many steps
-    parallel : arguments of :class:`pyparareal.nn.GRU` that solve the sequence in parallel
+    cell : makes a cell of (inputs, hidden) for :class:`pyparareal.nn.Recurrence`; without it the layer is a GRU
+    parallel : settings that solve the sequence in parallel
     """
 
     name: str
@@ -46,6 +49,7 @@ class Task:
     batches: Callable[[np.random.Generator], Iterator[Batch]]
     loss: Callable[[Tensor, Tensor], Tensor]
     memory: int | None = None
+    cell: Callable[[int, int], nn.Module] | None = None
     parallel: dict[str, Any] = field(default_factory=dict)
 
 
@@ -77,31 +81,64 @@ class LastState(nn.Module):
 
 def train(task: Task, mode: str, seed: int) -> Record:
     """``task.steps`` steps of Adam, ``mode`` "serial" or "parallel"."""
-    from pyparareal.nn import GRU
+    *_, record = islice(training(task, mode, seed), task.steps)
+    return record
+
+
+def training(task: Task, mode: str, seed: int) -> Iterator[Record]:
+    """The record after every step, one that grows, without end."""
+    from pyparareal.nn import GRU, Recurrence
 
     torch.manual_seed(seed)
     options = {"method": "serial"} if mode == "serial" else task.parallel
-    rnn = GRU(task.inputs, task.hidden, **options)
+    rnn: Any
+    if task.cell is None:
+        rnn = GRU(task.inputs, task.hidden, **options)
+    else:
+        rnn = Recurrence(task.cell(task.inputs, task.hidden), **options)
     model = LastState(rnn, task.hidden, task.outputs)
     if task.memory is not None:
         remember(rnn, task.memory)
     optimiser = torch.optim.Adam(model.parameters(), lr=task.rate)
     record = Record(task.name, mode, seed)
-    batches = task.batches(np.random.default_rng(seed))
-    for _ in range(task.steps):
-        x, y = next(batches)
-        loss = task.loss(model(x), y)
-        optimiser.zero_grad()
-        loss.backward()
+    for x, y in task.batches(np.random.default_rng(seed)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of fallbacks, which the record counts
+            loss = task.loss(model(x), y)
+            optimiser.zero_grad()
+            loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        record.loss.append(float(loss.detach()))
+        record.loss.append(_rounded(float(loss.detach()), 8))  # more than float32 has
         if mode != "serial":
-            report = rnn.report[0]
+            report = rnn.report if isinstance(rnn, Recurrence) else rnn.report[0]
             record.iterations.append(report.iterations)
-            record.exponent.append(None if math.isnan(report.exponent) else report.exponent)
+            record.exponent.append(None if math.isnan(report.exponent) else _rounded(report.exponent, 4))
             record.fallbacks += report.failure is not None
-    return record
+        yield record
+
+
+def _rounded(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
+
+
+class MinimalGatedUnit(nn.Module):
+    """``f = s(norm(W_f [x, h]))``, ``h' = h + f (tanh(W_n [x, f h]) - h)`` after G.-B. Zhou et al., 2016.
+
+    The norm is ours: with it, no library has the cell.
+    """
+
+    def __init__(self, inputs: int, hidden: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.gate, self.new = (nn.Linear(inputs + hidden, hidden, dtype=dtype) for _ in range(2))
+        self.norm = nn.LayerNorm(hidden, dtype=dtype)
+
+    def initial_state(self, batch: int, dtype: torch.dtype, device: Any) -> Tensor:
+        return torch.zeros(batch, self.gate.out_features, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        f = torch.sigmoid(self.norm(self.gate(torch.cat([x, h], -1))))
+        return h + f * (torch.tanh(self.new(torch.cat([x, f * h], -1))) - h)
 
 
 def remember(rnn: nn.GRU, longest: int) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Do trainings with sequences solved in parallel coincide with serial ones? Four tasks, three seeds each.
+"""Do trainings with sequences solved in parallel coincide with serial ones? Six tasks, three seeds each.
 
 The trainings go to ``$PYPARAREAL_SEQUENCE_RUNS`` (default ``runs/sequence_training.jsonl``) one by one; a run that was
 stopped continues there, and a complete file is only evaluated.
@@ -27,18 +27,25 @@ def record() -> Path:
 
 
 def tasks() -> list[Task]:
-    """Digits by pixels, the same enlarged with permuted rows, the adding problem, and that with gates near 1."""
+    """Digits by pixels, the same enlarged with permuted rows, and the adding problem, in four ways.
+
+    With the GRU as it starts, with gates near 1 by multigrid and by chunks alone, and with a cell of our own.
+    """
     import torch
 
-    from bench.sequence_training import Task, adding, digits, squared
+    from bench.sequence_training import MinimalGatedUnit, Task, adding, digits, squared
 
     entropy = torch.nn.functional.cross_entropy
     hybrid, mgrit = {"method": "hybrid"}, {"method": "mgrit"}
+    pixels, sums = digits(64), adding(16, LENGTH)
+    rows = digits(64, 28, rows_permuted=True)
     return [
-        Task("digits", 64, 1, 32, 10, 150, 3e-3, digits(64), entropy, parallel=mgrit),
-        Task("rows_permuted", 784, 1, 32, 10, 80, 3e-3, digits(64, 28, rows_permuted=True), entropy, parallel=hybrid),
-        Task("adding", LENGTH, 2, 32, 1, 50, 3e-3, adding(16, LENGTH), squared, parallel=hybrid),
-        Task("adding_long", LENGTH, 2, 32, 1, 30, 3e-3, adding(16, LENGTH), squared, memory=LENGTH, parallel=mgrit),
+        Task("digits", 64, 1, 32, 10, 500, 3e-3, pixels, entropy, parallel=mgrit),
+        Task("rows_permuted", 784, 1, 32, 10, 300, 3e-3, rows, entropy, parallel=hybrid),
+        Task("adding", LENGTH, 2, 32, 1, 200, 3e-3, sums, squared, parallel=hybrid),
+        Task("adding_cell", LENGTH, 2, 32, 1, 60, 3e-3, sums, squared, cell=MinimalGatedUnit, parallel=hybrid),
+        Task("adding_long", LENGTH, 2, 32, 1, 300, 3e-3, sums, squared, memory=LENGTH, parallel=mgrit),
+        Task("adding_long_chunks", LENGTH, 2, 32, 1, 30, 3e-3, sums, squared, memory=LENGTH, parallel=hybrid),
     ]
 
 
