@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from ... import checks
 from ...adjoint import BackwardPass
 from ...solution import Solution
-from .distributed import refuse_sharded
 from .dense_step import dense_step, may_be_dense
+from .distributed import refuse_sharded
 from .frozen import Frozen
 from .kinds import check_blocks
 from .names import SerialNetwork, serial_names, stack_names
@@ -67,8 +68,12 @@ class LayerParallel(nn.Module):
         When an iteration fails: take the layers one after the other, with a RuntimeWarning; raise
         :class:`pyparareal.ConvergenceError`; or use what there is, with a RuntimeWarning.
     mode : {"parallel", "serial"}
-        "serial": the plain network under autograd; residual dense layers ``u + h act(W u + b)`` on a CPU by one kernel,
-        as in parallel. May be set at any time.
+        "serial": one layer after the other. May be set at any time.
+    kernels : bool
+        Take residual dense layers, ``h`` and ``Sequential(Linear, activation)``, by the kernels of
+        :func:`pyparareal.ops.relax_dense` where they run (float64 and float32 on CPUs), in both modes; the activations
+        are Tanh, ReLU, Sigmoid, SiLU and :class:`.SmoothReLU`. They round otherwise than torch: with False,
+        ``mode="serial"`` is torch's network bit for bit.
 
     Attributes
     ----------
@@ -111,12 +116,15 @@ class LayerParallel(nn.Module):
         recompute: bool = False,
         on_failure: str = "serial",
         mode: str = "parallel",
+        kernels: bool = True,
     ) -> None:
         super().__init__()
         checks.choose("on_failure", on_failure, ON_FAILURE)
         checks.choose("mode", mode, MODES)
         if not isinstance(recompute, bool):
             raise TypeError(f"recompute: got {recompute!r}, expected True or False")
+        if not isinstance(kernels, bool):
+            raise TypeError(f"kernels: got {kernels!r}, expected True or False")
         for name, module in (("opening", opening), ("closing", closing)):
             if module is not None and not isinstance(module, nn.Module):
                 raise TypeError(f"{name}: got {type(module).__name__}, expected a torch.nn.Module or None")
@@ -134,7 +142,7 @@ class LayerParallel(nn.Module):
         self.before = Stack(checked[:a], h) if a else None
         self.stack = Stack(checked[a : len(checked) - b], h)
         self.after = Stack(checked[len(checked) - b :], h) if b else None
-        self.recompute, self.on_failure, self.mode = recompute, on_failure, mode
+        self.recompute, self.on_failure, self.mode, self.kernels = recompute, on_failure, mode, kernels
         self.report: DepthReport | None = None
 
     def _settings(self, base: Any, forward: Any, backward: Any, policy: Any, tol: Any) -> tuple[Settings, Settings]:
@@ -220,11 +228,12 @@ class LayerParallel(nn.Module):
 
     def _propagator(self, frozen: Frozen, u: Tensor) -> Any:
         """What takes the layers: kernels where there are some."""
-        return dense_step(frozen, u) or self.stack.propagator(frozen)
+        return (dense_step(frozen, u) if self.kernels else None) or self.stack.propagator(frozen)
 
     def _serially(self, u: Tensor) -> Tensor:
         """One layer after the other: all in one kernel where there is one."""
-        step = dense_step(self.stack.frozen(u), u) if may_be_dense(self.stack, u) and _finite(u) else None
+        dense = self.kernels and may_be_dense(self.stack, u) and _finite(u)
+        step = dense_step(self.stack.frozen(u), u) if dense else None
         return self.stack(u) if step is None else one_by_one(step, u)
 
     def _new_report(
@@ -245,7 +254,8 @@ class LayerParallel(nn.Module):
 
         def after(*_: Any) -> None:
             went = report.passes[-1] if report.passes else None
-            if went is not None and went.failure is not None and went.iterations:
+            # Of gradients that come in as NaN or infinity, as with scaled losses, nobody needs to be told here.
+            if went is not None and went.failure is not None and math.isfinite(went.size):
                 text = f"layer-parallel: backward failed: {went.failure.value}; one layer after the other instead"
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
             if plan is not None and policy is not None:

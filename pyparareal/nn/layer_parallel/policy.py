@@ -16,10 +16,10 @@ from typing import Any
 
 from ... import checks
 from ..training_job.checkpoint import CheckpointError
-from .estimate import contraction, error_after, filled, gradient_error, iteration_error
+from .estimate import contraction, error_after, gradient_error, iteration_error
 from .report import DepthReport, Direction
 
-KEYS = ("batch", "forward", "backward", "serial", "probe_next", "events")
+KEYS = ("batch", "forward", "backward", "serial", "probe_next", "usual", "events")
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class Policy:
     probe_every : int
         Batches between probes.
     most : int
-        Iterations at most, in each direction; with more, serial is as fast.
+        Iterations at most, in each direction; with more, or as many as make all exact, serial is as fast.
     rho_most : float
         A probe whose last iteration contracted by less than this factor ends parallel layers.
     trip : float
-        An estimate above ``trip * tol`` on another batch makes the next one a probe.
+        A batch makes the next one a probe if its own estimate is above ``tol``, and ``trip`` times what it was when
+        the last probe found all well, or more.
 
     Attributes
     ----------
@@ -101,7 +102,7 @@ class Policy:
         self.probe_every, self.most = probe_every, most
         self.rho_most, self.trip = float(rho_most), float(trip)
         self.batch, self.serial, self.events = 0, forward == backward == 0, list[str]()
-        self._probe_next, self._first = True, (forward, backward)
+        self._probe_next, self._usual = True, 0.0
 
     def __repr__(self) -> str:
         now = "serial" if self.serial else f"forward={self.forward}, backward={self.backward}"
@@ -126,17 +127,19 @@ class Policy:
         if self.serial or not report.passes:
             return
         forward, backward = report.forward, report.backward[-1]
+        if not math.isfinite(backward.size):  # the loss had no gradient
+            return
         failed = next((d.failure for d in (forward, backward) if d.failure is not None), None)
         if not plan.probe:
             error = report.gradient_error
-            if failed is not None or error > self.trip * self.tol:  # NaN: one iteration tells nothing
+            if failed is not None or error > self.trip * max(self.tol, self._usual):  # NaN: one iteration tells nothing
                 self._probe_next = True
             return
         self._probe_next = False
         if failed is not None:
             self._stop(report.batch, f"a probe failed: {failed.value}")
             return
-        rho = max((d.rho for d in (forward, backward) if d.iterations and not d.exact and _moves(d)), default=0.0)
+        rho = max((d.rho for d in (forward, backward) if d.moves), default=0.0)
         if not rho < self.rho_most:  # NaN too
             self._stop(report.batch, f"rho {rho:.2g}")
             return
@@ -153,12 +156,16 @@ class Policy:
                 _enough(forward, self.forward, share / weight, self.most),
                 _enough(backward, self.backward, share, self.most),
             )
-        if max(wanted) > self.most:
-            self._stop(batch, f"estimated error {now:.2g} of the gradient, and more than {self.most} iterations needed")
-        elif wanted != (self.forward, self.backward):
+        most = min([self.most, *(d.exact_after - 1 for d in (forward, backward) if d.iterations and d.exact_after)])
+        if max(wanted) > most:
+            self._stop(batch, f"estimated error {now:.2g} of the gradient, and more than {most} iterations needed")
+            return
+        if wanted != (self.forward, self.backward):
             self.forward, self.backward = wanted
             counts = f"{wanted[0]} iterations forward and {wanted[1]} backward"
             self.events.append(f"{counts} from batch {batch + 1}: estimated error {now:.2g} of the gradient")
+        usual = gradient_error(_alone(forward, self.forward), _alone(backward, self.backward), backward.path)
+        self._usual = usual if math.isfinite(usual) else 0.0
 
     def _stop(self, batch: int, why: str) -> None:
         self.serial = True
@@ -168,8 +175,8 @@ class Policy:
 
     def state_dict(self) -> dict[str, Any]:
         """What it has learned; a training that goes on with it goes on as if it had not been stopped."""
-        values = (self.batch, self.forward, self.backward, self.serial, self._probe_next, list(self.events))
-        return dict(zip(KEYS, values, strict=True))
+        now = (self.batch, self.forward, self.backward, self.serial)
+        return dict(zip(KEYS, (*now, self._probe_next, self._usual, list(self.events)), strict=True))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned.
@@ -188,35 +195,38 @@ class Policy:
         for key in ("serial", "probe_next"):
             if not isinstance(state[key], bool):
                 raise CheckpointError(f"policy: got {state[key]!r} for {key}, expected True or False")
+        if isinstance(state["usual"], bool) or not isinstance(state["usual"], int | float):
+            raise CheckpointError(f"policy: got {state['usual']!r} for usual, expected a number")
         if not isinstance(state["events"], list) or not all(isinstance(event, str) for event in state["events"]):
             raise CheckpointError("policy: expected a list of strings for events")
         self.batch, self.forward, self.backward = state["batch"], state["forward"], state["backward"]
-        self.serial, self._probe_next, self.events = state["serial"], state["probe_next"], list(state["events"])
-
-
-def _moves(direction: Direction) -> bool:
-    """Whether the last iteration changed more than rounding does, so that its contraction means something."""
-    return not (direction.residuals and direction.residuals[-1] < 1e-6 * filled(direction.residuals)[0])
+        self.serial, self._probe_next, self._usual = state["serial"], state["probe_next"], float(state["usual"])
+        self.events = list(state["events"])
 
 
 def _error(direction: Direction, k: int) -> float:
     """The error that ``k`` iterations leave, by a probe with more."""
-    if not direction.iterations:
-        return 0.0
     if len(direction.residuals) <= k:
         return direction.error
-    return error_after(direction.residuals, k)
+    return error_after(direction.residuals, k, direction.error)
+
+
+def _alone(direction: Direction, k: int) -> float:
+    """The error as ``k`` iterations would estimate it by themselves."""
+    if len(direction.residuals) <= k:
+        return direction.error
+    return iteration_error(direction.residuals[:k], direction.floor)
 
 
 def _enough(direction: Direction, k: int, tol: float, most: int) -> int:
     """The iterations from ``k`` on that bring the error below ``tol``: seen by the probe, or extrapolated from it."""
     if not direction.iterations:
         return k
-    jumps = direction.residuals
-    for count in range(k, len(jumps)):
-        if error_after(jumps, count) <= tol:
+    jumps, left = direction.residuals, direction.error
+    for count in range(k, len(jumps) + 1):
+        if error_after(jumps, count, left) <= tol:
             return count
-    rho, left, count = contraction(jumps), iteration_error(jumps), len(jumps)
+    rho, count = contraction(jumps), len(jumps)
     while not left <= tol and count <= most:
         left, count = left * rho, count + 1
     return count

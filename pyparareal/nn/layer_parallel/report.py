@@ -26,11 +26,13 @@ class Direction:
         After each iteration what was measured, relative to the size of the states: NaN where an iteration had nothing
         to measure.
     measured : {"jump", "residual"}
-    exact : bool
-        Whether all layers are exact: taken one after the other, or by as many iterations as that takes.
+    exact_after : int, optional
+        The iterations that make all layers exact.
     failure : Status, optional
         Why the iteration failed, if the states are the serial ones instead.
-    path : float
+    floor : float
+        What rounding makes of a jump, of the dtype that layers are computed in.
+    size, path : float
         Backward: see :class:`pyparareal.adjoint.BackwardPass`.
     """
 
@@ -38,9 +40,16 @@ class Direction:
     iterations: int = 0
     residuals: tuple[float, ...] = ()
     measured: str = "jump"
-    exact: bool = False
+    exact_after: int | None = None
     failure: Status | None = None
+    floor: float = 0.0
+    size: float = math.nan
     path: float = math.nan
+
+    @property
+    def exact(self) -> bool:
+        """Whether all layers are exact: taken one after the other, or by as many iterations as that takes."""
+        return not self.iterations or (self.exact_after is not None and self.iterations >= self.exact_after)
 
     @property
     def rho(self) -> float:
@@ -52,7 +61,12 @@ class Direction:
         """Estimate of the relative error of the states (:mod:`.estimate`); NaN where nothing tells."""
         if self.exact:
             return 0.0
-        return iteration_error(self.residuals) if self.measured == "jump" else math.nan
+        return iteration_error(self.residuals, self.floor) if self.measured == "jump" else math.nan
+
+    @property
+    def moves(self) -> bool:
+        """Whether the last iteration changed more than rounding does, so that its contraction means something."""
+        return bool(self.residuals) and not self.exact and not self.residuals[-1] <= self.floor
 
     def __str__(self) -> str:
         if not self.iterations:
@@ -62,7 +76,7 @@ class Direction:
         return f"{self.iterations} iterations{last}{rho}: {ended(self.status, self.failure)}"
 
 
-SERIAL = Direction(Status.SERIAL, exact=True)
+SERIAL = Direction(Status.SERIAL)
 
 
 @dataclass(frozen=True)
@@ -104,11 +118,18 @@ class DepthReport:
         return [self._backward(went) for went in self.passes]
 
     def _backward(self, went: BackwardPass) -> Direction:
-        enough = self.backward_exact_after
-        exact = went.status in (Status.SERIAL, Status.SERIAL_FALLBACK)
-        exact = exact or (enough is not None and went.iterations >= enough)
         relative = tuple(r / went.size if went.size else r for r in went.residuals)
-        return Direction(went.status, went.iterations, relative, self.measured_backward, exact, went.failure, went.path)
+        return Direction(
+            went.status,
+            went.iterations,
+            relative,
+            self.measured_backward,
+            self.backward_exact_after,
+            went.failure,
+            self.forward.floor,
+            went.size,
+            went.path,
+        )
 
     @property
     def gradient_error(self) -> float:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -119,19 +120,27 @@ def _adjoint(settings: Settings, on_failure: str) -> Adjoint:
 def _direction(solution: Solution, settings: Settings, slices: int, failure: Status | None) -> Direction:
     """How the forward pass went; residuals relative to the states at the C-points."""
     if solution.stats.levels == 1:
-        return Direction(Status.SERIAL_FALLBACK if failure else solution.status, exact=True, failure=failure)
+        status = Status.SERIAL_FALLBACK if failure else solution.status
+        return Direction(status, failure=failure, floor=_floor(solution.u, solution.grid.steps))
     stride = solution.stats.m if len(solution.points) > slices + 2 else 1
     c = solution.u.detach()[::stride][1 : slices + 1]
     size = float(torch.linalg.vector_norm(c.float() if c.dtype.itemsize < 4 else c))
-    enough = settings.exact_after(slices)
     return Direction(
         solution.status,
         solution.iterations,
         tuple(r / size if size else r for r in solution.residuals),
         settings.stopping,
-        enough is not None and solution.iterations >= enough,
+        settings.exact_after(slices),
         failure,
+        _floor(solution.u, solution.grid.steps),
     )
+
+
+def _floor(u: Tensor, layers: int) -> float:
+    """What rounding makes of a relative change: 10 units in the last place per layer, of signs at random."""
+    kind = u.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else u.dtype
+    return 10 * torch.finfo(dtype).eps * math.sqrt(layers)
 
 
 def _initial(u: Tensor, settings: Settings, slices: int) -> Tensor | None:
