@@ -53,8 +53,7 @@ print(train(net, 2000), train(net, 50_001), train(net, 100_003))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_is_linear_in_the_length():
     # The most that the process had, after a training step of few steps, of 50,001 and of 100,003: twice as long takes
-    # twice as much. Ten states of 64 numbers of 4 bytes a step were measured, of which a GRUCell keeps six for its
-    # derivative; the loop under autograd took 93.
+    # twice as much. Ten states of 64 numbers of 4 bytes a step were measured; the loop under autograd took 93.
     code = PEAKS.format(options={"method": "hybrid", "jacobian": "none"})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     start, half, whole = (1024 * int(word) for word in done.stdout.split())
