@@ -115,21 +115,20 @@ class Kind:
 
     def together(self, u: Tensor, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         """All in one call."""
-        theta = {f"inner.{name}": _of(t, rows) for name, t in self.theta.items()}
-        buffers = {f"inner.{name}": _of(t, rows) for name, t in self.buffers.items()}
-        if self.plan.changes_buffers:
+        keep = self.plan.changes_buffers
+        theta = {name: _of(t, rows) for name, t in self.theta.items()}
+        buffers = {name: _of(t, rows) for name, t in self.buffers.items()}
+        if keep:
             buffers = {name: t.clone() for name, t in buffers.items()}
         masks = [_of(mask, rows) for mask in self.masks]
-        reporter, keep = Reporter(self.module), self.plan.changes_buffers
-
         mixed = torch.amp.is_autocast_available(u.device.type) and torch.is_autocast_enabled(u.device.type)
         casting: Any = Casting(u.device.type) if mixed else contextlib.nullcontext()
 
         def one(state: dict[str, Tensor], masks: list[Tensor], u: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            shell = Shell(self.module, state)
             # The one for casting is asked last: it sees what the other makes of attention.
             with casting, self._chance(masks, spelt_out=u.device.type == "cpu"):
-                y, after = functional_call(reporter, state, (u,), tie_weights=False)
-            return y, after if keep else {}
+                return shell.module(u), shell.buffers(buffers) if keep else {}
 
         y, after = vmap(one)(theta | buffers, masks, u)
         return y, after
