@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""LayerParallel when something is wrong: arguments, layers that raise, iterations that fail."""
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'pyparareal[torch]'")
+
+from layer_parallel_nets import BATCH, ROUNDING, WIDTH, dense, difference, network  # noqa: E402
+from torch import nn  # noqa: E402
+
+from pyparareal import ConvergenceError, Status  # noqa: E402
+from pyparareal.nn import LayerParallel  # noqa: E402
+from pyparareal.nn.layer_parallel import Policy, Settings  # noqa: E402
+
+
+class Failing(nn.Module):
+    def __init__(self, when):
+        super().__init__()
+        self.linear, self.when = nn.Linear(WIDTH, WIDTH), when
+
+    def forward(self, u):
+        if self.when(u):
+            raise KeyError("from the user's layer")
+        return torch.tanh(self.linear(u))
+
+
+def test_exceptions_of_layers_reach_the_caller():
+    net = LayerParallel([Failing(lambda u: True) for _ in range(8)], h=0.1, m=2)
+    with pytest.raises(KeyError, match="from the user's layer"):
+        net(torch.randn(BATCH, WIDTH))
+
+
+def test_what_is_not_finite_passes_through_as_in_the_serial_network():
+    net = network(m=4)
+    y = net(torch.full((BATCH, 3), math.nan, dtype=torch.float64))
+    assert bool(torch.isnan(y).all())
+    y.sum().backward()
+
+
+class Explodes(nn.Module):
+    """Layers that are harmless one by one, and not with a coarse step."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.full((1,), -30.0, dtype=torch.float64))
+
+    def forward(self, u):
+        return self.a * u + u**3
+
+
+def unstable(**options):
+    return LayerParallel([Explodes() for _ in range(64)], h=0.05, m=8, forward=3, backward=3, **options)
+
+
+def test_failures_fall_back_to_the_serial_layers():
+    x = torch.ones(2, 1, dtype=torch.float64)
+    net = unstable()
+    with pytest.warns(RuntimeWarning, match="forward failed"):
+        value, gradient = difference(net, net.serial(), x)
+    assert max(value, gradient) <= ROUNDING
+    assert net.report.forward.status is Status.SERIAL_FALLBACK
+    assert net.report.forward.failure is Status.NON_FINITE
+
+
+def test_failures_are_raised_or_returned_if_asked_for():
+    x = torch.ones(2, 1, dtype=torch.float64)
+    with pytest.raises(ConvergenceError, match="layer-parallel"):
+        unstable(on_failure="raise")(x)
+    net = unstable(on_failure="return")
+    with pytest.warns(RuntimeWarning, match="used as it is"):
+        net(x)
+    assert net.report.forward.failure is Status.NON_FINITE
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"m": 1}, ValueError, "m: got 1"),
+        ({"m": 2.0}, TypeError, "m: got 2.0"),
+        ({"m": [2, 2]}, ValueError, "m: got 2 factors"),
+        ({"nu": -1}, ValueError, "nu: got -1"),
+        ({"cycle": "X"}, ValueError, "cycle: got 'X'"),
+        ({"levels": 0}, ValueError, "levels: got 0"),
+        ({"guess": "none"}, ValueError, "guess"),
+        ({"guess": "input"}, ValueError, "guess"),
+        ({"forward": -1}, ValueError, "forward: iterations: got -1"),
+        ({"forward": True}, TypeError, "forward: got bool"),
+        ({"backward": "two"}, TypeError, "backward: got str"),
+        ({"policy": "best"}, ValueError, "policy"),
+        ({"policy": "tolerance"}, ValueError, "tol: got None"),
+        ({"policy": "fixed", "tol": 0.1}, ValueError, "tol: got 0.1"),
+        ({"policy": "tolerance", "tol": -1.0}, ValueError, "tol: got -1.0"),
+        ({"policy": Policy(2, 2), "forward": 3}, ValueError, "policy: got one with 2 \\+ 2"),
+        ({"policy": "adaptive", "forward": Settings(2, stopping="residual")}, ValueError, "stopping"),
+        ({"buffer": 3}, TypeError, "buffer: got 3"),
+        ({"buffer": (-1, 0)}, ValueError, "buffer"),
+        ({"buffer": (4, 4)}, ValueError, "buffer: got \\(4, 4\\) of 8 layers"),
+        ({"opening": 3}, TypeError, "opening: got int"),
+        ({"recompute": 1}, TypeError, "recompute: got 1"),
+        ({"on_failure": "ignore"}, ValueError, "on_failure"),
+        ({"mode": "fast"}, ValueError, "mode"),
+        ({"h": 0.0}, ValueError, "h: got 0.0"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments(options, error, match):
+    with pytest.raises(error, match=match):
+        LayerParallel(dense(8), **{"h": 0.1, **options})
