@@ -23,7 +23,9 @@ TITLES = {
     "digits": "digits, pixel by pixel",
     "rows_permuted": "digits enlarged, rows permuted",
     "adding": "adding problem",
+    "adding_cell": "adding problem, own cell",
     "adding_long": "adding problem, gates near 1",
+    "adding_long_chunks": "the same, chunks alone",
 }
 
 
@@ -35,7 +37,9 @@ def draw(task, records, above, below):
     ):
         for seed, row in enumerate(st.losses(records, mode)):
             above.plot(np.arange(1, len(row) + 1), row, **style, label=mode if seed == 0 else None)
-    method = task.parallel["method"]
+    method, failed = task.parallel["method"], sum(r.fallbacks for r in records)
+    if failed:
+        method = f"{method}: {failed} of {sum(len(r.iterations) for r in records)} fell back"
     scale = "linear" if task.outputs > 1 else "log"  # cross entropy, or a squared error
     above.set(title=f"{TITLES[task.name]}\nT = {task.length}, {method}", yscale=scale, xlabel="step")
     growth = below.twinx()
@@ -54,13 +58,16 @@ def draw(task, records, above, below):
 def main(figure="sequence_training.png", records=ROOT / "bench" / "results" / "sequence_training.jsonl"):
     found = st.load(Path(records))
     chosen = [(task, [r for r in found if r.task == task.name]) for task in tasks()]
-    drawn, axes = plt.subplots(2, len(chosen), figsize=(4 * len(chosen), 6.4), layout="constrained")
-    for column, (task, of_task) in enumerate(chosen):
-        growth = draw(task, of_task, axes[0, column], axes[1, column])
-    axes[0, 0].set_ylabel("loss")
+    drawn, axes = plt.subplots(4, 3, figsize=(12, 12), layout="constrained")
+    for n, (task, of_task) in enumerate(chosen):
+        row, column = 2 * (n // 3), n % 3
+        growth = draw(task, of_task, axes[row, column], axes[row + 1, column])
+        if column == 0:
+            axes[row, 0].set_ylabel("loss")
+            axes[row + 1, 0].set_ylabel("iterations", color=PARALLEL)
+        if column == 2:
+            growth.set_ylabel("exponent per step", color=GROWTH)
     axes[0, 0].legend(frameon=False)
-    axes[1, 0].set_ylabel("iterations", color=PARALLEL)
-    growth.set_ylabel("exponent per step", color=GROWTH)
     drawn.savefig(figure, dpi=120)
     for task, of_task in chosen:
         print(f"{task.name}: largest gap to serial {st.largest_gap(of_task):.2g} times the spread over the seeds")

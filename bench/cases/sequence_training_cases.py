@@ -40,11 +40,11 @@ def tasks() -> list[Task]:
     pixels, sums = digits(64), adding(16, LENGTH)
     rows = digits(64, 28, rows_permuted=True)
     return [
-        Task("digits", 64, 1, 32, 10, 500, 3e-3, pixels, entropy, parallel=mgrit),
-        Task("rows_permuted", 784, 1, 32, 10, 300, 3e-3, rows, entropy, parallel=hybrid),
-        Task("adding", LENGTH, 2, 32, 1, 200, 3e-3, sums, squared, parallel=hybrid),
-        Task("adding_cell", LENGTH, 2, 32, 1, 60, 3e-3, sums, squared, cell=MinimalGatedUnit, parallel=hybrid),
-        Task("adding_long", LENGTH, 2, 32, 1, 300, 3e-3, sums, squared, memory=LENGTH, parallel=mgrit),
+        Task("digits", 64, 1, 32, 10, 200, 3e-3, pixels, entropy, parallel=mgrit),
+        Task("rows_permuted", 784, 1, 32, 10, 150, 3e-3, rows, entropy, parallel=hybrid),
+        Task("adding", LENGTH, 2, 32, 1, 100, 3e-3, sums, squared, parallel=hybrid),
+        Task("adding_cell", LENGTH, 2, 32, 1, 30, 3e-3, sums, squared, cell=MinimalGatedUnit, parallel=hybrid),
+        Task("adding_long", LENGTH, 2, 32, 1, 150, 3e-3, sums, squared, memory=LENGTH, parallel=mgrit),
         Task("adding_long_chunks", LENGTH, 2, 32, 1, 30, 3e-3, sums, squared, memory=LENGTH, parallel=hybrid),
     ]
 
