@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,14 +32,16 @@ class Shell:
     def _copy(self, module: nn.Module, state: Mapping[str, Tensor], prefix: str, seen: dict[int, Any]) -> nn.Module:
         if id(module) in seen:
             return seen[id(module)]
-        new = seen[id(module)] = module.__new__(type(module))
-        new.__dict__.update(module.__dict__)
-        new.__dict__.pop("_compiled_call_impl", None)  # bound to the module itself
-        new._parameters = {key: state.get(prefix + key, t) for key, t in module._parameters.items()}  # type: ignore[misc]
-        new._buffers = {key: state.get(prefix + key, t) for key, t in module._buffers.items()}
+        new: nn.Module = object.__new__(type(module))
+        seen[id(module)] = new
+        own = new.__dict__
+        own.update(module.__dict__)
+        own.pop("_compiled_call_impl", None)  # bound to the module itself
+        own["_parameters"] = {key: state.get(prefix + key, t) for key, t in module._parameters.items()}
+        own["_buffers"] = {key: state.get(prefix + key, t) for key, t in module._buffers.items()}
         for key in module._buffers:
             self._buffers.setdefault(prefix + key, (new, key))
-        new._modules = {
+        own["_modules"] = {
             key: None if child is None else self._copy(child, state, f"{prefix}{key}.", seen)
             for key, child in module._modules.items()
         }
@@ -56,7 +58,7 @@ class Shell:
             owner, key = self._buffers[name]
             owner._buffers[key] = t
 
-    def buffers(self, names: Mapping[str, Any]) -> dict[str, Tensor]:
+    def buffers(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Those of now: changed in place or assigned."""
         found = {}
         for name in names:

@@ -4,6 +4,8 @@
 import copy
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'pyparareal[torch]'")
 
@@ -19,16 +21,20 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def step_by_block(blocks, h, u, layers, factor=1):
-    """The definition: one layer for each slice."""
+    """The definition: one layer for each slice, of copies of the blocks."""
+    return torch.stack(_live(copy.deepcopy(blocks), h, u, layers, factor))
+
+
+def _live(blocks, h, u, layers, factor):
     found = []
     for n, layer in enumerate(layers):
-        y = copy.deepcopy(blocks[layer])(u[n].clone())
+        y = blocks[layer](u[n].clone())
         if h is not None:
             y = u[n] + factor * h * y
         elif factor > 1:
             y = u[n] + factor * (y - u[n])
         found.append(y)
-    return torch.stack(found)
+    return found
 
 
 @every_kind
@@ -116,6 +122,44 @@ def test_mgrit_with_all_iterations_is_the_serial_network(kind):
     assert total[0] == pytest.approx(total[1], rel=1e-11)
     for (name, a), b in zip(stack.state_dict().items(), serial.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, **TOL, msg=name)
+
+
+MAKERS = [dense, Branching, lambda: nn.Linear(8, 8), nn.Tanh, lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU())]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_mixture_of_kinds_and_any_stride(data):
+    kinds = data.draw(st.lists(st.integers(0, len(MAKERS) - 1), min_size=1, max_size=9), label="kinds")
+    split = data.draw(st.lists(st.booleans(), min_size=len(kinds), max_size=len(kinds)), label="split")
+    h = data.draw(st.sampled_from([None, 0.5]), label="h")
+    torch.manual_seed(0)
+    blocks = [MAKERS[k]().double() for k in kinds]
+    stack = Stack(blocks, h, key=lambda layer: split[layer])
+    factor = data.draw(st.integers(1, len(kinds)), label="factor")
+    start = data.draw(st.integers(0, len(kinds) // factor - 1), label="start")
+    stride = data.draw(st.integers(1, len(kinds)), label="stride")
+    points = slice(start, len(kinds) // factor, stride)
+    layers = [factor * i for i in range(points.start, points.stop, stride)]
+    u, w = inputs((3, 8), len(layers)), inputs((3, 8), len(layers), seed=2)
+    phi = stack.propagator(stack.frozen(u[0]))
+    got = (phi if factor == 1 else phi.rediscretise(factor)).step(u, points)
+    expected = step_by_block(blocks, h, u, layers, factor)
+    torch.testing.assert_close(got, expected, **TOL)
+    assert equal_states(stack, blocks)
+    if got.requires_grad:
+        gradients = torch.autograd.grad(got, list(stack.parameters()), w, allow_unused=True)
+        live = torch.stack(_live(blocks, h, u, layers, factor))
+        true = torch.autograd.grad(live, list(nn.ModuleList(blocks).parameters()), w, allow_unused=True)
+        norms = [sum(float(g.square().sum()) for g in several if g is not None) for several in (gradients, true)]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-11)
+
+
+def equal_states(stack, blocks):
+    state = nn.ModuleList(blocks).state_dict()
+    return {f"blocks.{k}" for k in state} == set(stack.state_dict()) and all(
+        torch.equal(stack.state_dict()[f"blocks.{k}"], v) for k, v in state.items()
+    )
 
 
 # What cannot be stacked, or not run in one call

@@ -135,6 +135,25 @@ def _step(block, u, h):
     return block(u) if h is None else u + h * block(u)
 
 
+@pytest.mark.parametrize("kind", ["functional", "channels"])
+def test_gradcheck_of_a_frozen_step(kind):
+    """Only possible because every evaluation has the same masks."""
+    make, h, (_, *features) = CHANCE[kind]
+    stack = Stack(row(make, 3), h)
+    u = inputs((1, *features), 3).requires_grad_()
+    names = [name for name, _ in stack.named_parameters()]
+    frozen = stack.frozen(u[0])
+
+    def step(u, *parameters):
+        for name, p in zip(names, parameters, strict=True):
+            frozen.stacked[name.removeprefix("stacked.0.")] = p
+        frozen._kinds[0]._rows.clear()
+        frozen._kinds[0]._shells.clear()
+        return stack.propagator(frozen).step(u, slice(0, 3, 1))
+
+    assert torch.autograd.gradcheck(step, (u, *(p.detach().clone().requires_grad_() for p in stack.parameters())))
+
+
 @pytest.mark.parametrize("make", [Noisy, Recurrent], ids=["randn", "GRU"])
 def test_what_draws_otherwise_has_a_seed_for_every_layer(make):
     stack = Stack(row(make, 4))
