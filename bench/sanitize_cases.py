@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # started as a script: bench is the one beside it
 
     sys.path.append(sys.path.pop(0))
 
-from pyparareal import ops, reference
+from pyparareal import ops, reference, reference_dense
 from pyparareal.tableaux import RK4
 
 # Empty, one element, odd tails of every vector width, one past a norm chunk, several chunks, many slices.
@@ -115,6 +115,7 @@ def _relaxations_on(host: list[Any], device: str) -> Any:
         yield f"norms of {name}", norms, reference.slice_norms(expected, _wide(host[3]))
     yield from _networks_on(u, host[1], device)
     yield from _recurrent_units_on(u, host[1], device)
+    yield from _dense_layers_on(u, host[1], device)
     yield from _scans_on(u.dtype, device)
     if n == 3:
         lorenz = ("lorenz", (10, 28, 8 / 3), RK4, 0.001, 2)
@@ -154,6 +155,26 @@ def _recurrent_units_on(u: Any, other: Any, device: str) -> Any:
     expected = reference.relax_gru_adjoint(_wide(states), *plain, _wide(other))
     for name, one, wanted in zip(("start", "gates", "hidden"), got, expected, strict=True):
         yield f"relax_gru_adjoint, {name}", one, wanted
+
+
+def _dense_layers_on(u: Any, other: Any, device: str) -> Any:
+    """Two residual layers of the width of the state with each activation, and their adjoint."""
+    d = u.shape[-1]
+    if d > 70:  # its weights are the square of that
+        return
+    weight = torch.cos(torch.arange(2 * len(u) * d * d, dtype=u.dtype)).reshape(len(u), 2, d, d) / d
+    bias = weight[..., 0].contiguous()
+    here, plain = (weight.to(device), bias.to(device)), (_wide(weight), _wide(bias))
+    for kind in reference_dense.ACTIVATIONS:
+        given = torch.empty(len(u), 2, *u.shape[1:], dtype=u.dtype, device=device)
+        expected = np.empty(given.shape, _wide(u).dtype)
+        got = ops.relax_dense(u.to(device), *here, 0.3, 2, activation=kind, slopes=given)
+        wanted = reference.relax_dense(_wide(u), *plain, 0.3, 2, activation=kind, slopes=expected)
+        yield f"relax_dense, {kind}", got, wanted
+        yield f"relax_dense, slopes of {kind}", given, expected
+        got = ops.relax_dense_adjoint(other.to(device), here[0], given, 2, scale=2.0)
+        wanted = reference.relax_dense_adjoint(_wide(other), plain[0], expected, 2, scale=2.0)
+        yield f"relax_dense_adjoint, {kind}", got, wanted
 
 
 def _scans_on(dtype: Any, device: str) -> Any:

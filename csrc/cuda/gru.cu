@@ -16,19 +16,6 @@ inline constexpr int quad = 4, most_rows = 16, most_threads = 512;
 // Rows are spread over so many blocks before any gets more than a quad: the multiprocessors of an H100.
 inline constexpr int64_t wanted_blocks = 132;
 
-std::size_t most_shared(int device) {
-#ifdef PYPARAREAL_EMULATE_CUDA
-  (void)device;
-  return 40 << 10;
-#else
-  int bytes = 0;
-  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess)
-    return static_cast<std::size_t>(bytes);
-  cudaGetLastError();
-  return 48 << 10;
-#endif
-}
-
 template <class T>
 struct alignas(16) Quad {
   T row[quad];

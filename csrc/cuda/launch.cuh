@@ -8,6 +8,7 @@
 #include <cuda_runtime.h>
 #endif
 
+#include <cstddef>
 #include <cstdio>
 #include <map>
 #include <mutex>
@@ -63,6 +64,20 @@ __device__ __forceinline__ T* block_scratch() {
 #else
   extern __shared__ double2 scratch[];
   return reinterpret_cast<T*>(scratch);
+#endif
+}
+
+// Dynamic shared memory a block may ask for.
+inline std::size_t most_shared(int device) {
+#ifdef PYPARAREAL_EMULATE_CUDA
+  (void)device;
+  return 40 << 10;
+#else
+  int bytes = 0;
+  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess)
+    return static_cast<std::size_t>(bytes);
+  cudaGetLastError();
+  return 48 << 10;
 #endif
 }
 

@@ -21,19 +21,6 @@ inline constexpr int64_t workspace_blocks = 528;
 // Examples that go through a network together.
 inline constexpr int64_t most_block = 64;
 
-std::size_t most_shared(int device) {
-#ifdef PYPARAREAL_EMULATE_CUDA
-  (void)device;
-  return 40 << 10;
-#else
-  int bytes = 0;
-  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess)
-    return static_cast<std::size_t>(bytes);
-  cudaGetLastError();
-  return 48 << 10;
-#endif
-}
-
 template <class T>
 __device__ __forceinline__ T fused(T a, T b, T c) {
   return ScalarMlpMath::fma(a, b, c);

@@ -30,6 +30,7 @@ KERNEL_TESTS = ["tests/test_ops*.py"]
 RELAX_TESTS = ["tests/test_ops_relax*.py"]
 MLP_TESTS = ["tests/test_ops_mlp*.py"]
 GRU_TESTS = ["tests/test_ops_gru*.py", "tests/test_torch_gru.py"]
+DENSE_TESTS = ["tests/test_ops_dense*.py"]
 SCAN_TESTS = ["tests/test_ops_scan*.py", "tests/test_torch_scan.py"]
 SOLVER_TESTS = ["tests/test_solve*.py", "tests/test_theorems.py", "tests/test_parareal*.py", "tests/test_runtime*.py"]
 MGRIT_TESTS = ["tests/test_mgrit*.py", "tests/test_golden_mgrit.py", "tests/test_solver.py"]
@@ -65,6 +66,12 @@ TARGETS = {
     "csrc/cpu/gru_body.h": GRU_TESTS,
     "csrc/cpu/gru_tiles.h": GRU_TESTS,
     "pyparareal/torch_gru.py": GRU_TESTS,
+    "csrc/include/pyparareal/dense.h": DENSE_TESTS,
+    "csrc/include/pyparareal/dense_formulas.h": DENSE_TESTS,
+    "csrc/dense_ops.cpp": DENSE_TESTS,
+    "csrc/cpu/dense.cpp": DENSE_TESTS,
+    "csrc/cpu/dense_body.h": DENSE_TESTS,
+    "csrc/cpu/dense_tiles.h": DENSE_TESTS,
     "csrc/include/pyparareal/scan.h": SCAN_TESTS,
     "csrc/scan_ops.cpp": SCAN_TESTS,
     "csrc/cpu/scan.cpp": SCAN_TESTS,
