@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from .distributed import refuse_sharded
 from .frozen import Frozen
 from .kinds import check_blocks
 from .names import SerialNetwork, serial_names, stack_names
+from .parts import all_blocks, groups, refuse_ties
 from .policy import Plan, Policy, policy_of
 from .report import SERIAL, DepthReport, Direction
 from .settings import POLICIES, Settings, check_common, settings_of
@@ -131,13 +132,14 @@ class LayerParallel(nn.Module):
         checked = check_blocks(blocks)
         a, b = _buffer(buffer, len(checked))
         self.layers = len(checked)
-        self.m = check_common(m, len(checked) - a - b)
+        self._m, self.m = m, check_common(m, len(checked) - a - b)
         base = {"levels": levels, "nu": nu, "cycle": cycle, "guess": guess}
         self.policy: Policy | None = None
         self.forward_settings, self.backward_settings = self._settings(base, forward, backward, policy, tol)
         if self.backward_settings.guess == "input":
             raise ValueError('guess: got "input" for the backward pass, expected "coarse" or "zero"')
         _check_factors(self.m, self.forward_settings, self.backward_settings)
+        refuse_ties(checked, (a, len(checked) - b), {"opening": opening, "closing": closing})
         self.opening, self.closing = opening, closing
         self.before = Stack(checked[:a], h) if a else None
         self.stack = Stack(checked[a : len(checked) - b], h)
@@ -267,9 +269,48 @@ class LayerParallel(nn.Module):
 
     def serial(self) -> SerialNetwork:
         """The plain network with copies of all parameters; its ``state_dict`` has the same names."""
-        stacks = [stack for stack in (self.before, self.stack, self.after) if stack is not None]
         own = copy.deepcopy([self.opening, self.closing])
-        return SerialNetwork([block for stack in stacks for block in stack.serial()], self.stack.h, *own)
+        return SerialNetwork(all_blocks(self._stacks()), self.stack.h, *own)
+
+    def refine(self, factor: int = 2, *, interpolation: str = "linear") -> LayerParallel:
+        """A new network ``factor`` times as deep, with steps ``h / factor`` and copies of opening and closing.
+
+        See :meth:`.Stack.refine`. It is solved as this one; there are ``factor`` times as many buffer layers, and an
+        adaptive policy starts anew.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`.Stack.refine`.
+        """
+        finer = Stack(all_blocks(self._stacks()), self.stack.h).refine(factor, interpolation=interpolation)
+        opening, closing = copy.deepcopy([self.opening, self.closing])
+        a, b = (factor * stack.layers if stack is not None else 0 for stack in (self.before, self.after))
+        net = LayerParallel(
+            list(finer.serial()),
+            h=finer.h,
+            m=self._m,
+            forward=self.forward_settings,
+            backward=self.backward_settings,
+            policy=None if self.policy is None else self.policy.anew(),
+            buffer=(a, b),
+            opening=opening,
+            closing=closing,
+            recompute=self.recompute,
+            on_failure=self.on_failure,
+            mode=self.mode,
+            kernels=self.kernels,
+        )
+        return net.train(self.training)
+
+    def optim_groups(self, options: Callable[[int | None, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser, with ``options(layer, name)`` for the parameter ``name`` of a block.
+
+        For those of opening and closing ``layer`` is None, and names are like ``"opening.weight"``. Layers that share a
+        stacked parameter need the same options: :meth:`.Stack.optim_groups`, and ``net.stack = net.stack.split(key)``.
+        """
+        stacks = [(layers.start, getattr(self, name)) for name, layers in self._firsts().items()]
+        return groups(stacks, {"opening": self.opening, "closing": self.closing}, options)
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """As that of :meth:`serial`: ``opening.*``, ``blocks.17.*``, ``closing.*``."""
@@ -284,6 +325,9 @@ class LayerParallel(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         stack_names(state_dict, prefix, self._firsts())
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _stacks(self) -> list[Stack]:
+        return [stack for stack in (self.before, self.stack, self.after) if stack is not None]
 
     def _firsts(self) -> dict[str, range]:
         """The layers of each stack."""
@@ -300,11 +344,9 @@ class LayerParallel(nn.Module):
 
     def extra_repr(self) -> str:
         """What :func:`repr` shows."""
-        how = (
-            repr(self.policy)
-            if self.policy
-            else f"{self.forward_settings.iterations}+{self.backward_settings.iterations}"
-        )
+        how = f"{self.forward_settings.iterations}+{self.backward_settings.iterations}"
+        if self.policy is not None:
+            how = repr(self.policy)
         return f"layers={self.layers}, m={self.m}, levels={self.forward_settings.levels}, mode={self.mode!r}, {how}"
 
 

@@ -103,10 +103,22 @@ class Policy:
         self.rho_most, self.trip = float(rho_most), float(trip)
         self.batch, self.serial, self.events = 0, forward == backward == 0, list[str]()
         self._probe_next, self._usual = True, 0.0
+        self._start = forward, backward
 
     def __repr__(self) -> str:
         now = "serial" if self.serial else f"forward={self.forward}, backward={self.backward}"
         return f"Policy({now}, tol={self.tol}, probe_every={self.probe_every}, most={self.most})"
+
+    def anew(self) -> Policy:
+        """One with the same options that has seen nothing."""
+        return Policy(
+            *self._start,
+            tol=self.tol,
+            probe_every=self.probe_every,
+            most=self.most,
+            rho_most=self.rho_most,
+            trip=self.trip,
+        )
 
     def next(self) -> Plan:
         """The plan of the next training batch, which is counted."""

@@ -108,3 +108,11 @@ def test_failures_are_raised_or_returned_if_asked_for():
 def test_wrong_arguments(options, error, match):
     with pytest.raises(error, match=match):
         LayerParallel(dense(8), **{"h": 0.1, **options})
+
+
+def test_tensors_in_two_parts_are_refused_by_name():
+    block = nn.Linear(WIDTH, WIDTH)
+    with pytest.raises(ValueError, match=r"blocks: got blocks\.1 \(Linear\), which shares 'weight' with blocks\.0"):
+        LayerParallel([block] * 8, h=0.1, m=2, buffer=(1, 0))
+    with pytest.raises(ValueError, match=r"shares 'weight' with opening, expected no tensor in common between blocks"):
+        LayerParallel([block, *dense(4)], h=0.1, m=2, opening=block)

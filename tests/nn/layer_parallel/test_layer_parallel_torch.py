@@ -132,3 +132,51 @@ def test_copies_and_pickles():
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert other.report is None
         assert torch.equal(other(x), y)
+
+
+def test_refined_networks_are_deeper_and_nearly_the_same():
+    # Euler's method with half the step: the difference is of first order in h = 4 / 40.
+    net, x = network(40, m=4, buffer=(2, 1), forward=30), inputs()
+    finer, finest = net.refine(2), net.refine(4)
+    assert (finer.layers, finer.before.layers, finer.after.layers) == (80, 4, 2)
+    assert finer.forward_settings == net.forward_settings
+    with torch.no_grad():
+        y = [one(x) for one in (net, finer, finest)]
+    first, second = float((y[1] - y[0]).norm()), float((y[2] - y[1]).norm())
+    assert 0 < second < 0.8 * first < 0.2 * float(y[0].norm())
+    names = {name for name in finest.state_dict() if name.startswith("blocks.159.")}
+    assert names == {"blocks.159.0.weight", "blocks.159.0.bias"}
+
+
+def test_options_of_layers_for_an_optimiser():
+    net = network(9, m=2, buffer=(2, 1))
+    groups = net.optim_groups(lambda layer, name: {"weight_decay": 0.1 if name.endswith("weight") else 0.0})
+    torch.optim.SGD(groups, lr=0.1)
+    ours = [id(p) for group in groups for p in group["params"]]
+    assert sorted(ours) == sorted(id(p) for p in net.parameters())
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {id(p) for name, p in net.named_parameters() if name.endswith("weight")}
+    ends = net.optim_groups(lambda layer, name: {"lr": 0.1 if layer is None else 0.01})
+    assert {id(p) for group in ends if group["lr"] == 0.1 for p in group["params"]} == {
+        id(p) for end in (net.opening, net.closing) for p in end.parameters()
+    }
+    with pytest.raises(ValueError, match="options: got other ones for layer"):
+        net.optim_groups(lambda layer, name: {"lr": 0.1 if layer is None else 0.01 * layer})
+
+
+def test_tied_layers_and_ends():
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()).double()
+    net = LayerParallel([block] * 12, h=0.1, m=2, forward=20, backward=20)
+    assert len(list(net.parameters())) == 2
+    x = torch.randn(BATCH, WIDTH, dtype=torch.float64)
+    found = []
+    for one in (net, net.serial()):
+        found.append(torch.autograd.grad(one(x).square().sum(), list(one.parameters())))
+    for got, expected in zip(*found, strict=True):
+        assert float((got - expected).norm()) <= 12 * ROUNDING
+    opening, closing = nn.Linear(WIDTH, WIDTH).double(), nn.Linear(WIDTH, WIDTH).double()
+    closing.weight = opening.weight
+    net = LayerParallel([copy.deepcopy(block) for _ in range(4)], h=0.1, m=2, opening=opening, closing=closing)
+    own = net.serial()
+    assert own.opening.weight is own.closing.weight
