@@ -14,6 +14,7 @@ from ... import arrays, ops
 from ...propagators import relax_by_steps
 from ...time_grid import count_points
 from .frozen import Frozen
+from .stack import Stack
 
 ETA = 0.1  # half the width of the quadratic part of "smooth_relu" (Guenther et al. 2020)
 
@@ -179,6 +180,12 @@ def dense_step(frozen: Frozen, u: Tensor) -> DenseStep | None:
     if activation is None or mixed or any(t.dtype != u.dtype for t in theta.values()):
         return None
     return DenseStep(theta["0.weight"], theta.get("0.bias"), h, activation)
+
+
+def may_be_dense(stack: Stack, u: Tensor) -> bool:
+    """Whether it is worth asking :func:`dense_step`."""
+    pieces = {type(piece): dense_activation(piece, u.shape[-1]) if u.ndim > 1 else None for piece in stack.stacked}
+    return stack.h is not None and not stack.blocks and None not in pieces.values()
 
 
 def dense_activation(template: Any, features: int) -> str | None:
