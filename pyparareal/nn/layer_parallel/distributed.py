@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Parameters that are not here: sharded ones are refused by name."""
+"""Parameters that are not here: what cannot work on sharded ones is refused by name."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import sys
 
 from torch import nn
 
+RUNNING = "shard the network as one unit, fully_shard(net), whose forward gathers it"
+LOADING = "load_state_dict before fully_shard"
 
-def refuse_sharded(module: nn.Module) -> None:
-    """Refuse parameters that are ``DTensor`` at the time of the forward pass.
+
+def refuse_sharded(module: nn.Module, instead: str) -> None:
+    """Refuse a module that has parameters of type ``DTensor`` now, and say what to do ``instead``.
 
     Raises
     ------
@@ -21,7 +24,4 @@ def refuse_sharded(module: nn.Module) -> None:
         return
     for name, parameter in module.named_parameters():
         if isinstance(parameter, tensor.DTensor):
-            raise TypeError(
-                f"{name}: got a DTensor, expected a whole parameter: shard the network as one unit, "
-                "fully_shard(net), whose forward gathers it"
-            )
+            raise TypeError(f"{name}: got a DTensor, expected a whole parameter: {instead}")

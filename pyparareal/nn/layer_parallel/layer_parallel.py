@@ -18,7 +18,7 @@ from ... import checks
 from ...adjoint import BackwardPass
 from ...solution import Solution
 from .dense_step import dense_step, may_be_dense
-from .distributed import refuse_sharded
+from .distributed import LOADING, RUNNING, refuse_sharded
 from .frozen import Frozen
 from .kinds import check_blocks
 from .names import SerialNetwork, serial_names, stack_names
@@ -194,7 +194,7 @@ class LayerParallel(nn.Module):
 
     def _solved(self, u: Tensor) -> Tensor:
         """The stack, by what the mode and the policy say."""
-        refuse_sharded(self.stack)
+        refuse_sharded(self.stack, RUNNING)
         plan, trains = None, self.training and torch.is_grad_enabled()
         forward, backward = self.forward_settings, self.backward_settings
         if self.policy is not None and self.mode == "parallel":
@@ -323,6 +323,7 @@ class LayerParallel(nn.Module):
         return state
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        refuse_sharded(self, LOADING)
         stack_names(state_dict, prefix, self._firsts())
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -5,6 +5,7 @@ Writes ``FOLDER/<rank>.json``: for each case the largest difference of a gradien
 """
 
 import json
+import math
 import os
 import sys
 import warnings
@@ -82,6 +83,21 @@ def sharded_in_parts(rank, ranks):
     return "nothing raised"
 
 
+def saved_and_loaded():
+    """The largest difference of what a sharded network saves to the whole one, and what loading into it says."""
+    from torch.distributed.fsdp import fully_shard
+
+    net, expected = network(), network().state_dict()
+    fully_shard(net)
+    found = {name: whole(tensor) for name, tensor in net.state_dict().items()}
+    assert found.keys() == expected.keys()
+    try:
+        net.load_state_dict(expected)
+    except TypeError as error:
+        return max(float((found[name] - t).abs().max()) for name, t in expected.items()), str(error)
+    return math.inf, "nothing raised"
+
+
 def cases(rank, ranks):
     exact = {"forward": 20, "backward": 20}
     yield "ddp", data_parallel(rank, ranks, exact)
@@ -92,6 +108,7 @@ def cases(rank, ranks):
     yield "fsdp, resharded", sharded(rank, ranks, exact, reshard_after_forward=True)
     yield "fsdp, recomputed", sharded(rank, ranks, {**exact, "recompute": True, "kernels": False})
     yield "fsdp, buffers", sharded(rank, ranks, {**exact, "buffer": (2, 1)})
+    yield "fsdp, saved and loaded", saved_and_loaded()
     yield "fsdp in parts", sharded_in_parts(rank, ranks)
 
 

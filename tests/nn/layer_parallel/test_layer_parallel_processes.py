@@ -63,3 +63,12 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(found, case):
 def test_sharding_parts_of_the_network_is_refused_by_name(found):
     for of_rank in found:
         assert "weight: got a DTensor, expected a whole parameter" in of_rank["fsdp in parts"]
+
+
+@pytest.mark.slow
+@pytest.mark.no_sanitize
+def test_sharded_networks_save_and_refuse_to_load(found):
+    for of_rank in found:
+        difference, message = of_rank["fsdp, saved and loaded"]
+        assert difference == 0
+        assert "expected a whole parameter: load_state_dict before fully_shard" in message
