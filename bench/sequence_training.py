@@ -37,6 +37,7 @@ class Task:
     memory : if given, the update gates start near ``1 - 1 / tau``, ``tau`` up to this many steps
     cell : makes a cell of (inputs, hidden) for :class:`pyparareal.nn.Recurrence`; without it the layer is a GRU
     parallel : settings that solve the sequence in parallel
+    control : whether to train serially by torch's own GRU too, which differs from ours in rounding alone
     """
 
     name: str
@@ -51,6 +52,12 @@ class Task:
     memory: int | None = None
     cell: Callable[[int, int], nn.Module] | None = None
     parallel: dict[str, Any] = field(default_factory=dict)
+    control: bool = False
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Ways it is trained in."""
+        return ("serial", "parallel", "torch") if self.control else ("serial", "parallel")
 
 
 @dataclass
@@ -80,7 +87,7 @@ class LastState(nn.Module):
 
 
 def train(task: Task, mode: str, seed: int) -> Record:
-    """``task.steps`` steps of Adam, ``mode`` "serial" or "parallel"."""
+    """``task.steps`` steps of Adam, ``mode`` "serial", "parallel", or "torch": serially by torch's own GRU."""
     *_, record = islice(training(task, mode, seed), task.steps)
     return record
 
@@ -90,9 +97,11 @@ def training(task: Task, mode: str, seed: int) -> Iterator[Record]:
     from pyparareal.nn import GRU, Recurrence
 
     torch.manual_seed(seed)
-    options = {"method": "serial"} if mode == "serial" else task.parallel
+    options = task.parallel if mode == "parallel" else {"method": "serial"}
     rnn: Any
-    if task.cell is None:
+    if mode == "torch":
+        rnn = nn.GRU(task.inputs, task.hidden)
+    elif task.cell is None:
         rnn = GRU(task.inputs, task.hidden, **options)
     else:
         rnn = Recurrence(task.cell(task.inputs, task.hidden), **options)
@@ -110,7 +119,7 @@ def training(task: Task, mode: str, seed: int) -> Iterator[Record]:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         record.loss.append(_rounded(float(loss.detach()), 8))  # more than float32 has
-        if mode != "serial":
+        if mode == "parallel":
             report = rnn.report if isinstance(rnn, Recurrence) else rnn.report[0]
             record.iterations.append(report.iterations)
             record.exponent.append(None if math.isnan(report.exponent) else _rounded(report.exponent, 4))
@@ -217,7 +226,7 @@ def complete(task: Task, path: Path) -> list[Record]:
     """The records of ``task``: those in the file, and the missing ones, trained now and written there one by one."""
     known = {(r.mode, r.seed): r for r in load(path) if r.task == task.name and len(r.loss) == task.steps}
     for seed in SEEDS:
-        for mode in ("serial", "parallel"):
+        for mode in task.modes:
             if (mode, seed) not in known:
                 known[mode, seed] = train(task, mode, seed)
                 with path.open("a") as file:
@@ -230,16 +239,15 @@ def losses(records: list[Record], mode: str) -> np.ndarray[Any, Any]:
     return np.array([r.loss for r in sorted(records, key=lambda r: r.seed) if r.mode == mode])
 
 
-def largest_gap(records: list[Record], window: int = 20) -> float:
-    """The largest difference between a parallel and its serial training, in units of the spread over the seeds.
+def largest_gap(records: list[Record], window: int = 20, mode: str = "parallel") -> float:
+    """The largest difference between a training and its serial one, in units of the spread over the seeds.
 
     Both are running means over ``window`` steps; the spread is the standard deviation of the serial trainings' means,
     averaged over the steps.
     """
     kernel = np.ones(window) / window
     serial, parallel = (
-        np.array([np.convolve(row, kernel, mode="valid") for row in losses(records, mode)])
-        for mode in ("serial", "parallel")
+        np.array([np.convolve(row, kernel, mode="valid") for row in losses(records, mode)]) for mode in ("serial", mode)
     )
     spread = float(serial.std(0, ddof=1).mean())
     return float(np.abs(parallel - serial).max()) / spread if spread else math.inf

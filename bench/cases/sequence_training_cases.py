@@ -40,7 +40,7 @@ def tasks() -> list[Task]:
     pixels, sums = digits(64), adding(16, LENGTH)
     rows = digits(64, 28, rows_permuted=True)
     return [
-        Task("digits", 64, 1, 32, 10, 200, 3e-3, pixels, entropy, parallel=mgrit),
+        Task("digits", 64, 1, 32, 10, 300, 3e-3, pixels, entropy, parallel=mgrit, control=True),
         Task("rows_permuted", 784, 1, 32, 10, 150, 3e-3, rows, entropy, parallel=hybrid),
         Task("adding", LENGTH, 2, 32, 1, 100, 3e-3, sums, squared, parallel=hybrid),
         Task("adding_cell", LENGTH, 2, 32, 1, 30, 3e-3, sums, squared, cell=MinimalGatedUnit, parallel=hybrid),
@@ -68,6 +68,8 @@ def training() -> Result:
             f"{task.name}_iterations_most": float(max(max(r.iterations) for r in parallel)),
             f"{task.name}_fallbacks": float(sum(r.fallbacks for r in parallel)),
         }
+        if task.control:
+            metrics[f"{task.name}_gap_of_rounding"] = st.largest_gap(records, mode="torch")
         if known:
             metrics[f"{task.name}_exponent_most"] = max(known)
     gap = max(metrics[f"{task.name}_gap"] for task in tasks())
