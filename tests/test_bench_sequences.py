@@ -3,6 +3,7 @@
 
 import dataclasses
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +46,14 @@ def test_a_task_is_trained_once_and_its_records_are_kept(tmp_path):
     task = dataclasses.replace(tasks()[0], steps=2)
     records = st.complete(task, path)
     before = path.read_text()
-    assert len(records) == 2 * len(st.SEEDS) == len(before.splitlines())
+    assert task.modes == ("serial", "parallel", "torch")
+    assert len(records) == 3 * len(st.SEEDS) == len(before.splitlines())
     again = st.complete(task, path)
     assert path.read_text() == before
     assert sorted(map(str, again)) == sorted(map(str, records))
     # The residual of float32 states is 6e-6 of the largest; the loss of two steps amplifies that little.
-    np.testing.assert_allclose(st.losses(records, "parallel"), st.losses(records, "serial"), rtol=1e-4)
+    for mode in ("parallel", "torch"):
+        np.testing.assert_allclose(st.losses(records, mode), st.losses(records, "serial"), rtol=1e-4)
     assert all(len(r.iterations) == 2 and min(r.iterations) > 0 for r in records if r.mode == "parallel")
 
 
@@ -59,7 +62,9 @@ def test_the_gap_is_in_units_of_the_spread():
     for shift in (0.0, 0.25):
         records = [st.Record("t", "serial", seed, row.tolist()) for seed, row in enumerate(rows)]
         records += [st.Record("t", "parallel", seed, (row + shift).tolist()) for seed, row in enumerate(rows)]
+        records += [st.Record("t", "torch", seed, (row - 3 * shift).tolist()) for seed, row in enumerate(rows)]
         assert st.largest_gap(records, window=1) == pytest.approx(shift)
+        assert st.largest_gap(records, window=1, mode="torch") == pytest.approx(3 * shift)
 
 
 def test_memory_of_gates_is_up_to_so_many_steps():
@@ -70,3 +75,29 @@ def test_memory_of_gates_is_up_to_so_many_steps():
     assert float(steps.min()) > 1.9
     assert float(steps.max()) < 1001
     assert float(steps.max()) > 900  # of 400 numbers up to 1,000
+
+
+def test_a_task_may_have_a_cell_of_its_own_and_fallbacks_are_counted(tmp_path):
+    by_name = {task.name: task for task in tasks()}
+    with_cell = dataclasses.replace(by_name["adding_cell"], batches=st.adding(2, 64), steps=2)
+    record = st.train(with_cell, "parallel", 0)
+    assert record.fallbacks == 0
+    np.testing.assert_allclose(record.loss, st.train(with_cell, "serial", 0).loss, rtol=1e-4)
+    hopeless = dataclasses.replace(
+        by_name["adding_long_chunks"],
+        batches=st.adding(2, 64),
+        steps=2,
+        parallel={"method": "hybrid", "max_iterations": 1},
+    )
+    record = st.train(hopeless, "parallel", 0)
+    assert record.fallbacks == 2
+    assert record.loss == st.train(hopeless, "serial", 0).loss
+
+
+def test_the_compiler_has_so_long():
+    from bench.cases.recurrent_cases import _alarm
+
+    with pytest.raises(TimeoutError, match=r"0\.05 s"), _alarm(0.05):
+        time.sleep(20)
+    with _alarm(60):
+        pass
