@@ -59,6 +59,13 @@ def check_blocks(blocks: Any) -> list[nn.Module]:
                 f"blocks: got {name_of(i, block)} from torch.compile, which would run on parameters of its own; "
                 "expected the module that was compiled"
             )
+        for name, part in block.named_modules():
+            for key, value in vars(part).items():
+                if isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
+                    raise ValueError(
+                        f"blocks: got {name_of(i, block)}, whose {f'{name}.{key}'.lstrip('.')!r} requires grad but is "
+                        "no nn.Parameter, expected parameters: its gradient would be lost"
+                    )
         for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
             if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
                 raise ValueError(
@@ -137,7 +144,7 @@ def _keeps(value: Any, parts: set[int]) -> str | None:
     values = value if isinstance(value, list | tuple | set) else value.values() if isinstance(value, dict) else [value]
     for one in values:
         one = one.func if isinstance(one, partial) else one
-        if isinstance(one, nn.Parameter):
+        if isinstance(one, Tensor) and (one.requires_grad or isinstance(one, nn.Parameter)):
             return "parameters"
         if isinstance(one, nn.Module) or id(getattr(one, "__self__", None)) in parts:
             return "modules"

@@ -29,6 +29,8 @@ def test_refined_weights_lie_between():
     stack = Stack([Field(t) for t in (1.0, 2.0, 4.0)], 0.5)
     values = [float(t) for t in stack.refine(2).state_dict().values()]
     assert values == [1.0, 1.5, 2.0, 3.0, 4.0, 4.0]
+    values = [float(t) for t in stack.refine(4).state_dict().values()]
+    assert values == [1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 4.0, 4.0, 4.0]
     finer = stack.refine(4, interpolation="constant")
     assert [float(t) for t in finer.state_dict().values()] == [1.0] * 4 + [2.0] * 4 + [4.0] * 4
     assert finer.h == 0.125

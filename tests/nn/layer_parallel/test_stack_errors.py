@@ -104,6 +104,13 @@ def test_wrong_calls():
         stack.frozen(inputs((3, 5), 1)[0])
 
 
+def test_tensors_that_are_no_parameters_are_refused():
+    block = dense()
+    block[1].scale = torch.ones(8, requires_grad=True)
+    with pytest.raises(ValueError, match=r"blocks.1 \(Sequential\), whose '1.scale' requires grad but is no nn.Param"):
+        Stack([dense(), block])
+
+
 def test_compiled_blocks_are_refused():
     with pytest.raises(TypeError, match=r"blocks: got blocks.1 \(OptimizedModule\) from torch.compile"):
         Stack([dense(), torch.compile(dense(), backend="eager")])
