@@ -204,7 +204,7 @@ class LayerParallel(nn.Module):
         if self.mode == "serial" or self._one_level(forward, backward) or not _finite(u):
             self.report = self._new_report(1, SERIAL, [], backward)
             return self._serially(u)
-        frozen = self.stack.frozen(u)
+        frozen = self._frozen(u)
         step = self._propagator(frozen, u)
         every = frozen.changes_buffers or (torch.is_grad_enabled() and not self.recompute)
         solution, direction = solved(step, u, self.m, forward, backward, self.on_failure, every=every)
@@ -228,6 +228,11 @@ class LayerParallel(nn.Module):
 
         return serial(forward) and (serial(backward) or not torch.is_grad_enabled())
 
+    def _frozen(self, u: Tensor) -> Frozen:
+        # Trying new blocks saves tensors of its own, which checkpoints around the network must not count.
+        with torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+            return self.stack.frozen(u)
+
     def _propagator(self, frozen: Frozen, u: Tensor) -> Any:
         """What takes the layers: kernels where there are some."""
         return (dense_step(frozen, u) if self.kernels else None) or self.stack.propagator(frozen)
@@ -235,7 +240,7 @@ class LayerParallel(nn.Module):
     def _serially(self, u: Tensor) -> Tensor:
         """One layer after the other: all in one kernel where there is one."""
         dense = self.kernels and may_be_dense(self.stack, u) and _finite(u)
-        step = dense_step(self.stack.frozen(u), u) if dense else None
+        step = dense_step(self._frozen(u), u) if dense else None
         return self.stack(u) if step is None else one_by_one(step, u)
 
     def _new_report(
@@ -382,7 +387,14 @@ def _check_factors(m: Any, forward: Settings, backward: Settings) -> None:
             raise ValueError(f"m: got {len(m)} factors, expected one, as {name} has {levels} levels")
 
 
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def _finite(u: Any) -> bool:
+    """Whether there are numbers, all finite, to iterate on."""
+    if isinstance(u, Tensor) and not u.numel():
+        return False
     with torch.no_grad(), contextlib.suppress(TypeError):
         return bool(torch.isfinite(u).all())
     return True  # no tensor: refused by what comes next

@@ -116,3 +116,48 @@ def test_tensors_in_two_parts_are_refused_by_name():
         LayerParallel([block] * 8, h=0.1, m=2, buffer=(1, 0))
     with pytest.raises(ValueError, match=r"shares 'weight' with opening, expected no tensor in common between blocks"):
         LayerParallel([block, *dense(4)], h=0.1, m=2, opening=block)
+
+
+class Steep(nn.Module):
+    """``-30 u``: a step of 0.05 damps, one of 0.4 multiplies by -11, and 50 of them overflow in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.full((1,), -30.0))
+
+    def forward(self, u):
+        return self.a * u
+
+
+def steep(**options):
+    net = LayerParallel([Steep() for _ in range(400)], h=0.05, m=8, forward=0, backward=1, **options)
+    return net, torch.linspace(0.5, 1.0, 6).reshape(2, 3).requires_grad_()
+
+
+def test_backward_failures_fall_back_with_a_warning():
+    net, x = steep()
+    y = net(x)
+    with pytest.warns(RuntimeWarning, match="backward failed"):
+        y.sum().backward()
+    (went,) = net.report.backward
+    assert went.status is Status.SERIAL_FALLBACK
+    assert went.failure is Status.NON_FINITE
+    expected = torch.autograd.grad(net.serial()(x).sum(), x)[0]
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_backward_failures_are_raised_or_returned_if_asked_for():
+    net, x = steep(on_failure="raise")
+    with pytest.raises(ConvergenceError, match="adjoint"):
+        net(x).sum().backward()
+    net, x = steep(on_failure="return")
+    y = net(x)
+    with pytest.warns(RuntimeWarning, match="the gradients are inexact"):
+        y.sum().backward()
+
+
+def test_losses_that_overflow_pass_through_without_a_word():
+    net = network(20, m=4)
+    x = torch.ones(BATCH, 3, dtype=torch.float64)
+    (net(x) * math.inf).sum().backward()
+    assert not all(bool(torch.isfinite(p.grad).all()) for p in net.parameters())

@@ -180,3 +180,31 @@ def test_tied_layers_and_ends():
     net = LayerParallel([copy.deepcopy(block) for _ in range(4)], h=0.1, m=2, opening=opening, closing=closing)
     own = net.serial()
     assert own.opening.weight is own.closing.weight
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_checkpoints_around_the_network(kernels):
+    net, x = network(20, m=4, kernels=kernels), inputs().requires_grad_()
+    first = torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False)
+    found = torch.autograd.grad(first.square().sum(), x)[0]
+    assert torch.equal(found, torch.autograd.grad(net(x).square().sum(), x)[0])
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_batches_without_rows(kernels):
+    net = network(20, m=4, kernels=kernels)
+    x = torch.zeros(0, 3, dtype=torch.float64, requires_grad=True)
+    y = net(x)
+    y.sum().backward()
+    assert y.shape == (0, 2)
+    assert all(not p.grad.any() for p in net.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits(dtype):
+    net = network(20, m=4, forward=20, backward=20).to(dtype)
+    serial, x = net.serial(), inputs().to(dtype)
+    y, z = net(x).detach(), serial(x).detach()
+    assert y.dtype == dtype
+    # 20 layers and two more, each rounded once or twice to 8 or 11 bits.
+    assert float((y - z).float().norm() / z.float().norm()) < 44 * torch.finfo(dtype).eps
