@@ -60,6 +60,10 @@ struct EndNorms {
   Status scan(const MutableView& u, const ConstView& a, const ConstView& b, const ConstView& start, bool blocks,       \
               bool reverse, const Exec& exec);                                                                         \
   std::size_t scan_workspace_bytes(const ConstView& b, bool blocks, int32_t threads);                                  \
+  Status newton_gru(const MutableView& out, const MutableView& jacobians, const MutableView& residuals,                \
+                    const MutableView& updates, const ConstView& u, const ConstView& products, const ConstView& gates, \
+                    const ConstView& diagonal, const ConstView& bias, double factor, const Exec& exec);                \
+  std::size_t newton_gru_workspace_bytes(const ConstView& u, int32_t threads);                                         \
   /* Scratch of the relaxations for at most `threads` threads (0: the default); for one thread it suffices. */         \
   std::size_t relax_tridiagonal_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads);               \
   std::size_t relax_stencil_workspace_bytes(const ColumnSpace& space, DType dtype, int32_t threads);                   \

@@ -157,6 +157,10 @@ cdef extern from "pyparareal/capsule.h" namespace "pyparareal" nogil:
         Status (*relax_dense_adjoint)(
             MutableView, ConstView, ConstView, ConstView, double, int64_t, ConstView, ConstView, MutableView,
             ConstView, MutableView, Norm, Exec) noexcept
+        Status (*newton_gru)(
+            MutableView, MutableView, MutableView, MutableView, ConstView, ConstView, ConstView, ConstView, ConstView,
+            double, Exec) noexcept
+        size_t (*newton_gru_workspace_bytes)(const ConstView&, int32_t) noexcept
 
 
 # ops.h, name by name: shapes, meaning and rules are there.
@@ -211,6 +215,10 @@ cdef size_t scan_diag_workspace_bytes(const ConstView& b, int32_t threads) noexc
 cdef Status scan_block(
     MutableView u, ConstView a, ConstView b, ConstView start, bint reverse, Exec exec) noexcept nogil
 cdef size_t scan_block_workspace_bytes(const ConstView& b, int32_t threads) noexcept nogil
+cdef Status newton_gru(
+    MutableView out, MutableView jacobians, MutableView residuals, MutableView updates, ConstView u, ConstView products,
+    ConstView gates, ConstView diagonal, ConstView bias, double factor, Exec exec) noexcept nogil
+cdef size_t newton_gru_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil
 
 # A view of CPU memory from what a typed memoryview says of itself:
 #     view_of(&u[0, 0], DType.float64, 2, u.shape, u.strides)

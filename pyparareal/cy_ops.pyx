@@ -161,6 +161,17 @@ cdef size_t scan_block_workspace_bytes(const ConstView& b, int32_t threads) noex
     return table.scan_block_workspace_bytes(b, threads)
 
 
+cdef Status newton_gru(
+        MutableView out, MutableView jacobians, MutableView residuals, MutableView updates, ConstView u,
+        ConstView products, ConstView gates, ConstView diagonal, ConstView bias, double factor,
+        Exec exec) noexcept nogil:
+    return table.newton_gru(out, jacobians, residuals, updates, u, products, gates, diagonal, bias, factor, exec)
+
+
+cdef size_t newton_gru_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil:
+    return table.newton_gru_workspace_bytes(u, threads)
+
+
 cdef Py_ssize_t item_bytes(DType dtype) noexcept nogil:
     return 8 if dtype == DType.float64 or dtype == DType.int64 else 4 if dtype == DType.float32 else 2
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The gated recurrent unit as a relaxation: all steps of every slice in one call, and their transpose.
+"""The gated recurrent unit as a relaxation: all steps of every slice in one call, their transpose, and Newton's method.
 
 Names of :mod:`pyparareal.ops` too, where the other arguments and the errors are described; ``m``, ``f``, ``g``,
 ``every``, ``target``, ``norms``, ``norm`` and ``out`` are those of :mod:`pyparareal.relax_ops`. With one slice it is
@@ -122,3 +122,60 @@ def relax_gru_adjoint(
     threads = 0 if threads is None else threads
     _core.relax_gru_adjoint(out, d_gates, d_hidden, u, gates, weight, bias, d_end, d_every, stream, threads)
     return out if only_start else (out, d_gates, d_hidden)
+
+
+def newton_gru(
+    u: Array,
+    products: Array,
+    gates: Array,
+    diagonal: Array,
+    bias: Array | None = None,
+    *,
+    factor: float = 1.0,
+    jacobians: Array | None = None,
+    residuals: Array | None = None,
+    updates: Array | None = None,
+    out: Array | None = None,
+    stream: Any = None,
+    threads: int | None = None,
+) -> Array:
+    """``u_new[i+1] = F(u[i]) + J[i] (u_new[i] - u[i])``: an iteration of Newton's method on a chain of these units.
+
+    ``F`` is the step of :func:`relax_gru` and ``J`` the diagonal of its Jacobian times ``factor``; ``d = u_new - u`` is
+    the solution of ``d[i+1] = J[i] d[i] + (F(u[i]) - u[i+1])``, ``d[0] = 0``, in the order of
+    :func:`pyparareal.ops.scan_diag` (quasi-DEER: X. Gonzalez et al., NeurIPS 2024, arXiv:2407.19115). Steps, Jacobians
+    and ``d`` are nowhere stored: every operand passes through memory once, or where threads share the steps of a few
+    lanes, twice. The bits depend on neither threads nor device. Where states are final, ``d`` is zero and they stay as
+    they are, bit for bit.
+
+    The products with the weights are the caller's, by one large matrix product (``torch.mm``, cuBLAS), which no fusion
+    improves; their bits are those of that library, and so are those of ``F``.
+
+    Parameters
+    ----------
+    u : array [steps + 1, batch..., hidden]
+        The start, and a guess of the states that follow, of 2 to 7 axes, float64 or float32.
+    products : array [steps, batch..., 3 hidden]
+        ``u[:-1] @ weight.T``. Any strides; those of the last axis are best 1.
+    gates : array, like ``products``
+        The input sides of ``r``, ``z`` and ``n``.
+    diagonal : array [3, hidden]
+        The diagonals of ``W_r``, ``W_z`` and ``W_n``.
+    bias : array [hidden], optional
+        As of :func:`relax_gru`.
+    factor : float
+        Damping of ``J``: 1 is none, 0 the Jacobi iteration.
+    jacobians : array [steps, batch..., hidden], optional
+        Receives the diagonals, without ``factor``.
+    residuals, updates : array float64 [steps], optional
+        Receive the largest ``|F(u[i]) - u[i+1]|`` and ``|d[i+1]|`` of every step, in the dtype of ``u``.
+    out : array [steps, batch..., hidden], optional
+        ``u_new[1:]``. Like all outputs it has no element in common with another operand. Allocated if absent.
+    stream, threads : see :mod:`pyparareal.ops`; None is 0.
+    """
+    if out is None:
+        steps = tuple(getattr(u, "shape", ()))[:1]
+        out = new("u", u, max(0, steps[0] - 1) if steps else None)
+    given = (stream, 0 if threads is None else threads)
+    _core.newton_gru(out, jacobians, residuals, updates, u, products, gates, diagonal, bias, factor, *given)
+    return out

@@ -15,6 +15,7 @@ from .growth import Growth, growth_from, growth_of
 from .linearise import KINDS, Linearised, choose_kind, source_of
 from .method_runs import Common, described_last
 from .newton import Newton, NewtonIteration
+from .newton_fused import FusedNewton, fuses
 from .norms import NORMS
 from .solution import Solution, Stats, Status
 from .time_grid import TimeGrid
@@ -50,7 +51,8 @@ class NewtonRun:
         needed = options.jacobian != "none" and options.damping != 1
         source = source_of(self.fine, u0[None]) if needed else None
         self.kind = choose_kind(options.jacobian, self.fine, source) if needed else "none"
-        self.iterate = NewtonIteration(
+        fused = fuses(self.fine, self.kind, m, options.damping, options.trust, common.tol, str(norm), common.runtime)
+        self.iterate = (FusedNewton if fused else NewtonIteration)(
             self.fine,
             Linearised(self.fine, source, self.kind) if source is not None and self.kind != "none" else None,
             coarse,

@@ -42,6 +42,7 @@ from pyparareal import _core, _outputs
 from pyparareal.arrays import Array
 from pyparareal.dense_ops import relax_dense as relax_dense
 from pyparareal.dense_ops import relax_dense_adjoint as relax_dense_adjoint
+from pyparareal.gru_ops import newton_gru as newton_gru
 from pyparareal.gru_ops import relax_gru as relax_gru
 from pyparareal.gru_ops import relax_gru_adjoint as relax_gru_adjoint
 from pyparareal.mlp_ops import relax_mlp_sgd as relax_mlp_sgd

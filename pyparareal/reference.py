@@ -29,6 +29,7 @@ import numpy as np
 
 from pyparareal.reference_dense import dense_step, dense_step_adjoint
 from pyparareal.reference_gru import gru_step
+from pyparareal.reference_gru import newton_gru as newton_gru
 from pyparareal.reference_gru import relax_gru_adjoint as relax_gru_adjoint
 from pyparareal.reference_mlp import sgd_step
 from pyparareal.reference_rhs import RIGHT_HAND_SIDES as RIGHT_HAND_SIDES

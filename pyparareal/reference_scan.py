@@ -51,6 +51,15 @@ def scan_block(a: Array, b: Array, start: Array | None = None, *, reverse: bool 
     return u[::-1] if reverse else u
 
 
+def scan_diag_before(a: Array, b: Array) -> tuple[Array, Array]:
+    """``u`` of ``scan_diag(a, b)``, and of every row the state it followed from.
+
+    That is the row before; for the first row of a chunk what ``A s + B`` gave, and -0 for the first of all.
+    """
+    before = np.empty_like(b[..., None])
+    return _scan(a[..., None, None], b[..., None], None, before)[..., 0], before[..., 0]
+
+
 def _reversed(a: Array, b: Array) -> tuple[Array, Array]:
     """The same system from the other end; ``a`` of its first row is never used."""
     return np.concatenate([a[:1], a[:0:-1]]), b[::-1]
@@ -64,36 +73,37 @@ def _product(a: Array, x: Array) -> Array:
     return total
 
 
-def _scan(a: Array, b: Array, start: Array | None) -> Array:
-    u = np.empty_like(b)
+def _scan(a: Array, b: Array, start: Array | None, before: Array | None = None) -> Array:
+    u, before = np.empty_like(b), np.empty_like(b) if before is None else before
     with np.errstate(all="ignore"):
         if not u.size:
             return u
         if a.shape[-1] > CHUNKED:
-            _walk(a, b, start, u)
+            _walk(a, b, start, u, before)
             return u
         for first in range(0, len(b), ROWS * CHUNKS):
             rows = slice(first, first + ROWS * CHUNKS)
-            start = _group(a[rows], b[rows], start, u[rows])
+            start = _group(a[rows], b[rows], start, u[rows], before[rows])
     return u
 
 
-def _walk(a: Array, b: Array, start: Array | None, u: Array) -> Array:
-    """The rows one by one into ``u``; the last of them."""
+def _walk(a: Array, b: Array, start: Array | None, u: Array, before: Array) -> Array:
+    """The rows one by one into ``u``, and what they followed from into ``before``; the last of them."""
     for i in range(len(b)):
+        before[i] = -0.0 if start is None else start
         u[i] = start = b[i] if start is None else _product(a[i], start) + b[i]
     return u[-1] if len(u) else u
 
 
-def _group(a: Array, b: Array, start: Array | None, u: Array) -> Array:
+def _group(a: Array, b: Array, start: Array | None, u: Array, before: Array) -> Array:
     """The rows of a group into ``u``, chunk by chunk; the state that the next group starts from."""
     first = slice(ROWS)
     group = _map(a[first], b[first])
-    state = _end(group, start, _walk(a[first], b[first], start, u[first]))
+    state = _end(group, start, _walk(a[first], b[first], start, u[first], before[first]))
     for row in range(ROWS, len(b), ROWS):
         rows = slice(row, row + ROWS)
         chunk = _map(a[rows], b[rows])
-        state = _end(chunk, state, _walk(a[rows], b[rows], state, u[rows]))
+        state = _end(chunk, state, _walk(a[rows], b[rows], state, u[rows], before[rows]))
         group = _after(group, chunk)
     return _end(group, start, state)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``relax_gru`` as a differentiable torch function: ``torch.ops.pyparareal.gru_states`` and its backward.
 
+Beside it ``torch.ops.pyparareal.newton_gru``, an iteration of Newton's method on all these states, not differentiable.
+
 Both directions are the fused kernels of :mod:`pyparareal.gru_ops`; the gradients of ``weight`` and ``bias`` are matrix
 products over all steps. ``torch.compile`` traces through it as one node. Importing this module registers the ops.
 """
@@ -47,6 +49,41 @@ def gru_chunks(gates: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor) ->
         gates, u = gates.to(weight.dtype), u.to(weight.dtype)
         bias = None if bias is None else bias.to(weight.dtype)
     return torch.ops.pyparareal.gru_states(u, gates, weight, bias)
+
+
+def newton_gru(
+    u: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None = None, factor: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """An iteration of Newton's method on all states, with the diagonals of the Jacobians: :func:`.ops.newton_gru`.
+
+    The products with ``weight`` are one matrix product of torch's; ``torch.compile`` traces through both.
+
+    Parameters
+    ----------
+    u : Tensor [T + 1, batch, hidden]
+        The start, and a guess of the states.
+    gates, weight, bias : as of :func:`gru_states`
+    factor : float
+        Damping of the Jacobians: 1 is none.
+
+    Returns
+    -------
+    u_new : Tensor [T, batch, hidden]
+        What follows the start.
+    jacobians : Tensor, like ``u_new``
+        Their diagonals, without ``factor``.
+    residuals, updates : Tensor float64 [T]
+        The largest ``|F(u[i]) - u[i+1]|`` and the largest change, of every step.
+
+    Raises
+    ------
+    NotImplementedError
+        If it is to be differentiated: that is for the chain that has converged, by the implicit function theorem.
+    """
+    hidden = u.shape[-1]
+    products = torch.nn.functional.linear(u[:-1], weight)
+    diagonal = torch.stack([w.diagonal() for w in weight.split(hidden)])
+    return torch.ops.pyparareal.newton_gru(u, products.to(u.dtype), gates, diagonal, bias, factor)
 
 
 def _plain(*given: Any) -> Any:
@@ -117,6 +154,24 @@ def _fake_backward(
     return u.new_empty(u.shape), *(u.new_empty(shape if wanted else (0,)) for shape, wanted in shapes)
 
 
+def _newton_gru(
+    u: Tensor, products: Tensor, gates: Tensor, diagonal: Tensor, bias: Tensor | None, factor: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    found = _fake_newton(u, products, gates, diagonal, bias, factor)
+    out, jacobians, residuals, updates = found
+    operands = _plain(u, products, gates, diagonal, bias)
+    ops.newton_gru(*operands, factor=factor, out=out, jacobians=jacobians, residuals=residuals, updates=updates)
+    return found
+
+
+def _fake_newton(
+    u: Tensor, products: Tensor, gates: Tensor, diagonal: Tensor, bias: Tensor | None, factor: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    states = (u.shape[0] - 1, *u.shape[1:])
+    norms = [u.new_empty(states[:1], dtype=torch.float64) for _ in range(2)]
+    return u.new_empty(states), u.new_empty(states), norms[0], norms[1]
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.has_bias = inputs[3] is not None
     ctx.save_for_backward(output, *inputs)
@@ -129,6 +184,12 @@ def _backward(ctx: Any, d_every: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(d if needed else None for d, needed in zip(found, (of_u, *wanted), strict=True))
 
 
+def _no_first(ctx: Any, *_: Any) -> None:
+    raise NotImplementedError(
+        "newton_gru: got a derivative, expected none of an iteration: the converged chain has one, see pyparareal.solve"
+    )
+
+
 def _no_second(ctx: Any, *_: Any) -> None:
     raise NotImplementedError("gru_states: got a second derivative, expected the first: its backward is one kernel")
 
@@ -137,10 +198,24 @@ _SCHEMAS = {
     "gru_states": "(Tensor u, Tensor gates, Tensor weight, Tensor? bias) -> Tensor",
     "gru_states_backward": "(Tensor d_every, Tensor every, Tensor u, Tensor gates, Tensor weight, Tensor? bias, "
     "bool of_gates=True, bool of_weight=True, bool of_bias=True) -> (Tensor, Tensor, Tensor, Tensor)",
+    "newton_gru": "(Tensor u, Tensor products, Tensor gates, Tensor diagonal, Tensor? bias, float factor)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 }
-_BODIES: dict[str, Any] = {"gru_states": _gru_states, "gru_states_backward": _gru_states_backward}
-_FAKES: dict[str, Any] = {"gru_states": _fake_states, "gru_states_backward": _fake_backward}
-_GRADIENTS: dict[str, tuple[Any, Any]] = {"gru_states": (_backward, _keep), "gru_states_backward": (_no_second, None)}
+_BODIES: dict[str, Any] = {
+    "gru_states": _gru_states,
+    "gru_states_backward": _gru_states_backward,
+    "newton_gru": _newton_gru,
+}
+_FAKES: dict[str, Any] = {
+    "gru_states": _fake_states,
+    "gru_states_backward": _fake_backward,
+    "newton_gru": _fake_newton,
+}
+_GRADIENTS: dict[str, tuple[Any, Any]] = {
+    "gru_states": (_backward, _keep),
+    "gru_states_backward": (_no_second, None),
+    "newton_gru": (_no_first, None),
+}
 
 _library: torch.library.Library | None = None
 

@@ -29,6 +29,7 @@ PROGRAMS = {
     "test_cuda_gru": 1_000,
     "test_cuda_dense": 1_000,
     "test_cuda_scan": 3_000,
+    "test_cuda_newton": 1_000,
 }
 # Undefined arithmetic and misaligned packs trap; traps need no sanitizer library.
 FLAGS = [

@@ -21,7 +21,7 @@ in_tree = pytest.mark.skipif(not IN_TREE, reason="the sources are not here: run 
 OPS = {
     "parareal_update", "slice_norms", "extract", "inject", "c_relax",
     "relax_diagonal", "relax_tridiagonal", "relax_stencil", "relax_rk", "relax_mlp_sgd",
-    "relax_gru", "relax_gru_adjoint", "relax_dense", "relax_dense_adjoint",
+    "relax_gru", "relax_gru_adjoint", "newton_gru", "relax_dense", "relax_dense_adjoint",
     "scan_diag", "scan_block",
 }  # fmt: skip
 SYSTEM_LIBRARIES = {"c", "m", "dl", "rt", "pthread", "stdc++", "gcc_s", "gomp"}
@@ -39,8 +39,8 @@ FLOORS = {
     "implicit": 2, "compiled": 2,
     "parareal": 3, "solution": 3, "solver": 3, "problems": 3, "mgrit": 3, "hierarchy": 3, "equations": 3,
     "relaxation": 3, "stopping": 3, "checks": 3, "method_runs": 3,
-    "newton": 3, "newton_run": 3, "linear_chain": 3, "linearise": 3, "autograd_jacobians": 3, "growth": 3,
-    "forcing": 3, "vjp": 3, "adjoint_step": 3, "adjoint": 3, "differentiable": 3,
+    "newton": 3, "newton_run": 3, "newton_fused": 3, "linear_chain": 3, "linearise": 3,
+    "autograd_jacobians": 3, "growth": 3, "forcing": 3, "vjp": 3, "adjoint_step": 3, "adjoint": 3, "differentiable": 3,
     "convergence": 3, "error_propagation": 3, "spectra": 3, "prediction": 3,
     "nn": 4, "training": 4,
     "cli": 6, "__main__": 6, "_doctor": 6, "solve_command": 6, "solve_report": 6, "runs_command": 6, "runs_report": 6,

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pyparareal.torch_gru import gru_chunks, gru_states  # noqa: E402
+from pyparareal.torch_gru import gru_chunks, gru_states, newton_gru  # noqa: E402
 
 
 def arguments(length, batch, hidden, dtype=torch.float64, *, seed=0):
@@ -185,3 +185,39 @@ def test_derivatives_that_are_not_there_are_refused():
         dual = torch.autograd.forward_ad.make_dual(h0, h0)
         with pytest.raises(NotImplementedError, match="gru_states: got a tangent of forward mode"):
             gru_states(gates, weight, bias, dual)
+
+
+def newton_arguments(dtype=torch.float64):
+    gates, weight, bias, h0 = (t.detach() for t in arguments(30, 2, 4, dtype))
+    return torch.cat([h0[None], torch.zeros(30, 2, 4, dtype=dtype)]), gates, weight, bias
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_iterations_of_newton_converge_to_the_states(bias):
+    u, gates, weight, b = newton_arguments()
+    weight, b = 0.3 * weight, b if bias else None
+    for _ in range(30):
+        u_new, jacobians, residuals, updates = newton_gru(u, gates, weight, b)
+        u = torch.cat([u[:1], u_new])
+    # A step that contracts, of sums of 4 terms of size one.
+    eps = torch.finfo(u.dtype).eps
+    assert (u[1:] - gru_states(gates, weight, b, u[0])).abs().max().item() <= 100 * eps
+    assert max(residuals.max().item(), updates.max().item()) <= 100 * eps
+    wanted = torch.autograd.functional.jacobian(lambda h: gru_states(gates[:1], weight, b, h)[0], u[0])
+    assert (jacobians[0] - torch.einsum("bibi->bi", wanted)).abs().max().item() <= 100 * eps
+
+
+def test_newton_is_one_node_for_torch():
+    u, gates, weight, bias = newton_arguments(torch.float32)
+    diagonal = torch.stack([w.diagonal() for w in weight.split(4)])
+    torch.library.opcheck(torch.ops.pyparareal.newton_gru.default, (u, u[:-1] @ weight.T, gates, diagonal, bias, 0.5))
+    torch.library.opcheck(torch.ops.pyparareal.newton_gru.default, (u, u[:-1] @ weight.T, gates, diagonal, None, 1.0))
+
+
+def test_newton_refuses_derivatives_and_wrong_shapes():
+    u, gates, weight, bias = newton_arguments()
+    u_new, *_ = newton_gru(u.requires_grad_(), gates, weight, bias)
+    with pytest.raises(NotImplementedError, match="newton_gru: got a derivative, expected none"):
+        u_new.sum().backward()
+    with pytest.raises(ValueError, match=r"gates: got shape \[29, 2, 12\], expected"):
+        newton_gru(u.detach(), gates[1:], weight, bias)

@@ -178,4 +178,9 @@ void scan_diag(py::handle out, py::handle a, py::handle b, py::handle start, boo
 void scan_block(py::handle out, py::handle a, py::handle b, py::handle start, bool reverse, py::handle stream,
                 py::handle threads);
 
+// newton.cpp
+void newton_gru(py::handle out, py::handle jacobians, py::handle residuals, py::handle updates, py::handle u,
+                py::handle products, py::handle gates, py::handle diagonal, py::handle bias, py::handle factor,
+                py::handle stream, py::handle threads);
+
 }  // namespace pyparareal::bindings

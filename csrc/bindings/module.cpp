@@ -211,7 +211,9 @@ OpsTable ops_table = {ops_table_version,
                       pyparareal::scan_block_workspace_bytes,
                       pyparareal::relax_dense,
                       pyparareal::relax_dense_workspace_bytes,
-                      pyparareal::relax_dense_adjoint};
+                      pyparareal::relax_dense_adjoint,
+                      pyparareal::newton_gru,
+                      pyparareal::newton_gru_workspace_bytes};
 
 }  // namespace
 
@@ -279,6 +281,9 @@ PYBIND11_MODULE(_core, module) {
              py::arg("slopes"), py::arg("scale"), py::arg("m"), py::arg("f").none(true), py::arg("g").none(true),
              py::arg("every").none(true), py::arg("target").none(true), py::arg("norms").none(true), py::arg("norm"),
              py::arg("stream").none(true), py::arg("threads"));
+  module.def("newton_gru", newton_gru, py::arg("out"), py::arg("jacobians").none(true), py::arg("residuals").none(true),
+             py::arg("updates").none(true), py::arg("u"), py::arg("products"), py::arg("gates"), py::arg("diagonal"),
+             py::arg("bias").none(true), py::arg("factor"), py::arg("stream").none(true), py::arg("threads"));
   module.def("build_info", build_info, "What this extension was built with.");
   module.def("select_simd", select_simd, py::arg("name"), "Choose the instruction set of the CPU kernels.");
   module.def("held_calls", held_calls, "Calls on foreign streams whose arrays are still held.");

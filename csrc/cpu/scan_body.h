@@ -283,11 +283,11 @@ void start_chain(Chain<T, d>& chain, const ScanTask<T>& task, const ScanRun<T>& 
                                                                       : T(-0.0);
 }
 
-template <class T, int d>
-void scan_run(const ScanTask<T>& task, const ScanRun<T>& of) {
+// The tiles of a run in their order: each finds what its rows are in `move`, and what becomes of them in `follow`.
+template <class T, int d, class Tile>
+void run_tiles(Tile& tile, const ScanTask<T>& task, const ScanRun<T>& of) {
   constexpr int width = scan_width<T, d>;
   Chain<T, d> chains[most_chains<T, d>];
-  ScanTile<T, d> tile(task, of);
   for (int64_t first = of.first_lane; first < of.last_lane; first += most_chains<T, d> * width) {
     const int64_t last = least(first + most_chains<T, d> * width, of.last_lane);
     const auto lanes_from = [&](int64_t lane) { return static_cast<int>(least(width, last - lane)); };
@@ -307,6 +307,12 @@ void scan_run(const ScanTask<T>& task, const ScanRun<T>& of) {
       }
     }
   }
+}
+
+template <class T, int d>
+void scan_run(const ScanTask<T>& task, const ScanRun<T>& of) {
+  ScanTile<T, d> tile(task, of);
+  run_tiles<T, d>(tile, task, of);
   if (of.around_caches) stream_fence();
 }
 

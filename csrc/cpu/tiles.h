@@ -10,6 +10,7 @@
 #include "dense_tiles.h"
 #include "gru_tiles.h"
 #include "mlp_tiles.h"
+#include "newton_gru_tiles.h"
 #include "pyparareal/layout.h"
 #include "relax_tiles.h"
 #include "scan_tiles.h"
@@ -46,6 +47,8 @@ struct TileSet {
   DenseTiles<float> dense_float32;
   ScanTiles<double> scan_float64;
   ScanTiles<float> scan_float32;
+  NewtonGruTiles<double> newton_gru_float64;
+  NewtonGruTiles<float> newton_gru_float32;
 };
 
 const TileSet& tiles_baseline();
@@ -131,6 +134,17 @@ inline const ScanTiles<double>& scan_tiles_of(const TileSet& set) {
 template <>
 inline const ScanTiles<float>& scan_tiles_of(const TileSet& set) {
   return set.scan_float32;
+}
+
+template <class T>
+const NewtonGruTiles<T>& newton_gru_tiles_of(const TileSet& set);
+template <>
+inline const NewtonGruTiles<double>& newton_gru_tiles_of(const TileSet& set) {
+  return set.newton_gru_float64;
+}
+template <>
+inline const NewtonGruTiles<float>& newton_gru_tiles_of(const TileSet& set) {
+  return set.newton_gru_float32;
 }
 
 }  // namespace pyparareal::cpu

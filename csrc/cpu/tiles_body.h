@@ -7,6 +7,8 @@
 #include "dense_body.h"
 #include "gru_body.h"
 
+#include "newton_gru_body.h"
+
 namespace pyparareal::cpu {
 namespace {
 
@@ -174,7 +176,9 @@ constexpr TileSet make_tile_set(const char* name) {
           make_dense_tiles<double>(),
           make_dense_tiles<float>(),
           make_scan_tiles<double>(),
-          make_scan_tiles<float>()};
+          make_scan_tiles<float>(),
+          make_newton_gru_tiles<double>(),
+          make_newton_gru_tiles<float>()};
 }
 
 }  // namespace

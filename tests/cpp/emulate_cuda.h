@@ -213,6 +213,10 @@ inline int atomicAdd(int* at, int value) {
   const int old = *at;
   return *at = old + value, old;
 }
+inline unsigned long long atomicMax(unsigned long long* at, unsigned long long value) {
+  const unsigned long long old = *at;
+  return *at = old > value ? old : value, old;
+}
 
 // The runtime calls in use. Streams are in order, and work is done when the call returns.
 enum cudaError_t {

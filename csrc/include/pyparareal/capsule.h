@@ -50,6 +50,9 @@ struct OpsTable {
   std::size_t (*relax_dense_workspace_bytes)(const ConstView&, int32_t);
   Status (*relax_dense_adjoint)(MutableView, ConstView, ConstView, ConstView, double, int64_t, ConstView, ConstView,
                                 MutableView, ConstView, MutableView, Norm, Exec);
+  Status (*newton_gru)(MutableView, MutableView, MutableView, MutableView, ConstView, ConstView, ConstView, ConstView,
+                       ConstView, double, Exec);
+  std::size_t (*newton_gru_workspace_bytes)(const ConstView&, int32_t);
 };
 
 }  // namespace pyparareal

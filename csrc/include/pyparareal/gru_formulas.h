@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The formulas of relax_gru and its adjoint, once, for host and device: each line rounds exactly as reference_gru.py
-// does. T is the dtype, V a scalar or a vector of it, Math as in mlp_formulas.h.
+// The formulas of relax_gru, its adjoint and newton_gru, once, for host and device: each line rounds exactly as
+// reference_gru.py does. T is the dtype, V a scalar or a vector of it, Math as in mlp_formulas.h.
 #pragma once
 
 #include "pyparareal/mlp_formulas.h"
@@ -26,6 +26,16 @@ struct GruGates {
   PYPARAREAL_HD V next(V h) const {
     const V moved = Math::fma(z, h - n, n);
     return z == T(1) ? h : moved;
+  }
+
+  // d next / d h of the unit itself, by the diagonals of W_r, W_z and W_n.
+  template <class Math>
+  PYPARAREAL_HD V own_derivative(V h, V w_r, V w_z, V w_n) const {
+    const V into_n = (T(1) - z) * (T(1) - n * n);
+    V j = Math::fma((h - n) * (z * (T(1) - z)), w_z, z);
+    j = Math::fma(into_n * s * (r * (T(1) - r)), w_r, j);
+    j = Math::fma(into_n * r, w_n, j);
+    return z == T(1) ? V{} + T(1) : j;
   }
 };
 

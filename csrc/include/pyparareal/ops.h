@@ -171,4 +171,20 @@ Status scan_block(MutableView u,    // [steps, batch, features..., d]; may be th
                   bool reverse, Exec exec);
 std::size_t scan_block_workspace_bytes(const ConstView& b, int32_t threads);
 
+// One iteration of Newton's method on a chain of gated recurrent units with the diagonals of its Jacobians
+// (reference_gru.py), F the step and J[i] = factor times the diagonal of its Jacobian at u[i]:
+//     u_new[i + 1] = F(u[i]) + J[i] d[i],   d[i + 1] = J[i] d[i] + F(u[i]) - u[i + 1],   d[0] = 0,   u_new[0] = u[0]
+// scan_diag of rows that are nowhere stored; its order of operations. The products with the weights are the caller's.
+Status newton_gru(MutableView out,        // [steps, batch..., hidden]: u_new without its first row
+                  MutableView jacobians,  // like out, the diagonals without the factor, or absent
+                  MutableView residuals,  // float64 [steps], the largest |F(u[i]) - u[i + 1]|, or absent
+                  MutableView updates,    // float64 [steps], the largest |d[i + 1]|, or absent
+                  ConstView u,            // [steps + 1, batch..., hidden]
+                  ConstView products,     // [steps, batch..., 3 hidden], weight u[i] of all i but the last
+                  ConstView gates,        // like products
+                  ConstView diagonal,     // [3, hidden], of W_r, W_z and W_n
+                  ConstView bias,         // [hidden], of the product within r's, or absent: zeros
+                  double factor, Exec exec);
+std::size_t newton_gru_workspace_bytes(const ConstView& u, int32_t threads);
+
 }  // namespace pyparareal

@@ -106,6 +106,8 @@ class GRUStep(HeldGates):
     Attributes
     ----------
     fused, compares, batch_invariant : see :class:`pyparareal.propagators.FusedPropagator`
+    newton_kinds : tuple of str
+        The Jacobians of ``newton_step``, where there are kernels.
     kernel_devices : tuple of str
         Where the kernels are used: on the CPU; on GPUs they are unmeasured.
     """
@@ -118,6 +120,7 @@ class GRUStep(HeldGates):
         here = gates.device.type in self.kernel_devices
         self.has_kernel = hold == 1 and here and gates.dtype in (torch.float32, torch.float64)
         self.fused = self.compares = self.batch_invariant = self.has_kernel
+        self.newton_kinds = ("diagonal",) if self.has_kernel and weight.dtype == gates.dtype else ()
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -147,6 +150,40 @@ class GRUStep(HeldGates):
         """Whether autograd follows a step, or a transformation of torch."""
         known = [u, *self.parameters]
         return not arrays.kernel_takes(u) or (torch.is_grad_enabled() and any(t.requires_grad for t in known))
+
+    def newton_step(
+        self,
+        u: Tensor,
+        points: slice,
+        factor: float,
+        *,
+        out: Tensor,
+        jacobians: Tensor,
+        scratch: dict[str, Tensor],
+    ) -> tuple[Tensor, Tensor] | None:
+        """An iteration of Newton's method by ``ops.newton_gru``, see :mod:`pyparareal.newton_fused`."""
+        if self._recorded(u):
+            return None
+        weight, gates = self.weight.detach(), self.gates.detach()[points]
+        rows = u.detach()[:-1].reshape(-1, u.shape[-1])
+        if "products" not in scratch:  # as many as there will ever be: later iterations have fewer slices
+            scratch["products"] = u.new_empty(len(rows), len(weight))
+            scratch["diagonal"] = torch.stack([w.diagonal() for w in weight.chunk(3)])
+        products = torch.mm(rows, weight.T, out=scratch["products"][: len(rows)])
+        residuals, updates = (torch.empty(len(out), dtype=torch.float64, device=u.device) for _ in range(2))
+        ops.newton_gru(
+            u.detach(),
+            products.view(gates.shape),
+            gates,
+            scratch["diagonal"],
+            None if self.bias is None else self.bias.detach(),
+            factor=factor,
+            jacobians=jacobians,
+            residuals=residuals,
+            updates=updates,
+            out=out,
+        )
+        return residuals, updates
 
     def states(self, u0: Tensor) -> Tensor:
         return gru_states(self.gates, self.weight, self.bias, u0) if self.has_kernel else super().states(u0)
