@@ -117,6 +117,7 @@ def _relaxations_on(host: list[Any], device: str) -> Any:
     yield from _recurrent_units_on(u, host[1], device)
     yield from _dense_layers_on(u, host[1], device)
     yield from _scans_on(u.dtype, device)
+    yield from _newton_on(u.dtype, device)
     if n == 3:
         lorenz = ("lorenz", (10, 28, 8 / 3), RK4, 0.001, 2)
         yield "relax_rk", ops.relax_rk(u.to(device), *lorenz), reference.relax_rk(_wide(u), *lorenz)
@@ -188,6 +189,20 @@ def _scans_on(dtype: Any, device: str) -> Any:
     blocks = torch.stack([vectors, vectors.flip(-1)], -1).contiguous()
     got = ops.scan_block(blocks.to(device), vectors.to(device), vectors[0].to(device))
     yield "scan_block", got, reference.scan_block(_wide(blocks), _wide(vectors), _wide(vectors[0]))
+
+
+def _newton_on(dtype: Any, device: str) -> Any:
+    """An iteration of Newton's method over more rows than a group has, of lanes that do not fill a block."""
+    steps, hidden = 300, 11
+    u = torch.arange((steps + 1) * 2 * hidden, dtype=dtype).sin().reshape(steps + 1, 2, hidden)
+    products, gates = (torch.arange(steps * 6 * hidden, dtype=dtype).reshape(steps, 2, -1) * s for s in (0.7, 1.3))
+    given = [u, products.sin(), gates.cos(), u[:3, 0].contiguous(), u[3, 0].contiguous()]
+    expected = reference.newton_gru(*map(_wide, given), 0.5)
+    more = [torch.empty(wanted.shape, dtype=torch.from_numpy(wanted).dtype, device=device) for wanted in expected[1:]]
+    names = ("jacobians", "residuals", "updates")
+    got = ops.newton_gru(*(t.to(device) for t in given), factor=0.5, **dict(zip(names, more, strict=True)))
+    for name, one, wanted in zip(("states", *names), (got, *more), expected, strict=True):
+        yield f"newton_gru, {name}", one, wanted
 
 
 def _wide(x: Any) -> np.ndarray[Any, Any]:

@@ -41,8 +41,8 @@ def newton_gru(
     ``u [steps + 1, batch..., hidden]`` has the start and a guess of all states that follow, ``products = u[:-1] @
     weight.T``, ``diagonal [3, hidden]`` the diagonals of ``W_r, W_z, W_n``. With ``F`` the step and ``J`` its diagonal
     times ``factor``, ``d[i+1] = J[i] d[i] + (F[i] - u[i+1])`` from ``d[0] = 0`` by ``scan_diag``, and ``u_new[i+1] =
-    F[i] + J[i] d[i]`` with the product that ``d[i+1]`` has: exactly ``F[i]`` where the state before no longer changes. The norms, float64 ``[steps]``, are
-    the largest ``|F[i] - u[i+1]|`` and ``|d[i+1]|``.
+    F[i] + J[i] d[i]`` with the product that ``d[i+1]`` has: exactly ``F[i]`` where the state before no longer changes.
+    The norms, float64 ``[steps]``, are the largest ``|F[i] - u[i+1]|`` and ``|d[i+1]|``.
     """
     with np.errstate(all="ignore"):
         f, jacobians = _linearised(u[:-1], products, gates, diagonal, bias)

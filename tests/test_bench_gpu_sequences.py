@@ -13,7 +13,8 @@ if not (ROOT / "bench").is_dir():
     pytest.skip("bench/ is not beside tests/", allow_module_level=True)
 sys.path.append(str(ROOT))
 
-from bench.cases.sequence_gpu_cases import GruSizes, Ways, gru_on  # noqa: E402
+from bench.cases.sequence_gpu_cases import GruSizes, NewtonSizes, Ways, gru_on, newton_step_on  # noqa: E402
+from pyparareal.nn.recurrent.cells import GRUStep  # noqa: E402
 
 
 @pytest.mark.filterwarnings("ignore:recurrence")  # a way that fails is in the table
@@ -30,3 +31,21 @@ def test_the_table_has_every_way_and_the_errors_are_looked_at(monkeypatch):
     wrong = Ways._serial
     monkeypatch.setattr(Ways, "_serial", lambda self, x: wrong(self, x) * 1.001)
     assert not gru_on("cpu", sizes).checked
+
+
+def test_the_fused_newton_step_is_compared_with_its_parts(monkeypatch):
+    sizes = NewtonSizes(shapes=((40, 2, 4),), repeats=1)
+    result = newton_step_on("cpu", sizes)
+    assert result.checked
+    assert {f"T40_B2_H4_newton_{way}_ms" for way in ("fused", "unfused")} <= set(result.metrics)
+    assert result.metrics["T40_B2_H4_fused_vs_unfused"] > 0
+    assert "wins" in result.notes
+    right = GRUStep.newton_step
+
+    def wrong(*args, out, **more):
+        norms = right(*args, out=out, **more)
+        out += 1e-3
+        return norms
+
+    monkeypatch.setattr(GRUStep, "newton_step", wrong)
+    assert not newton_step_on("cpu", sizes).checked

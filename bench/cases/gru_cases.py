@@ -4,6 +4,9 @@
 Layers are compared whole: the product with the inputs, the recurrence, and for a training step their backward pass.
 ``kernel`` is the recurrence alone. Of the large shapes the products fill a processor without any fusion: what is gained
 is least there, or lost.
+
+An iteration of Newton's method, ``newton_fused``, stands beside the same by steps, Jacobians and a scan, and beside
+what it competes with: the serial kernel, which ``newton_iterations`` of it replace.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ def gru_kernel() -> Result:
         for threads in dict.fromkeys((1, _timing.cores())):
             torch.set_num_threads(threads)
             _serial(total, threads)
+            _newton(total, threads)
         for name, shape in LARGE.items():
             _large(total, name, *shape)
     finally:
@@ -171,3 +175,82 @@ def _large(total: Result, name: str, length: int, batch: int, hidden: int) -> No
         median = _measure(total, f"{kind}_{name}", ways)
         total.metrics[f"{kind}_vs_nn_gru_{name}"] = median["nn_gru"] / median["layer"]
     total.checked &= layer.agree()
+
+
+def newton_calls(gates: Tensor, weight: Tensor, bias: Tensor, guess: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """One iteration on ``guess [T + 1, batch, hidden]``, by the fused step and by its parts, each from the same guess.
+
+    The states are copied first, which both pay for.
+    """
+    import torch
+
+    from pyparareal import TimeGrid
+    from pyparareal.linearise import Linearised, source_of
+    from pyparareal.newton import NewtonIteration
+    from pyparareal.newton_fused import FusedNewton
+    from pyparareal.nn.recurrent.cells import GRUStep
+    from pyparareal.runtime import LocalRuntime
+
+    def iteration(kind: Any) -> Callable[[], Tensor]:
+        before = GRUStep.kernel_devices
+        GRUStep.kernel_devices = ("cpu", "cuda") if kind is FusedNewton else before
+        try:
+            step = GRUStep(gates, weight, bias)
+        finally:
+            GRUStep.kernel_devices = before
+        made = kind(
+            step,
+            Linearised(step, source_of(step, guess[:1]), "diagonal"),
+            None,
+            TimeGrid(0, len(gates), len(gates)),
+            1,
+            damping=0.0,
+            trust=None,
+            tol=1e-5,
+            max_iterations=1,
+            norm="inf",
+            freeze=True,
+            keep_going=False,
+            runtime=LocalRuntime(),
+        )
+        u, f = torch.empty_like(guess), torch.empty_like(guess[1:])
+        made.jacobians = torch.empty_like(f)
+
+        def call() -> Tensor:
+            u.copy_(guess)
+            with torch.no_grad():
+                made._iterate(u, f, 0)
+            return u
+
+        return call
+
+    return {"newton_fused": iteration(FusedNewton), "newton_unfused": iteration(NewtonIteration)}
+
+
+def _newton(total: Result, threads: int) -> None:
+    import torch
+
+    from pyparareal import ops
+    from pyparareal.nn import GRU
+
+    layer, name = _Layer(LENGTH, BATCH, HIDDEN), f"{threads}_thread" + "s" * (threads > 1)
+    with torch.no_grad():
+        gates, weight = layer.gates(), layer.module.weight_hh_l0.detach()
+        bias = layer.module.bias_hh_l0.detach()[2 * HIDDEN :]
+    calls = newton_calls(gates, weight, bias, torch.zeros(LENGTH + 1, BATCH, HIDDEN))
+    total.checked &= bool((calls["newton_fused"]() - calls["newton_unfused"]()).abs().max() <= TOLERANCE)
+    u, every = layer.h0[None], torch.empty(1, LENGTH, BATCH, HIDDEN)
+    serial = {"serial": lambda: ops.relax_gru(u, gates[None], weight, bias, LENGTH, every=every, threads=threads)}
+    taken = {way: (call, LENGTH) for way, call in (calls | serial).items()}
+    median = _measure(total, f"newton_{name}", taken)
+    for way in calls:
+        total.metrics[f"ms_{way}_{name}"] = median[way] * LENGTH / 1e3
+    total.metrics[f"newton_fused_vs_unfused_{name}"] = median["newton_unfused"] / median["newton_fused"]
+    module = GRU.from_torch(layer.module, method="newton", jacobian="diagonal")
+    with torch.no_grad():
+        module(layer.x)
+    count = float(module.report[0].iterations)
+    ratio = median["serial"] / (count * median["newton_fused"])
+    total.metrics |= {"newton_iterations": count, f"newton_vs_serial_kernel_{name}": ratio}
+    if ratio < 1:
+        total.notes += f"; {name}: the serial kernel wins against {count:.0f} fused iterations, {1 / ratio:.2g} x"

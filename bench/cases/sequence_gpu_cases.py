@@ -12,10 +12,50 @@ from itertools import product
 from typing import Any
 
 from bench.cases import Result, case
+from bench.cases.gru_cases import newton_calls
 from bench.sequence_training import adding
 from pyparareal import _timing
 
 TOLERANCE = 1e-5  # of the largest state, against float64
+
+
+@dataclass(frozen=True)
+class NewtonSizes:
+    """Length, batch and hidden sizes."""
+
+    shapes: tuple[tuple[int, int, int], ...] = ((16_384, 8, 256), (16_384, 8, 64), (16_384, 64, 64))
+    repeats: int = 5
+
+
+@case("sequence.gpu_newton_step", suite="gpu", device="cuda")
+def gpu_newton_step() -> Result:
+    """An iteration of Newton's method on a GRU, fused and by its parts."""
+    return newton_step_on("cuda")
+
+
+def newton_step_on(device: str, sizes: NewtonSizes = NewtonSizes()) -> Result:
+    """``sequence.gpu_newton_step`` on torch tensors of ``device``."""
+    import torch
+
+    total, lines = Result({}, True), []
+    for length, batch, hidden in sizes.shapes:
+        torch.manual_seed(0)
+        weight = torch.randn(3 * hidden, hidden, device=device) * 0.3 / hidden**0.5
+        gates = torch.randn(length, batch, 3 * hidden, device=device)
+        guess = torch.zeros(length + 1, batch, hidden, device=device)
+        calls = newton_calls(gates, weight, torch.zeros(hidden, device=device), guess)
+        prefix = f"T{length}_B{batch}_H{hidden}_"
+        error = (calls["newton_fused"]() - calls["newton_unfused"]()).abs().max()
+        total.checked &= bool(error <= 2 * TOLERANCE)  # states are of size one, each way has its error
+        taken = _timing.interleave(calls, device=device, repeats=sizes.repeats, warmup=1)
+        total.samples |= {f"{prefix}{name}": list(s.seconds) for name, s in taken.items()}
+        total.metrics |= {f"{prefix}{name}_ms": s.median * 1e3 for name, s in taken.items()}
+        ratio = _timing.ratio(taken["newton_unfused"], taken["newton_fused"]).value
+        total.metrics[f"{prefix}fused_vs_unfused"] = ratio
+        if ratio < 1:
+            lines.append(f"T {length}, batch {batch}, hidden {hidden}: unfused wins, {1 / ratio:.2g} x")
+    total.notes = "; ".join(lines) or "fused wins everywhere"
+    return total
 
 
 @dataclass(frozen=True)

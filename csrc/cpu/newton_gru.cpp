@@ -47,9 +47,9 @@ void solve(const NewtonGruTask<T>& task, const ScanTask<T>& chain, const NewtonN
   double* const more = static_cast<double*>(exec.workspace);
   if (team > 1) std::fill_n(more, norm_numbers(chain, team), 0.0);
   share_lanes(chain, team, [&](const ScanRun<T>& part, int64_t rank) {
+    if (rank == 0) return run(task, chain, part, norms);
     double* const at = more + 2 * steps * (rank - 1);
-    const NewtonNorms own = {norms.residuals ? at : nullptr, norms.updates ? at + steps : nullptr};
-    run(task, chain, part, rank ? own : norms);
+    run(task, chain, part, {norms.residuals ? at : nullptr, norms.updates ? at + steps : nullptr});
   });
   for (int64_t rank = 1; rank < team; ++rank) {
     add_norms(norms.residuals, more + 2 * steps * (rank - 1), steps);
