@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import arrays, ops
 from .newton import NewtonIteration
 from .propagators import Propagator
 from .runtime import GraphRuntime, LocalRuntime, Runtime
@@ -27,9 +28,8 @@ Array = Any
 
 
 def fuses(
-    fine: Propagator, kind: str, m: int, damping: float | str, trust: float | None, tol: float | None, norm: str,
-    runtime: Runtime,
-) -> bool:  # fmt: skip
+    fine: Propagator, kind: str, m: int, damping: float | str, tol: float | None, norm: str, runtime: Runtime
+) -> bool:
     """Whether :class:`FusedNewton` does what these ask for.
 
     Without a tolerance the iterations are counted because their result is exact to the bit, which it does not promise.
@@ -39,7 +39,6 @@ def fuses(
         kind in getattr(fine, "newton_kinds", ())
         and m == 1
         and damping != "adaptive"
-        and trust is None
         and tol is not None
         and norm == "inf"
         and whole
@@ -49,6 +48,9 @@ def fuses(
 @dataclass
 class FusedNewton(NewtonIteration):
     """:class:`.NewtonIteration` by the propagator's own ``newton_step``.
+
+    Where a trust region might be in force, whose changes are scaled between the scan and the states, an iteration is
+    taken again by its parts.
 
     Attributes
     ----------
@@ -71,7 +73,20 @@ class FusedNewton(NewtonIteration):
                 scratch=self.scratch,
             )
             if norms is not None:
-                u[done + 1 :] = ends
                 self.fine_steps += len(ends)
-                return norms
+                if self._trusted(ends, *norms):
+                    u[done + 1 :] = ends
+                    return norms
         return super()._iterate(u, f, done)
+
+    def _trusted(self, ends: Array, residuals: Array, updates: Array) -> bool:
+        """Whether no change is larger than ``trust`` times the largest number in ``F``, for sure.
+
+        ``F = u_new - J d`` and ``J d[n] = d[n + 1] - r[n]``, so that ``|F|`` is at least ``|u_new| - |d| - |r|``; one
+        hundredth is more than the rounding errors of these.
+        """
+        if self.trust is None:
+            return True
+        largest = arrays.to_numpy(ops.slice_norms(ends, norm="max_abs")).max(initial=0.0)
+        d, r = (arrays.to_numpy(norms) for norms in (updates, residuals))
+        return bool(d.max(initial=0.0) <= 0.99 * self.trust * (largest - (d + r).max(initial=0.0)))

@@ -51,7 +51,7 @@ class NewtonRun:
         needed = options.jacobian != "none" and options.damping != 1
         source = source_of(self.fine, u0[None]) if needed else None
         self.kind = choose_kind(options.jacobian, self.fine, source) if needed else "none"
-        fused = fuses(self.fine, self.kind, m, options.damping, options.trust, common.tol, str(norm), common.runtime)
+        fused = fuses(self.fine, self.kind, m, options.damping, common.tol, str(norm), common.runtime)
         self.iterate = (FusedNewton if fused else NewtonIteration)(
             self.fine,
             Linearised(self.fine, source, self.kind) if source is not None and self.kind != "none" else None,

@@ -115,13 +115,28 @@ def test_the_layer_is_torchs(monkeypatch):
     assert len(calls) == ours.report[0].iterations > 1
 
 
+@pytest.mark.parametrize("trust", [0.05, 1.0])
+def test_a_trust_region_in_force_is_not_passed_over(monkeypatch, trust):
+    phi, u0 = gru(), start()
+    method = Newton("diagonal", trust=trust)
+    parts, taken = [], NewtonIteration._relax
+    monkeypatch.setattr(NewtonIteration, "_relax", lambda *a: parts.append(1) or taken(*a))
+    fused, calls = solved(phi, u0, True, monkeypatch, method=method)
+    by_parts = len(parts)
+    plain, _ = solved(phi, u0, False, monkeypatch, method=method)
+    assert calls == fused.iterations == plain.iterations
+    assert 0 < by_parts < fused.iterations  # the first changes are as large as the states, the last ones are not
+    eps = ROUNDINGS * torch.finfo(u0.dtype).eps
+    assert float((fused.u - plain.u).abs().max()) <= eps
+    assert fused.residuals == pytest.approx(plain.residuals, rel=1e-6, abs=eps)
+
+
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
         ({"kind": "full"}, "it has diagonals alone"),
         ({"m": 2}, "it takes one step per slice"),
         ({"damping": "adaptive"}, "its damping is one number"),
-        ({"trust": 0.25}, "the changes are not seen"),
         ({"tol": None}, "iterations are counted for results that are exact to the bit"),
         ({"norm": "l2"}, "its norms are the largest magnitudes"),
         ({"runtime": LocalRuntime(slices_per_call=8)}, "it takes all slices at once"),
@@ -130,7 +145,7 @@ def test_the_layer_is_torchs(monkeypatch):
     ],
 )
 def test_when_it_is_not_taken(changed, why):
-    given = {"fine": gru(), "kind": "diagonal", "m": 1, "damping": 0.0, "trust": None, "tol": 1e-6, "norm": "inf"}
+    given = {"fine": gru(), "kind": "diagonal", "m": 1, "damping": 0.0, "tol": 1e-6, "norm": "inf"}
     given |= {"runtime": LocalRuntime()}
     assert fuses(**given)
     assert not fuses(**given | changed), why
