@@ -23,9 +23,9 @@ from .frozen import Frozen
 from .kinds import check_blocks
 from .names import SerialNetwork, serial_names, stack_names
 from .parts import all_blocks, groups, refuse_ties
-from .policy import Plan, Policy, policy_of
+from .policy import Plan, Policy, adaptive
 from .report import SERIAL, DepthReport, Direction
-from .settings import POLICIES, Settings, check_common, settings_of
+from .settings import POLICIES, Settings, check_common, check_factors, settings_of
 from .solving import first_factor, one_by_one, solved
 from .stack import Stack
 
@@ -138,7 +138,7 @@ class LayerParallel(nn.Module):
         self.forward_settings, self.backward_settings = self._settings(base, forward, backward, policy, tol)
         if self.backward_settings.guess == "input":
             raise ValueError('guess: got "input" for the backward pass, expected "coarse" or "zero"')
-        _check_factors(self.m, self.forward_settings, self.backward_settings)
+        check_factors(self.m, self.forward_settings, self.backward_settings)
         refuse_ties(checked, (a, len(checked) - b), {"opening": opening, "closing": closing})
         self.opening, self.closing = opening, closing
         self.before = Stack(checked[:a], h) if a else None
@@ -166,7 +166,7 @@ class LayerParallel(nn.Module):
             settings_of("backward", backward, base, None, usual[1]),
         )
         if policy == "adaptive" or isinstance(policy, Policy):
-            self.policy = _adaptive(policy, both)
+            self.policy = adaptive(policy, both)
         return both
 
     # Running
@@ -196,6 +196,7 @@ class LayerParallel(nn.Module):
         """The stack, by what the mode and the policy say."""
         refuse_sharded(self.stack, RUNNING)
         plan, trains = None, self.training and torch.is_grad_enabled()
+        trains = trains and (u.requires_grad or any(p.requires_grad for p in self.stack.parameters()))
         forward, backward = self.forward_settings, self.backward_settings
         if self.policy is not None and self.mode == "parallel":
             plan = self.policy.next() if trains else self.policy.now()
@@ -249,7 +250,8 @@ class LayerParallel(nn.Module):
         events, batch = (self.policy.events, self.policy.batch) if self.policy is not None else ((), 0)
         exact = backward.exact_after(self._slices)
         return DepthReport(
-            self.stack.layers, first_factor(self.m), levels, forward, passes, events, batch, backward.stopping, exact
+            self.stack.layers, first_factor(self.m), levels, forward, passes, events, batch, backward.stopping, exact,
+            serial=forward is SERIAL,
         )  # fmt: skip
 
     def _watch(self, solution: Solution, report: DepthReport, plan: Plan | None) -> None:
@@ -354,37 +356,6 @@ class LayerParallel(nn.Module):
         if self.policy is not None:
             how = repr(self.policy)
         return f"layers={self.layers}, m={self.m}, levels={self.forward_settings.levels}, mode={self.mode!r}, {how}"
-
-
-def _adaptive(policy: Any, both: tuple[Settings, Settings]) -> Policy:
-    """The policy, starting with the iterations of the settings."""
-    forward, backward = both
-    for name, settings in (("forward", forward), ("backward", backward)):
-        if settings.tol is not None:
-            raise ValueError(f"{name}: got a tolerance with an adaptive policy, expected a number of iterations")
-        if settings.stopping != "jump":
-            raise ValueError(f'{name}: got stopping={settings.stopping!r} with an adaptive policy, expected "jump"')
-    found = policy_of(policy)
-    assert found is not None
-    counts = (forward.iterations or 0, backward.iterations or 0)
-    if not isinstance(policy, Policy):
-        return Policy(*counts)
-    if counts != (policy.forward, policy.backward):
-        raise ValueError(
-            f"policy: got one with {policy.forward} + {policy.backward} iterations, and {counts[0]} + {counts[1]} "
-            "besides, expected one or the other"
-        )
-    return found
-
-
-def _check_factors(m: Any, forward: Settings, backward: Settings) -> None:
-    """Refuse several factors where a direction has no levels for them."""
-    if isinstance(m, int):
-        return
-    for name, settings in (("forward", forward), ("backward", backward)):
-        levels = 1 if settings.serial else settings.levels
-        if levels is not None and len(m) > max(1, levels - 1):
-            raise ValueError(f"m: got {len(m)} factors, expected one, as {name} has {levels} levels")
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ... import checks
 from ..training_job.checkpoint import CheckpointError
 from .estimate import contraction, error_after, gradient_error, iteration_error
 from .report import DepthReport, Direction
+from .settings import Settings
 
 KEYS = ("batch", "forward", "backward", "serial", "probe_next", "usual", "events")
 
@@ -244,9 +244,19 @@ def _enough(direction: Direction, k: int, tol: float, most: int) -> int:
     return count
 
 
-def policy_of(given: Any) -> Policy | None:
-    """The adaptive policy among what ``policy=`` may be."""
-    if isinstance(given, Policy):
-        return given
-    checks.choose("policy", given, ("fixed", "tolerance", "one-shot", "adaptive"))
-    return Policy() if given == "adaptive" else None
+def adaptive(given: Policy | str, both: tuple[Settings, Settings]) -> Policy:
+    """``policy=`` of :class:`.LayerParallel`, starting with the iterations of the settings forward and backward."""
+    for name, settings in zip(("forward", "backward"), both, strict=True):
+        if settings.tol is not None:
+            raise ValueError(f"{name}: got a tolerance with an adaptive policy, expected a number of iterations")
+        if settings.stopping != "jump":
+            raise ValueError(f'{name}: got stopping={settings.stopping!r} with an adaptive policy, expected "jump"')
+    counts = (both[0].iterations or 0, both[1].iterations or 0)
+    if not isinstance(given, Policy):
+        return Policy(*counts)
+    if counts != (given.forward, given.backward):
+        raise ValueError(
+            f"policy: got one with {given.forward} + {given.backward} iterations, and {counts[0]} + {counts[1]} "
+            "besides, expected one or the other"
+        )
+    return given

@@ -90,16 +90,19 @@ class DepthReport:
     m : int
         Layers per slice.
     levels : int
-        Levels that were used; 1 for layers one after the other.
+        Levels that were used forward; 1 for layers one after the other.
     forward : Direction
     passes : list of BackwardPass
-        As torch's backward passes come by. Empty where autograd goes through the serial loop.
+        As torch's backward passes come by.
     events : tuple of str
         What the policy has decided so far, with the batches.
     batch : int
         The number of this training batch, as the adaptive policy counts; 0 without one.
+    measured_backward : {"jump", "residual"}
     backward_exact_after : int, optional
         Iterations that make the adjoint exact.
+    serial : bool
+        Whether layers follow each other in both directions; ``passes`` stays empty then.
     """
 
     layers: int
@@ -111,6 +114,7 @@ class DepthReport:
     batch: int = 0
     measured_backward: str = "jump"
     backward_exact_after: int | None = None
+    serial: bool = False
 
     @property
     def backward(self) -> list[Direction]:
@@ -137,10 +141,8 @@ class DepthReport:
 
         0 where all is exact to rounding, infinite where the iteration does not contract.
         """
-        if self.levels == 1 and not self.passes:
-            return 0.0
         if not self.passes:
-            return math.nan
+            return 0.0 if self.serial else math.nan
         last = self._backward(self.passes[-1])
         return gradient_error(self.forward.error, last.error, last.path)
 

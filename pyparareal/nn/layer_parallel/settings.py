@@ -31,9 +31,10 @@ class Settings:
         Converged when an iteration changes the states at the C-points by less than ``tol`` times their size (2-norms).
     levels, min_coarse, nu, omega, cycle, nested : see :class:`pyparareal.MGRIT`
     guess : {"coarse", "zero", "input"}
-        What iterations start from. "coarse": the first of them is only the coarse solve. It costs little, and for the
-        linear adjoint is all that one from zero would be. "zero" at every layer but the first; "input", forward only:
-        the input at every layer.
+        What iterations start from, in training too: nothing is kept from the batch before. "coarse": the first of them
+        is only the coarse solve. It costs little, and for the linear adjoint is nearly all that one from zero would be.
+        "zero" at every layer but the first. "input", forward only: the input at every layer, which makes the first a
+        full iteration; it is worth that where layers change the states little.
     stopping : {"jump", "residual"}
         What is measured and compared with ``tol``: the change of the C-points in an iteration, from which errors are
         estimated, or how far a slice ends from where the next one starts, which estimates nothing.
@@ -132,6 +133,16 @@ def check_common(m: Any, layers: int) -> Any:
             raise ValueError(f"m: got {factor}, expected a coarsening factor of at least 2")
     found = [max(2, min(factor, layers)) for factor in factors]
     return found if isinstance(m, Sequence) else found[0]
+
+
+def check_factors(m: Any, forward: Settings, backward: Settings) -> None:
+    """Refuse several factors where a direction has no levels for them."""
+    if isinstance(m, int):
+        return
+    for name, settings in (("forward", forward), ("backward", backward)):
+        levels = 1 if settings.serial else settings.levels
+        if levels is not None and len(m) > max(1, levels - 1):
+            raise ValueError(f"m: got {len(m)} factors, expected one, as {name} has {levels} levels")
 
 
 def ended(status: Status, failure: Status | None) -> str:

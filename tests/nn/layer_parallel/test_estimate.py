@@ -48,6 +48,8 @@ def test_reports_without_anything_to_tell():
     solved = Direction(Status.FIXED, 2, (math.nan, 0.1))
     report = DepthReport(64, 4, 2, solved)
     assert math.isnan(report.gradient_error)  # no backward pass yet
+    assert DepthReport(64, 4, 1, Direction(Status.SERIAL), serial=True).gradient_error == 0
+    assert math.isnan(DepthReport(64, 4, 1, Direction(Status.SERIAL)).gradient_error)  # backward may iterate
     report = DepthReport(64, 4, 2, solved, [BackwardPass(Status.SERIAL, size=1.0, path=2.0)])
     assert report.gradient_error == pytest.approx(3 * solved.error)
     assert "estimated relative error" in str(report)

@@ -244,6 +244,10 @@ def test_passes_that_do_not_train_are_not_counted():
     assert policy.batch == 0
     assert net.report.forward.iterations == 2
     net.train()
+    net.requires_grad_(False)
+    net(x)
+    assert policy.batch == 0
+    net.requires_grad_(True)
     net(x)
     assert policy.batch == 1
     assert net.report.forward.iterations == 4
