@@ -21,7 +21,7 @@ from .dense_step import dense_step, may_be_dense
 from .distributed import LOADING, RUNNING, refuse_sharded
 from .frozen import Frozen
 from .kinds import check_blocks
-from .names import SerialNetwork, serial_names, stack_names
+from .names import SerialNetwork, renumbered, serial_names, stack_names
 from .parts import all_blocks, groups, refuse_ties
 from .policy import Plan, Policy, adaptive
 from .report import SERIAL, DepthReport, Direction
@@ -231,8 +231,14 @@ class LayerParallel(nn.Module):
 
     def _frozen(self, u: Tensor) -> Frozen:
         # Trying new blocks saves tensors of its own, which checkpoints around the network must not count.
-        with torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
-            return self.stack.frozen(u)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+                return self.stack.frozen(u)
+        except (TypeError, ValueError) as error:
+            renamed = renumbered(str(error), self._firsts()["stack"].start)
+            if renamed == str(error):
+                raise
+            raise type(error)(renamed) from None
 
     def _propagator(self, frozen: Frozen, u: Tensor) -> Any:
         """What takes the layers: kernels where there are some."""

@@ -65,3 +65,9 @@ def stack_names(state: MutableMapping[str, Any], prefix: str, layers: Mapping[st
             if found and home:
                 inner = f"{home}.blocks.{int(found[1]) - layers[home].start}"
                 entries[f"{prefix}{inner}{found[2] or ''}"] = entries.pop(name)
+
+
+def renumbered(message: str, first: int) -> str:
+    """A message that begins with the name of a layer, with its number in the network; ``first`` is its stack's."""
+    found = re.match(r"blocks\.(\d+) \(", message)
+    return message if found is None else f"blocks.{int(found[1]) + first}{message[found.end(1) :]}"

@@ -26,6 +26,15 @@ class Failing(nn.Module):
         return torch.tanh(self.linear(u))
 
 
+@pytest.mark.parametrize("buffer", [(0, 0), (2, 1)])
+def test_errors_name_the_layer_of_the_network(buffer):
+    blocks = dense(8)
+    blocks[5] = nn.Linear(WIDTH, 3).double()
+    net = LayerParallel(blocks, h=0.1, m=2, buffer=buffer)
+    with pytest.raises(ValueError, match=r"^blocks\.5 \(Linear\): returned shape \(5, 3\), expected \(5, 6\)"):
+        net(torch.randn(BATCH, WIDTH, dtype=torch.float64))
+
+
 def test_exceptions_of_layers_reach_the_caller():
     net = LayerParallel([Failing(lambda u: True) for _ in range(8)], h=0.1, m=2)
     with pytest.raises(KeyError, match="from the user's layer"):
