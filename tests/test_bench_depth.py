@@ -113,6 +113,24 @@ def test_the_gap_is_in_units_of_the_spread():
         assert dt.largest_gap(records, "other", window=1) == pytest.approx(shift)
 
 
+def test_the_case_compares_every_way_with_the_serial_trainings(tmp_path, monkeypatch):
+    def eight_layers():
+        blocks, opening, closing = TASKS["peaks"].make()
+        return blocks[:8], opening, closing
+
+    task = dataclasses.replace(TASKS["peaks"], make=eight_layers, steps=20)
+    monkeypatch.setattr(depth_training_cases, "tasks", lambda: [task])
+    monkeypatch.setenv("PYPARAREAL_DEPTH_RUNS", str(tmp_path / "new" / "records.jsonl"))
+    result = depth_training_cases.training()
+    assert len(dt.load(tmp_path / "new" / "records.jsonl")) == 3 * len(dt.SEEDS)
+    # Two slices: exact after the first cycle, which only goes up, and another, so that nothing but rounding is left.
+    assert result.checked
+    assert result.metrics["largest_gap"] == result.metrics["peaks_adaptive_gap"] < 1e-3
+    assert result.metrics["peaks_fixed_gap"] < 1e-3
+    assert result.metrics["peaks_fixed_forward_most"] == result.metrics["peaks_fixed_backward_most"] == 2
+    assert result.metrics["peaks_fixed_events"] == 0
+
+
 def test_the_speed_of_dense_layers_comes_with_its_errors():
     result = depth_cases.dense_speed((4,), 64, repeats=1)
     assert result.checked

@@ -59,8 +59,8 @@ def tasks() -> list[Task]:
     }
     levels, pixels = depth_data.peaks(5000, 250), depth_data.digits(64)
     return [
-        Task("peaks", dense(32, 2, 8, 5, SmoothReLU), 1 / 32, 300, 1e-2, levels, cross_entropy, ways),
-        Task("digits", dense(128, 64, 32, 10, nn.Tanh), 4 / 128, 200, 2e-3, pixels, cross_entropy, ways),
+        Task("peaks", dense(32, 2, 8, 5, SmoothReLU), 1 / 32, 600, 1e-2, levels, cross_entropy, ways),
+        Task("digits", dense(128, 64, 32, 10, nn.Tanh), 4 / 128, 400, 2e-3, pixels, cross_entropy, ways),
         Task("text", transformer, TEXT["h"], 200, 2e-3, words, of_characters, ways),
     ]  # fmt: skip
 
