@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -59,13 +61,7 @@ def check_blocks(blocks: Any) -> list[nn.Module]:
                 f"blocks: got {name_of(i, block)} from torch.compile, which would run on parameters of its own; "
                 "expected the module that was compiled"
             )
-        for name, part in block.named_modules():
-            for key, value in vars(part).items():
-                if isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
-                    raise ValueError(
-                        f"blocks: got {name_of(i, block)}, whose {f'{name}.{key}'.lstrip('.')!r} requires grad but is "
-                        "no nn.Parameter, expected parameters: its gradient would be lost"
-                    )
+        _check_attributes(name_of(i, block), block)
         for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
             if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
                 raise ValueError(
@@ -73,6 +69,23 @@ def check_blocks(blocks: Any) -> list[nn.Module]:
                     "call it once"
                 )
     return found
+
+
+def _check_attributes(block_name: str, block: nn.Module) -> None:
+    parts = {id(part) for part in block.modules()}
+    for name, part in block.named_modules():
+        for key, value in vars(part).items():
+            here = f"{name}.{key}".lstrip(".")
+            if isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
+                raise ValueError(
+                    f"blocks: got {block_name}, whose {here!r} requires grad but is no nn.Parameter, expected "
+                    "parameters: its gradient would be lost"
+                )
+            if isinstance(value, FunctionType) and any(id(one) in parts for one in _closure(value)):
+                raise ValueError(
+                    f"blocks: got {block_name}, whose {here!r} is a function made with the module itself, expected a "
+                    "method: copies of the block would use the parameters of this one"
+                )
 
 
 def kinds(blocks: Sequence[nn.Module]) -> tuple[list[list[int]], dict[int, str]]:
@@ -137,7 +150,7 @@ def _why_alone(block: nn.Module, holders: Counter[int]) -> str | None:
 
 
 def _keeps(value: Any, parts: set[int]) -> str | None:
-    """What ``value`` holds beside modules' own dicts: a parameter, a module or a method of it that has its place there.
+    """What ``value`` holds beside modules' own dicts: a parameter, a module, or a function that knows one of these.
 
     A copy of the block with other parameters would still use the old ones through it.
     """
@@ -148,7 +161,16 @@ def _keeps(value: Any, parts: set[int]) -> str | None:
             return "parameters"
         if isinstance(one, nn.Module) or id(getattr(one, "__self__", None)) in parts:
             return "modules"
+        if isinstance(one, FunctionType) and (kept := _keeps([*_closure(one), *(one.__defaults__ or ())], parts)):
+            return kept
     return None
+
+
+def _closure(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # not set yet
+            if not isinstance(cell.cell_contents, FunctionType):  # it may be the function itself
+                yield cell.cell_contents
 
 
 def stacked(blocks: Sequence[nn.Module]) -> nn.Module:

@@ -36,7 +36,6 @@ class Shell:
         seen[id(module)] = new
         own = new.__dict__
         own.update(module.__dict__)
-        own.pop("_compiled_call_impl", None)  # bound to the module itself
         own["_parameters"] = {key: state.get(prefix + key, t) for key, t in module._parameters.items()}
         own["_buffers"] = {key: state.get(prefix + key, t) for key, t in module._buffers.items()}
         for key in module._buffers:

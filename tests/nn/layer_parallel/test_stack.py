@@ -368,9 +368,39 @@ class Bound(nn.Module):
         return self.function(u)
 
 
+class Doubled(torch.autograd.Function):
+    """Twice its argument; three times under vmap, which is somebody's mistake."""
+
+    @staticmethod
+    def forward(x):
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, w):
+        return 2 * w
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return 3 * x, in_dims[0]
+
+
+class Mistaken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, u):
+        return Doubled.apply(torch.tanh(self.linear(u)))
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
+        (Mistaken, "vmap gives other values than the block alone"),
         (Checkpointed, "vmap cannot run it"),
         (OwnFunction, "vmap cannot run it: In order to use an autograd.Function"),
         (Cached, None),

@@ -104,6 +104,23 @@ def test_wrong_calls():
         stack.frozen(inputs((3, 5), 1)[0])
 
 
+class Closed(nn.Module):
+    """Finds its parameters by a function that was made with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.function = lambda u: torch.tanh(self.linear(u))
+
+    def forward(self, u):
+        return self.function(u)
+
+
+def test_functions_that_no_copy_takes_along_are_refused():
+    with pytest.raises(ValueError, match=r"blocks.0 \(Closed\), whose 'function' is a function made with the module"):
+        Stack([Closed(), Closed()])
+
+
 def test_tensors_that_are_no_parameters_are_refused():
     block = dense()
     block[1].scale = torch.ones(8, requires_grad=True)
