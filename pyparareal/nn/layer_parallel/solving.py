@@ -52,7 +52,7 @@ def solved(
         step,
         u,
         TimeGrid(0, step.steps, step.steps),
-        m=first_factor(m) if forward.serial else m,
+        m=m,
         tol=forward.tol,
         method=forward.method(),
         max_iterations=forward.iterations or (1 if forward.tol is None else None),

@@ -120,6 +120,16 @@ def test_serial_mode_is_autograd_itself():
     assert net.report.forward.iterations == 2
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+def test_states_that_are_kept(recompute):
+    kept = []
+    net = network(40, m=4, recompute=recompute)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        net(inputs())
+    states = [shape[0] for shape in kept if shape[1:] == (BATCH, WIDTH)]
+    assert max(states) == (11 if recompute else 41)
+
+
 def test_without_gradients():
     net, x = network(m=4, forward=30), inputs()
     expected = net.serial()(x)

@@ -140,6 +140,8 @@ def test_refined_networks_are_deeper_and_nearly_the_same():
     finer, finest = net.refine(2), net.refine(4)
     assert (finer.layers, finer.before.layers, finer.after.layers) == (80, 4, 2)
     assert finer.forward_settings == net.forward_settings
+    watched = network(12, m=2, policy="adaptive").refine()
+    assert watched.policy.batch == 0
     with torch.no_grad():
         y = [one(x) for one in (net, finer, finest)]
     first, second = float((y[1] - y[0]).norm()), float((y[2] - y[1]).norm())

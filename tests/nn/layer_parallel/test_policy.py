@@ -103,11 +103,19 @@ def test_a_batch_that_looks_wrong_makes_the_next_one_a_probe():
 
 
 def test_an_estimate_that_the_last_probe_has_found_too_high_does_not_probe_again():
-    # Three iterations alone would estimate 0.5^3 in each direction, above the tolerance of 0.2, and do so every time.
-    policy = Policy(3, 3, probe_every=100, tol=0.2, most=3)
+    # Three iterations alone would estimate 0.5^3 in each direction, above twice the tolerance, and do so every time.
+    policy = Policy(3, 3, probe_every=100, tol=0.1, most=3)
     policy._usual = 0.25
     policy._probe_next = False
     assert not any(plan.probe for plan in run(policy, 5, 0.5, 0.5))
+
+
+def test_a_scheduled_probe_without_a_backward_pass_is_repeated():
+    policy = Policy(2, 2, probe_every=3)
+    run(policy, 2, 0.1, 0.1)
+    assert policy.next().probe
+    assert run(policy, 1, 0.1, 0.1)[0].probe
+    assert not run(policy, 1, 0.1, 0.1)[0].probe
 
 
 def test_failures():
@@ -251,6 +259,16 @@ def test_passes_that_do_not_train_are_not_counted():
     net(x)
     assert policy.batch == 1
     assert net.report.forward.iterations == 4
+
+
+def test_backward_passes_in_evaluation_teach_nothing():
+    policy = Policy(2, 2, tol=1e-9, most=12)
+    policy._probe_next = False
+    net = network(policy).eval()
+    before = policy.state_dict()
+    batch(net)
+    assert net.report.gradient_error > 2 * policy.tol
+    assert policy.state_dict() == before
 
 
 def test_a_probe_without_a_backward_pass_is_repeated():
