@@ -22,11 +22,7 @@ def register_gradient(
 
     Calls within ``torch.func`` other than ``vmap``, and with tangents of forward mode, raise NotImplementedError.
     """
-    op = getattr(torch.ops.pyparareal, name).default
-
-    def below(keyset: Any, args: tuple[Any, ...]) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+    op, below = getattr(torch.ops.pyparareal, name).default, _below_autograd(name)
 
     def forward_and_keep(ctx: Any, *args: Any) -> Any:
         output = below(args[-1], args[:-1])
@@ -55,6 +51,30 @@ def register_gradient(
         return below(keyset, args)
 
     library.impl(name, impl, "Autograd", with_keyset=True)
+
+
+def refuse_derivatives(library: torch.library.Library, name: str) -> None:
+    """The op ``name`` of ``library``, which writes into an argument, raises where :func:`register_gradient`'s would.
+
+    Without this it would write into what has a tangent, or belongs to a transform, and leave the derivative as it was.
+    """
+    below = _below_autograd(name)
+
+    def impl(keyset: Any, *args: Any) -> Any:
+        _refuse_other_derivatives(name, args)
+        return below(keyset, args)
+
+    library.impl(name, impl, "Autograd", with_keyset=True)
+
+
+def _below_autograd(name: str) -> Callable[[Any, tuple[Any, ...]], Any]:
+    op = getattr(torch.ops.pyparareal, name).default
+
+    def below(keyset: Any, args: tuple[Any, ...]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    return below
 
 
 def _refuse_other_derivatives(name: str, args: tuple[Any, ...]) -> None:

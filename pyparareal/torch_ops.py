@@ -18,7 +18,8 @@ op                        value                                           gradie
 These return new tensors, and so do the scans (:mod:`pyparareal.torch_scan`). A name with ``_`` appended
 (``parareal_update_(out, ...)``) writes into its first argument instead, returns nothing, and refuses
 tensors that require grad. Norms other than ``sum_squares`` are not differentiable: their backward raises.
-``torch.func.vmap`` maps the functional ones.
+``torch.func.vmap`` maps the functional ones. Forward mode and the other transforms of ``torch.func`` raise
+NotImplementedError (:mod:`pyparareal.torch_autograd`).
 
 All run on the current stream, on CPU and CUDA tensors of float64, float32, float16 and bfloat16; wrong
 arguments raise the errors of :mod:`pyparareal.ops`, whose functions cost less per call.
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from pyparareal import ops
 from pyparareal import torch_scan as torch_scan
+from pyparareal.torch_autograd import refuse_derivatives, register_gradient
 
 _SCHEMAS = {
     "parareal_update": "(Tensor f_old, Tensor g_new, Tensor g_old) -> Tensor",
@@ -255,9 +257,10 @@ def register() -> None:
         qualified = f"pyparareal::{name}"
         torch.library.register_fake(qualified, _FAKES.get(name, _nothing), lib=library)
         if name not in _GRADIENTS:
+            refuse_derivatives(library, name)
             continue
         backward, keep = _GRADIENTS[name]
-        torch.library.register_autograd(qualified, backward, setup_context=keep, lib=library)
+        register_gradient(library, name, backward, keep)
         op = getattr(torch.ops.pyparareal, name)
         mapped = _map_slices(op) if name in ("slice_norms", "parareal_update_jump") else _map_batch(op)
         torch.library.register_vmap(qualified, mapped, lib=library)

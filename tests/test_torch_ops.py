@@ -167,6 +167,30 @@ def test_mutating_ops_refuse_what_they_would_not_differentiate():
     assert torch.equal(out, before)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("name", [*NAMES, *(f"{name}_" for name in NAMES)])
+def test_derivatives_that_are_not_there_are_refused(name):
+    # torch by itself drops the tangents of forward mode, and of ops that write all of torch.func's, in silence.
+    op, forward = getattr(P, name), torch.autograd.forward_ad
+    args = list((mutating() if name.endswith("_") else functional())[name])
+    at = 2 if name == "parareal_update_jump_" else 1 if name.endswith("_") else 0  # its first input
+    x = args[at]
+
+    def f(x):
+        outputs = [torch.zeros_like(a) for a in args[:at]]
+        found = op(*outputs, x, *args[at + 1 :])
+        return sum(y.sum() for y in (outputs or (found if isinstance(found, tuple) else (found,))))
+
+    f(x)
+    for transform in (torch.func.grad(f), torch.func.jacrev(f), lambda x: torch.func.jvp(f, (x,), (x,))):
+        with pytest.raises(NotImplementedError, match=f"^{name}: got a transform of torch.func, expected torch.autogr"):
+            transform(x)
+    with forward.dual_level():
+        with pytest.raises(NotImplementedError, match=f"^{name}: got a tangent of forward mode"):
+            f(forward.make_dual(x, x))
+        f(x)  # within, but without a tangent
+
+
 def test_wrong_arguments_raise_the_errors_of_ops():
     f, g, h = states(3)
     with pytest.raises(TypeError, match=r"^g_old: got dtype float32, expected float64 like f_old$"):
