@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bench.depth_training import Task
 
 TEXT: dict[str, Any] = {"batch": 8, "length": 32, "width": 32, "heads": 4, "layers": 32, "h": 0.25}
-FIXED, ADAPTIVE = "fixed", "adaptive"
+FIXED, ADAPTIVE, TIGHT = "fixed", "adaptive", "tolerance"
 
 
 def record() -> Path:
@@ -57,10 +57,11 @@ def tasks() -> list[Task]:
         FIXED: {"m": 4, "forward": 2, "backward": 2},
         ADAPTIVE: {"m": 4, "forward": 2, "backward": 2, "policy": partial(Policy, probe_every=20)},
     }
+    more = ways | {TIGHT: {"m": 4, "tol": 1e-4}}  # where there are kernels: many iterations
     levels, pixels = depth_data.peaks(5000, 250), depth_data.digits(64)
     return [
-        Task("peaks", dense(32, 2, 8, 5, SmoothReLU), 1 / 32, 600, 1e-2, levels, cross_entropy, ways),
-        Task("digits", dense(128, 64, 32, 10, nn.Tanh), 4 / 128, 400, 2e-3, pixels, cross_entropy, ways),
+        Task("peaks", dense(32, 2, 8, 5, SmoothReLU), 1 / 32, 600, 1e-2, levels, cross_entropy, more),
+        Task("digits", dense(128, 64, 32, 10, nn.Tanh), 4 / 128, 400, 2e-3, pixels, cross_entropy, more),
         Task("text", transformer, TEXT["h"], 200, 2e-3, words, of_characters, ways),
     ]  # fmt: skip
 

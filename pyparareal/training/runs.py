@@ -148,7 +148,7 @@ class TrainingRuns:
 
         Parameters
         ----------
-        checkpoint : path, optional
+        checkpoint : str or path-like, optional
             Written after every cycle; where there is one, the run goes on from it, to the same bits.
         callback : callable, optional
             ``callback(first step of the window, cycle, residual)``.

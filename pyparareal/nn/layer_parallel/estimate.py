@@ -12,7 +12,7 @@ The gradient is ``sum_i (dPhi_i/dtheta)(u_i)^T lambda_{i+1}``. A relative error 
 is one of the gradient too. The relative error ``e_f`` of the states enters twice: in the gradient that the loss sends
 back and in ``dPhi/dtheta``, to first order by as much as it is, if both are about as sensitive as they are large; and
 in each transposed Jacobian, ``lambda_i = lambda_{i+1} + h f'(u_i)^T lambda_{i+1}``, whose second term changes by about
-``e_f |lambda_i - lambda_{i+1}|``. These add up to ``e_f`` times the path of ``lambda`` in units of itself, hence
+``e_f |lambda_i - lambda_{i+1}|``. These add up to ``e_f`` times the path of ``lambda`` in units of itself::
 
     error ~ e_b + (1 + path) e_f,    path = sum_n |lambda_n - lambda_{n+1}| / |lambda_n|.
 
