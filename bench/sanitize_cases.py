@@ -156,6 +156,16 @@ def _recurrent_units_on(u: Any, other: Any, device: str) -> Any:
     expected = reference.relax_gru_adjoint(_wide(states), *plain, _wide(other))
     for name, one, wanted in zip(("start", "gates", "hidden"), got, expected, strict=True):
         yield f"relax_gru_adjoint, {name}", one, wanted
+    for precision in ("tf32x3", "tf32") if device != "cpu" and u.dtype == torch.float32 else ():
+        # Tensor cores do not give the reference's bits; but those of the first slice are the same without the others.
+        state, side, back, wide = u.to(device), here[0], other.to(device), states.to(device)
+        got = ops.relax_gru(state, *here, 2, precision=precision)[:1]
+        alone = ops.relax_gru(state[:1], side[:1], *here[1:], 2, precision=precision)
+        yield f"relax_gru, {precision}", got, alone.cpu().numpy()
+        got = ops.relax_gru_adjoint(wide, *here, back, precision=precision)
+        alone = ops.relax_gru_adjoint(wide[:1], side[:1], *here[1:], back[:1], precision=precision)
+        for name, one, wanted in zip(("start", "gates", "hidden"), got, alone, strict=True):
+            yield f"relax_gru_adjoint, {precision}, {name}", one[:1], wanted.cpu().numpy()
 
 
 def _dense_layers_on(u: Any, other: Any, device: str) -> Any:

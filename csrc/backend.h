@@ -83,7 +83,17 @@ std::size_t relax_dense_workspace_bytes(const ConstView& u, int32_t threads);
 }  // namespace cpu
 namespace cuda {
 PYPARAREAL_DECLARE_BACKEND
-}
+
+// On tensor cores, float32 alone.
+Status relax_gru_mma(const MutableView& out, const ConstView& u, const ConstView& gates, const ConstView& weight,
+                     const ConstView& bias, int64_t m, const ConstView& f, const ConstView& g, const MutableView& every,
+                     const EndNorms& norms, Precision precision, const Exec& exec);
+Status relax_gru_adjoint_mma(const MutableView& d_start, const MutableView& d_gates, const MutableView& d_hidden,
+                             const ConstView& u, const ConstView& gates, const ConstView& weight, const ConstView& bias,
+                             const ConstView& d_end, const ConstView& d_every, Precision precision, const Exec& exec);
+std::size_t relax_gru_mma_workspace_bytes(const ConstView& u);
+std::size_t relax_gru_adjoint_mma_workspace_bytes(const ConstView& d_end);
+}  // namespace cuda
 #undef PYPARAREAL_DECLARE_BACKEND
 
 namespace cuda {

@@ -82,55 +82,71 @@ struct Gradients {
 
 }  // namespace
 
-std::size_t relax_gru_workspace_bytes(const ConstView& u, int32_t threads) {
+std::size_t relax_gru_workspace_bytes(const ConstView& u, [[maybe_unused]] Precision precision, int32_t threads) {
   if (u.ndim < 2 || u.ndim >= max_ndim || no_elements(u)) return 0;
 #if PYPARAREAL_WITH_CUDA
-  if (u.device == Device::cuda) return cuda::relax_gru_workspace_bytes(u, threads);
+  if (u.device == Device::cuda)
+    return precision == Precision::exact ? cuda::relax_gru_workspace_bytes(u, threads)
+                                         : cuda::relax_gru_mma_workspace_bytes(u);
 #endif
   return cpu::relax_gru_workspace_bytes(u, threads);
 }
 
-std::size_t relax_gru_adjoint_workspace_bytes(const ConstView& d_end, int32_t threads) {
+std::size_t relax_gru_adjoint_workspace_bytes(const ConstView& d_end, [[maybe_unused]] Precision precision,
+                                              int32_t threads) {
   if (d_end.ndim < 2 || d_end.ndim >= max_ndim || no_elements(d_end)) return 0;
 #if PYPARAREAL_WITH_CUDA
-  if (d_end.device == Device::cuda) return cuda::relax_gru_adjoint_workspace_bytes(d_end, threads);
+  if (d_end.device == Device::cuda)
+    return precision == Precision::exact ? cuda::relax_gru_adjoint_workspace_bytes(d_end, threads)
+                                         : cuda::relax_gru_adjoint_mma_workspace_bytes(d_end);
 #endif
   return cpu::relax_gru_adjoint_workspace_bytes(d_end, threads);
 }
 
 Status relax_gru(MutableView out, ConstView u, ConstView gates, ConstView weight, ConstView bias, int64_t m,
                  ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
-                 Exec exec) {
+                 Precision precision, Exec exec) {
   const Operands all(out, u, m, f, g, every, target, norms, norm);
   const Operand sides("gates", gates), matrix("weight", weight), vector("bias", bias);
-  const Status status =
-      first_failure([&] { return wide(all.u); }, [&] { return valid_weights(matrix, vector, all.u); },
-                    [&] { return valid_relaxation(all, {sides, matrix, vector}, exec); },
-                    [&] { return valid_gates(sides, all.u, m); }, [&] { return validate::apart(all.out, matrix); },
-                    [&] { return valid_scratch("relax_gru", relax_gru_workspace_bytes(u, 1), u, all, exec); });
+  const Status status = first_failure(
+      [&] { return wide(all.u); }, [&] { return valid_precision(precision, all.u); },
+      [&] { return valid_weights(matrix, vector, all.u); },
+      [&] { return valid_relaxation(all, {sides, matrix, vector}, exec); },
+      [&] { return valid_gates(sides, all.u, m); }, [&] { return validate::apart(all.out, matrix); },
+      [&] { return valid_scratch("relax_gru", relax_gru_workspace_bytes(u, precision, 1), u, all, exec); });
   if (!status.ok()) return status;
   if (no_elements(u)) return norms_of_nothing(target, norms, norm, exec);
   const EndNorms ends = end_norms(out, every, target, norms, norm, exec);
   return on_device(
       u.device, [&] { return cpu::relax_gru(out, u, gates, weight, bias, m, f, g, every, ends, exec); },
-      [&] { return cuda::relax_gru(out, u, gates, weight, bias, m, f, g, every, ends, exec); });
+      [&] {
+        return precision == Precision::exact
+                   ? cuda::relax_gru(out, u, gates, weight, bias, m, f, g, every, ends, exec)
+                   : cuda::relax_gru_mma(out, u, gates, weight, bias, m, f, g, every, ends, precision, exec);
+      });
 }
 
 Status relax_gru_adjoint(MutableView d_start, MutableView d_gates, MutableView d_hidden, ConstView u, ConstView gates,
-                         ConstView weight, ConstView bias, ConstView d_end, ConstView d_every, Exec exec) {
+                         ConstView weight, ConstView bias, ConstView d_end, ConstView d_every, Precision precision,
+                         Exec exec) {
   const Gradients all{{"d_start", d_start}, {"d_gates", d_gates}, {"d_hidden", d_hidden}, {"u", u},
                       {"gates", gates},     {"weight", weight},   {"bias", bias},         {"d_end", d_end},
                       {"d_every", d_every}};
   const Status status = first_failure(
-      [&] { return wide(all.d_end); }, [&] { return all.valid_inputs(); }, [&] { return all.valid_outputs(); },
-      [&] { return valid_exec(exec); },
-      [&] { return validate::workspace("relax_gru_adjoint", relax_gru_adjoint_workspace_bytes(d_end, 1), exec); });
+      [&] { return wide(all.d_end); }, [&] { return valid_precision(precision, all.d_end); },
+      [&] { return all.valid_inputs(); }, [&] { return all.valid_outputs(); }, [&] { return valid_exec(exec); },
+      [&] {
+        return validate::workspace("relax_gru_adjoint", relax_gru_adjoint_workspace_bytes(d_end, precision, 1), exec);
+      });
   if (!status.ok() || no_elements(d_end)) return status;
   return on_device(
       u.device,
       [&] { return cpu::relax_gru_adjoint(d_start, d_gates, d_hidden, u, gates, weight, bias, d_end, d_every, exec); },
       [&] {
-        return cuda::relax_gru_adjoint(d_start, d_gates, d_hidden, u, gates, weight, bias, d_end, d_every, exec);
+        return precision == Precision::exact
+                   ? cuda::relax_gru_adjoint(d_start, d_gates, d_hidden, u, gates, weight, bias, d_end, d_every, exec)
+                   : cuda::relax_gru_adjoint_mma(d_start, d_gates, d_hidden, u, gates, weight, bias, d_end, d_every,
+                                                 precision, exec);
       });
 }
 

@@ -57,6 +57,19 @@ inline Status like_steps(const validate::Operand& operand, const Operands& all, 
   return {};
 }
 
+// Of the operand that says where and in what the products are.
+inline Status valid_precision(Precision precision, const validate::Operand& operand) {
+  static const char* const names[] = {"exact", "tf32x3", "tf32"};
+  const int code = static_cast<int>(precision);
+  if (code < 0 || code > 2)
+    return validate::fail(StatusCode::invalid_value,
+                          "precision: got code %d, expected 0 (exact), 1 (tf32x3) or 2 (tf32)", code);
+  if (precision == Precision::exact || (operand.device == Device::cuda && operand.dtype == DType::float32)) return {};
+  return validate::fail(
+      StatusCode::invalid_value, "precision: got %s for %s of %s on %s, expected exact, or float32 on CUDA",
+      names[code], operand.name, validate::name_of(operand.dtype), operand.device == Device::cuda ? "CUDA" : "the CPU");
+}
+
 inline Status valid_outputs(const Operands& all, std::initializer_list<validate::Operand> coefficients) {
   const auto check = [&](const validate::Operand& output, const validate::Operand& other) -> Status {
     if (output.ndim == 0) return {};

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pyparareal.arrays import Array, empty, empty_like, namespace
 
 _NORMS = {"sum_squares": 0, "sum_abs": 1, "max_abs": 2}
+_PRECISIONS = {"exact": 0, "tf32x3": 1, "tf32": 2}
 
 
 def norm_code(norm: str) -> int:
@@ -14,6 +15,14 @@ def norm_code(norm: str) -> int:
         return _NORMS[norm]
     except (KeyError, TypeError):
         raise ValueError(f"norm: got {norm!r}, expected one of {', '.join(_NORMS)}") from None
+
+
+def precision_code(precision: str) -> int:
+    """What ``_core`` calls the precision of this name."""
+    try:
+        return _PRECISIONS[precision]
+    except (KeyError, TypeError):
+        raise ValueError(f"precision: got {precision!r}, expected one of {', '.join(_PRECISIONS)}") from None
 
 
 def new(argument: str, like: Array, slices: int | None = None) -> Array:

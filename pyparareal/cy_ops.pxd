@@ -21,6 +21,9 @@ cdef extern from "pyparareal/types.h" namespace "pyparareal" nogil:
     enum class StatusCode(int32_t):
         ok, invalid_value, invalid_type, cuda_error
 
+    enum class Precision(int32_t):
+        exact, tf32x3, tf32
+
     enum class Boundary(int32_t):
         zero, periodic
 
@@ -140,12 +143,12 @@ cdef extern from "pyparareal/capsule.h" namespace "pyparareal" nogil:
         size_t (*relax_mlp_sgd_workspace_bytes)(const ConstView&, const Mlp&, int32_t) noexcept
         Status (*relax_gru)(
             MutableView, ConstView, ConstView, ConstView, ConstView, int64_t, ConstView, ConstView, MutableView,
-            ConstView, MutableView, Norm, Exec) noexcept
-        size_t (*relax_gru_workspace_bytes)(const ConstView&, int32_t) noexcept
+            ConstView, MutableView, Norm, Precision, Exec) noexcept
+        size_t (*relax_gru_workspace_bytes)(const ConstView&, Precision, int32_t) noexcept
         Status (*relax_gru_adjoint)(
             MutableView, MutableView, MutableView, ConstView, ConstView, ConstView, ConstView, ConstView, ConstView,
-            Exec) noexcept
-        size_t (*relax_gru_adjoint_workspace_bytes)(const ConstView&, int32_t) noexcept
+            Precision, Exec) noexcept
+        size_t (*relax_gru_adjoint_workspace_bytes)(const ConstView&, Precision, int32_t) noexcept
         Status (*scan_diag)(MutableView, ConstView, ConstView, ConstView, bint, Exec) noexcept
         size_t (*scan_diag_workspace_bytes)(const ConstView&, int32_t) noexcept
         Status (*scan_block)(MutableView, ConstView, ConstView, ConstView, bint, Exec) noexcept
@@ -195,12 +198,14 @@ cdef Status relax_mlp_sgd(
 cdef size_t relax_mlp_sgd_workspace_bytes(const ConstView& u, const Mlp& net, int32_t threads) noexcept nogil
 cdef Status relax_gru(
     MutableView out, ConstView u, ConstView gates, ConstView weight, ConstView bias, int64_t m, ConstView f,
-    ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil
-cdef size_t relax_gru_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil
+    ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Precision precision,
+    Exec exec) noexcept nogil
+cdef size_t relax_gru_workspace_bytes(const ConstView& u, Precision precision, int32_t threads) noexcept nogil
 cdef Status relax_gru_adjoint(
     MutableView d_start, MutableView d_gates, MutableView d_hidden, ConstView u, ConstView gates, ConstView weight,
-    ConstView bias, ConstView d_end, ConstView d_every, Exec exec) noexcept nogil
-cdef size_t relax_gru_adjoint_workspace_bytes(const ConstView& d_end, int32_t threads) noexcept nogil
+    ConstView bias, ConstView d_end, ConstView d_every, Precision precision, Exec exec) noexcept nogil
+cdef size_t relax_gru_adjoint_workspace_bytes(
+    const ConstView& d_end, Precision precision, int32_t threads) noexcept nogil
 cdef Status relax_dense(
     MutableView out, ConstView u, ConstView weight, ConstView bias, double h, DenseActivation activation, int64_t m,
     MutableView slopes, ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,

@@ -107,22 +107,24 @@ cdef size_t relax_mlp_sgd_workspace_bytes(const ConstView& u, const Mlp& net, in
 
 cdef Status relax_gru(
         MutableView out, ConstView u, ConstView gates, ConstView weight, ConstView bias, int64_t m, ConstView f,
-        ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil:
-    return table.relax_gru(out, u, gates, weight, bias, m, f, g, every, target, norms, norm, exec)
+        ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
+        Precision precision, Exec exec) noexcept nogil:
+    return table.relax_gru(out, u, gates, weight, bias, m, f, g, every, target, norms, norm, precision, exec)
 
 
-cdef size_t relax_gru_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil:
-    return table.relax_gru_workspace_bytes(u, threads)
+cdef size_t relax_gru_workspace_bytes(const ConstView& u, Precision precision, int32_t threads) noexcept nogil:
+    return table.relax_gru_workspace_bytes(u, precision, threads)
 
 
 cdef Status relax_gru_adjoint(
         MutableView d_start, MutableView d_gates, MutableView d_hidden, ConstView u, ConstView gates, ConstView weight,
-        ConstView bias, ConstView d_end, ConstView d_every, Exec exec) noexcept nogil:
-    return table.relax_gru_adjoint(d_start, d_gates, d_hidden, u, gates, weight, bias, d_end, d_every, exec)
+        ConstView bias, ConstView d_end, ConstView d_every, Precision precision, Exec exec) noexcept nogil:
+    return table.relax_gru_adjoint(d_start, d_gates, d_hidden, u, gates, weight, bias, d_end, d_every, precision, exec)
 
 
-cdef size_t relax_gru_adjoint_workspace_bytes(const ConstView& d_end, int32_t threads) noexcept nogil:
-    return table.relax_gru_adjoint_workspace_bytes(d_end, threads)
+cdef size_t relax_gru_adjoint_workspace_bytes(
+        const ConstView& d_end, Precision precision, int32_t threads) noexcept nogil:
+    return table.relax_gru_adjoint_workspace_bytes(d_end, precision, threads)
 
 
 cdef Status relax_dense(

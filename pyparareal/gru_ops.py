@@ -9,6 +9,21 @@ The arrays have the layout of ``torch.nn.GRU``: of its ``x [T, batch, input]``, 
 ``x @ weight_ih.T + bias_ih``, with the first two thirds of ``bias_hh`` added to the first two thirds; ``weight`` is
 ``weight_hh``, ``bias`` the last third of ``bias_hh``. A view ``[slices, m, batch, 3 hidden]`` of it cuts it into
 slices.
+
+``precision`` says how the products with ``weight`` are formed; anything but ``"exact"`` is of float32 on CUDA alone,
+and refused elsewhere. With ``u = 2**-24``, ``S = sum_k |W_k| |h_k|`` of a product, and up to the rounding of the gates
+(a few ``u``):
+
+- ``"exact"``: fused multiply-adds in the order of the index; the CPU's bits. Error at most ``hidden u S``.
+- ``"tf32x3"``: tensor cores. Every factor is split into two numbers of 11 bits, of whose four products three are kept
+  (Ootomo and Yokota 2022): ``8 u S``. Blocks of 16 terms are summed by the tensor cores, which round towards zero,
+  ``36 u S`` at most, and the ``hidden / 16`` blocks by ordinary additions: at most ``(hidden / 16 + 48) u S`` in all.
+  A state or weight that is infinite, or that rounds to infinity, gives NaN.
+- ``"tf32"``: tensor cores, factors rounded to 11 bits: ``2**-10 S`` from the factors, ``2**-22 hidden S`` at most
+  from the sums.
+
+Both are deterministic: the order of their sums is fixed, and the bits of a row depend on that row alone, not on how
+many others there are.
 """
 
 from __future__ import annotations
@@ -16,7 +31,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyparareal import _core
-from pyparareal._outputs import new, norm_code
+from pyparareal._outputs import new, norm_code, precision_code
 from pyparareal.arrays import Array
 
 
@@ -36,13 +51,14 @@ def relax_gru(
     out: Array | None = None,
     stream: Any = None,
     threads: int | None = None,
+    precision: str = "exact",
 ) -> Array:
     """All ``m`` steps ``h <- n + z (h - n)`` of every slice, with the gates of ``torch.nn.GRU``.
 
     ``r = s(gates_r + W_r h)``, ``z = s(gates_z + W_z h)``, ``n = tanh(gates_n + r (W_n h + bias))``, ``s`` the sigmoid
     (Cho et al. 2014, equations 5 to 8, with the reset gate after the product). Where ``z`` is 1, as for ``gates_z`` of
-    infinity, a step keeps the state bit for bit. The bits of a row do not depend on the others, on threads or on the
-    device.
+    infinity, a step keeps the state bit for bit. The bits of a row do not depend on the others, on threads or, with
+    ``precision="exact"``, on the device.
 
     Parameters
     ----------
@@ -57,11 +73,13 @@ def relax_gru(
     m, f, g, every, target, norms, norm, out : see :mod:`pyparareal.relax_ops`.
     threads : int, optional
         See :mod:`pyparareal.ops`; None is 0. Threads share the rows: slices times batch.
+    precision : str
+        See :mod:`pyparareal.gru_ops`.
     """
     if out is None and every is None:
         out = new("u", u)
     given = (f, g, every, target, norms, norm_code(norm), stream, 0 if threads is None else threads)
-    _core.relax_gru(out, u, gates, weight, bias, m, *given)
+    _core.relax_gru(out, u, gates, weight, bias, m, *given, precision_code(precision))
     return every if out is None else out
 
 
@@ -79,6 +97,7 @@ def relax_gru_adjoint(
     out: Array | None = None,
     stream: Any = None,
     threads: int | None = None,
+    precision: str = "exact",
 ) -> Any:
     """Gradients of the start states, of ``gates`` and of ``W_n h + bias``: the transpose of :func:`relax_gru`.
 
@@ -104,6 +123,7 @@ def relax_gru_adjoint(
     out : array, like ``d_end``, optional
         Receives the gradient of the start states; may be the same view as ``d_end``. Allocated if absent.
     stream, threads : see :mod:`pyparareal.ops`; None is 0.
+    precision : see :mod:`pyparareal.gru_ops`. With that of the forward call the gates are those of the forward call.
 
     Returns
     -------
@@ -120,7 +140,8 @@ def relax_gru_adjoint(
         d_gates = new("gates", gates) if d_gates is None else d_gates
         d_hidden = new("u", u) if d_hidden is None else d_hidden
     threads = 0 if threads is None else threads
-    _core.relax_gru_adjoint(out, d_gates, d_hidden, u, gates, weight, bias, d_end, d_every, stream, threads)
+    given = (u, gates, weight, bias, d_end, d_every, stream, threads, precision_code(precision))
+    _core.relax_gru_adjoint(out, d_gates, d_hidden, *given)
     return out if only_start else (out, d_gates, d_hidden)
 
 

@@ -13,7 +13,16 @@ if not (ROOT / "bench").is_dir():
     pytest.skip("bench/ is not beside tests/", allow_module_level=True)
 sys.path.append(str(ROOT))
 
-from bench.cases.sequence_gpu_cases import GruSizes, NewtonSizes, Ways, gru_on, newton_step_on  # noqa: E402
+from bench.cases.sequence_gpu_cases import (  # noqa: E402
+    GruSizes,
+    NewtonSizes,
+    Precisions,
+    PrecisionSizes,
+    Ways,
+    gru_on,
+    newton_step_on,
+    precision_on,
+)
 from pyparareal.nn.recurrent.cells import GRUStep  # noqa: E402
 
 
@@ -49,3 +58,17 @@ def test_the_fused_newton_step_is_compared_with_its_parts(monkeypatch):
 
     monkeypatch.setattr(GRUStep, "newton_step", wrong)
     assert not newton_step_on("cpu", sizes).checked
+
+
+def test_the_precisions_are_compared_with_cudnn_and_with_float64(monkeypatch):
+    # On the CPU there is but one.
+    sizes = PrecisionSizes(table=((1, 20, 2, 4), (3, 5, 2, 6)), precisions=("exact",), repeats=1)
+    result = precision_on("cpu", sizes)
+    assert result.checked
+    for prefix in ("N1_m20_B2_H4_", "N3_m5_B2_H6_"):
+        assert result.metrics[f"{prefix}exact_max_rel_err"] <= 1e-5
+        assert {f"{prefix}{name}_ms" for name in ("cudnn", "forward_exact", "adjoint_exact")} <= set(result.metrics)
+        assert result.metrics[f"{prefix}adjoint_exact_vs_exact"] == 1
+    wrong = Precisions._forward
+    monkeypatch.setattr(Precisions, "_forward", lambda self, p: wrong(self, p).mul_(1.001))
+    assert not precision_on("cpu", sizes).checked

@@ -100,6 +100,118 @@ def gru_on(device: str, sizes: GruSizes = GruSizes()) -> Result:
     return total
 
 
+@dataclass(frozen=True)
+class PrecisionSizes:
+    """``table``: slices, steps of each, batch and hidden size; a single slice is the serial kernel."""
+
+    table: tuple[tuple[int, int, int, int], ...] = (
+        (1, 2048, 8, 64),
+        (1, 2048, 8, 256),
+        (1, 2048, 64, 128),
+        (128, 128, 8, 64),
+        (128, 128, 8, 128),
+        (128, 128, 8, 256),
+        (128, 128, 64, 128),
+        (128, 128, 64, 256),
+    )
+    precisions: tuple[str, ...] = ("exact", "tf32x3", "tf32")
+    repeats: int = 3
+
+
+# Of the largest state against float64. The error of a step is in gru_ops.py; here are up to 2,048 steps of an untrained
+# unit, which forgets its errors within tens of steps.
+PRECISION_TOLERANCES = {"exact": 1e-5, "tf32x3": 1e-5, "tf32": 1e-2}
+
+
+@case("sequence.gpu_gru_precision", suite="gpu", device="cuda")
+def gpu_gru_precision() -> Result:
+    """``relax_gru`` and its adjoint, exact and on tensor cores, and cuDNN on as many steps of the same sequences."""
+    return precision_on("cuda")
+
+
+def precision_on(device: str, sizes: PrecisionSizes = PrecisionSizes()) -> Result:
+    """``sequence.gpu_gru_precision`` on torch tensors of ``device``."""
+    total, lines = Result({}, True), []
+    for slices, steps, batch, hidden in sizes.table:
+        prefix = f"N{slices}_m{steps}_B{batch}_H{hidden}_"
+        call = Precisions(slices, steps, batch, hidden, device)
+        taken = _timing.interleave(call.calls(sizes.precisions), device=device, repeats=sizes.repeats, warmup=1)
+        total.samples |= {prefix + name: list(s.seconds) for name, s in taken.items()}
+        total.metrics |= {f"{prefix}{name}_ms": s.median * 1e3 for name, s in taken.items()}
+        for precision in sizes.precisions:
+            for direction in ("forward", "adjoint"):
+                ratio = _timing.ratio(taken[f"{direction}_exact"], taken[f"{direction}_{precision}"]).value
+                total.metrics[f"{prefix}{direction}_{precision}_vs_exact"] = ratio
+            versus = _timing.ratio(taken["cudnn"], taken[f"forward_{precision}"]).value
+            total.metrics[f"{prefix}forward_{precision}_vs_cudnn"] = versus
+            error = call.error(precision)
+            total.metrics[f"{prefix}{precision}_max_rel_err"] = error
+            total.checked &= error <= PRECISION_TOLERANCES[precision]
+        best = min(sizes.precisions, key=lambda p: taken[f"forward_{p}"].median)
+        lines.append(f"{prefix[:-1]}: {best}")
+    total.notes = "fastest forward: " + "; ".join(lines)
+    return total
+
+
+class Precisions:
+    """One recurrence of ``slices * steps`` steps, cut into slices that start at zero, for the stopwatch.
+
+    cuDNN takes all of its steps one after the other from one start state: what slices are there to avoid.
+    """
+
+    def __init__(self, slices: int, steps: int, batch: int, hidden: int, device: str) -> None:
+        import torch
+
+        torch.manual_seed(hidden)
+        self.steps, self.theirs = steps, torch.nn.GRU(8, hidden).to(device)
+        self.x = torch.randn(slices * steps, batch, 8, device=device)
+        with torch.no_grad():
+            bias = torch.cat([self.theirs.bias_hh_l0[: 2 * hidden], torch.zeros(hidden, device=device)])
+            sides = self.x @ self.theirs.weight_ih_l0.T + self.theirs.bias_ih_l0 + bias
+        self.gates = sides.reshape(slices, steps, batch, 3 * hidden)
+        self.weight = self.theirs.weight_hh_l0.detach()
+        self.bias = self.theirs.bias_hh_l0.detach()[2 * hidden :].clone()
+        self.start = torch.zeros(slices, batch, hidden, device=device)
+        self.every = torch.empty(slices, steps, batch, hidden, device=device)
+        self.d_end = torch.randn(slices, batch, hidden, device=device)
+        self.d_gates = torch.empty_like(self.gates)
+
+    def calls(self, precisions: tuple[str, ...]) -> dict[str, Callable[[], Any]]:
+        """cuDNN, and both directions with every precision."""
+        calls: dict[str, Callable[[], Any]] = {"cudnn": self._theirs}
+        for precision in precisions:
+            calls[f"forward_{precision}"] = lambda p=precision: self._forward(p)
+            calls[f"adjoint_{precision}"] = lambda p=precision: self._adjoint(p)
+        return calls
+
+    def _theirs(self) -> None:
+        import torch
+
+        with torch.no_grad():
+            self.theirs(self.x)
+
+    def _forward(self, precision: str) -> Any:
+        from pyparareal import ops
+
+        given = (self.start, self.gates, self.weight, self.bias, self.steps)
+        return ops.relax_gru(*given, every=self.every, precision=precision)
+
+    def _adjoint(self, precision: str) -> Any:
+        from pyparareal import ops
+
+        given = (self.every, self.gates, self.weight, self.bias, self.d_end)
+        return ops.relax_gru_adjoint(*given, d_gates=self.d_gates, precision=precision)
+
+    def error(self, precision: str) -> float:
+        """Of the states after all steps of the slices, against float64, in units of the largest."""
+        from pyparareal import ops
+
+        self._forward(precision)
+        wide = [a.double() for a in (self.start, self.gates, self.weight, self.bias)]
+        exact = ops.relax_gru(*wide, self.steps)
+        return float((self.every[:, -1] - exact).abs().max() / exact.abs().max())
+
+
 class Ways:
     """The ways to run one layer on one input, for the stopwatch."""
 

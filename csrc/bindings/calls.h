@@ -159,10 +159,10 @@ void rk_launched(py::handle out, py::handle u, py::handle dt, py::handle times, 
 // gru.cpp
 void relax_gru(py::handle out, py::handle u, py::handle gates, py::handle weight, py::handle bias, py::handle m,
                py::handle f, py::handle g, py::handle every, py::handle target, py::handle norms, int norm,
-               py::handle stream, py::handle threads);
+               py::handle stream, py::handle threads, int precision);
 void relax_gru_adjoint(py::handle d_start, py::handle d_gates, py::handle d_hidden, py::handle u, py::handle gates,
                        py::handle weight, py::handle bias, py::handle d_end, py::handle d_every, py::handle stream,
-                       py::handle threads);
+                       py::handle threads, int precision);
 
 // dense.cpp
 void relax_dense(py::handle out, py::handle u, py::handle weight, py::handle bias, py::handle h, int activation,

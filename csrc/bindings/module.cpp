@@ -263,11 +263,11 @@ PYBIND11_MODULE(_core, module) {
   module.def("relax_gru", relax_gru, py::arg("out").none(true), py::arg("u"), py::arg("gates"), py::arg("weight"),
              py::arg("bias").none(true), py::arg("m"), py::arg("f").none(true), py::arg("g").none(true),
              py::arg("every").none(true), py::arg("target").none(true), py::arg("norms").none(true), py::arg("norm"),
-             py::arg("stream").none(true), py::arg("threads"));
+             py::arg("stream").none(true), py::arg("threads"), py::arg("precision") = 0);
   module.def("relax_gru_adjoint", relax_gru_adjoint, py::arg("d_start"), py::arg("d_gates").none(true),
              py::arg("d_hidden").none(true), py::arg("u"), py::arg("gates"), py::arg("weight"),
              py::arg("bias").none(true), py::arg("d_end"), py::arg("d_every").none(true), py::arg("stream").none(true),
-             py::arg("threads"));
+             py::arg("threads"), py::arg("precision") = 0);
   module.def("scan_diag", scan_diag, py::arg("out"), py::arg("a"), py::arg("b"), py::arg("start").none(true),
              py::arg("reverse"), py::arg("stream").none(true), py::arg("threads"));
   module.def("scan_block", scan_block, py::arg("out"), py::arg("a"), py::arg("b"), py::arg("start").none(true),

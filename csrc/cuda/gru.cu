@@ -4,8 +4,7 @@
 // into the workspace once and come from L2 at every step. A thread has one hidden unit of four rows at a time, so that
 // each weight it reads is used four times; every sum is one chain in the order of its index, as on the CPU.
 #include "../backend.h"
-#include "launch.cuh"
-#include "pyparareal/gru.h"
+#include "gru_rows.cuh"
 #include "pyparareal/gru_formulas.h"
 
 namespace pyparareal::cuda {
@@ -13,19 +12,9 @@ namespace {
 
 inline constexpr int quad = 4, most_rows = 16, most_threads = 512;
 
-// Rows are spread over so many blocks before any gets more than a quad: the multiprocessors of an H100.
-inline constexpr int64_t wanted_blocks = 132;
-
 template <class T>
 struct alignas(16) Quad {
   T row[quad];
-};
-
-// Where a row of each operand is; null where there is none.
-template <class T>
-struct RowPointers {
-  const T *u, *gates, *f, *g, *d_every;
-  T *every, *out, *d_gates, *d_hidden;
 };
 
 // Shared memory of a block, in bytes: states and gradients [units, rows], pointers, and the transposed weights
@@ -133,11 +122,6 @@ __device__ __forceinline__ int live_rows(const GruPlan& plan, const ColumnSpace&
   return static_cast<int>(left < plan.rows ? left : plan.rows);
 }
 
-template <class Operand>
-__device__ __forceinline__ auto row_of(const Operand& operand, int64_t slice, int64_t batch) {
-  return operand.data ? operand.column(slice, batch) : decltype(operand.data){};
-}
-
 template <class T>
 __global__ void __launch_bounds__(most_threads, 1) forward_kernel(GruTask<T> task, GruPlan plan, const T* streamed) {
   char* shared = block_scratch<char>();
@@ -152,13 +136,7 @@ __global__ void __launch_bounds__(most_threads, 1) forward_kernel(GruTask<T> tas
     const int live = live_rows(plan, c.space, first_row);
     T *h = reinterpret_cast<T*>(shared), *next = h + plan.hidden * plan.rows;
     __syncthreads();
-    for (int row = me; row < plan.rows; row += all) {
-      const int64_t column = first_row + (row < live ? row : live - 1);
-      const int64_t slice = column / c.space.batches, batch = column % c.space.batches;
-      at[row].u = row_of(c.u, slice, batch), at[row].gates = row_of(task.gates, slice, batch);
-      at[row].f = row_of(c.f, slice, batch), at[row].g = row_of(c.g, slice, batch);
-      at[row].every = row_of(c.every, slice, batch), at[row].out = row_of(c.out, slice, batch);
-    }
+    for (int row = me; row < plan.rows; row += all) at[row] = rows_of(task, first_row + (row < live ? row : live - 1));
     __syncthreads();
     for (int i = me; i < plan.hidden * plan.rows; i += all)
       h[i] = at[i % plan.rows].u[static_cast<int64_t>(i / plan.rows) * c.u.stride];
@@ -277,17 +255,10 @@ __global__ void __launch_bounds__(most_threads)
     const AdjointRows<T> net{task,         plan, plan.in_shared ? own : streamed, at, h, h + size, h + 2 * size,
                              h + 3 * size, live};
     __syncthreads();
-    for (int row = me; row < plan.rows; row += all) {
-      const int64_t column = first_row + (row < live ? row : live - 1);
-      const int64_t slice = column / task.space.batches, batch = column % task.space.batches;
-      at[row].u = row_of(task.u, slice, batch), at[row].gates = row_of(task.gates, slice, batch);
-      at[row].d_every = row_of(task.d_every, slice, batch), at[row].d_gates = row_of(task.d_gates, slice, batch);
-      at[row].d_hidden = row_of(task.d_hidden, slice, batch), at[row].out = row_of(task.d_start, slice, batch);
-      at[row].f = row_of(task.d_end, slice, batch);
-    }
+    for (int row = me; row < plan.rows; row += all) at[row] = rows_of(task, first_row + (row < live ? row : live - 1));
     __syncthreads();
     for (int i = me; i < size; i += all)
-      net.d[i] = at[i % plan.rows].f[static_cast<int64_t>(i / plan.rows) * task.d_end.stride];
+      net.d[i] = at[i % plan.rows].d_end[static_cast<int64_t>(i / plan.rows) * task.d_end.stride];
     for (int64_t j = task.m - 1; j >= 0; --j) {
       __syncthreads();
       net.load_states(j);
@@ -329,15 +300,6 @@ Status launch_steps(const char* name, void (*kernel)(Task, GruPlan, const T*), c
                 plan, streamed);
 }
 
-Status too_wide(const ConstView& states) {
-  Status status;
-  status.code = StatusCode::invalid_value;
-  std::snprintf(status.message, sizeof status.message,
-                "u: got %lld hidden units, expected fewer: the states of %d rows do not fit into shared memory",
-                static_cast<long long>(states.shape[states.ndim - 1]), quad);
-  return status;
-}
-
 }  // namespace
 
 std::size_t relax_gru_workspace_bytes(const ConstView& u, int32_t) { return bytes_for(u, false); }
@@ -347,7 +309,7 @@ Status relax_gru(const MutableView& out, const ConstView& u, const ConstView& ga
                  const ConstView& bias, int64_t m, const ConstView& f, const ConstView& g, const MutableView& every,
                  const EndNorms& norms, const Exec& exec) {
   const GruPlan plan = plan_for(u, false);
-  if (plan.bytes > most_shared(u.device_id)) return too_wide(u);
+  if (plan.bytes > most_shared(u.device_id)) return too_wide(u, quad);
 
   const DeviceGuard guard(u.device_id);
   if (!guard.status().ok()) return guard.status();
@@ -364,7 +326,7 @@ Status relax_gru_adjoint(const MutableView& d_start, const MutableView& d_gates,
                          const ConstView& u, const ConstView& gates, const ConstView& weight, const ConstView& bias,
                          const ConstView& d_end, const ConstView& d_every, const Exec& exec) {
   const GruPlan plan = plan_for(d_end, true);
-  if (plan.bytes > most_shared(u.device_id)) return too_wide(d_end);
+  if (plan.bytes > most_shared(u.device_id)) return too_wide(d_end, quad);
 
   const DeviceGuard guard(u.device_id);
   if (!guard.status().ok()) return guard.status();

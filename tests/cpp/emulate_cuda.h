@@ -7,12 +7,15 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <string>
@@ -63,6 +66,7 @@ struct Fiber {
   unsigned mask = 0, delta = 0, width = 0;
   std::size_t bytes = 0;
   alignas(16) unsigned char given[16], received[16];
+  void* operands = nullptr;  // of what a whole warp does
 };
 
 struct Machine {
@@ -199,7 +203,71 @@ T shuffle_down(unsigned mask, T value, unsigned delta, unsigned width, const cha
   return value;
 }
 
+// The last thread of a warp to arrive does what all 32 do together: act(operands of each).
+template <class Operands, class Act>
+void whole_warp(Operands& operands, const Act& act, const char* site) {
+  const unsigned first = machine.running - machine.running % 32;
+  Fiber& own = *machine.fibers[machine.running];
+  own.site = site, own.mask = ~0u, own.width = 0, own.bytes = sizeof(Operands), own.operands = &operands;
+  own.state = State::shuffle;
+  if (first + 32 > machine.threads) misuse("a warp has not all of its threads");
+  for (unsigned i = first; i < first + 32; ++i) {
+    const Fiber& other = *machine.fibers[i];
+    if (other.state != State::shuffle) return wait();
+    if (other.width != 0 || other.bytes != own.bytes || std::strcmp(other.site, site) != 0)
+      misuse("threads of a warp wait at different places");
+  }
+  Operands* all[32];
+  for (unsigned i = 0; i < 32; ++i) {
+    all[i] = static_cast<Operands*>(machine.fibers[first + i]->operands);
+    machine.fibers[first + i]->state = State::ready;
+  }
+  act(all);
+}
+
+// What tensor cores do, at its worst: products of tf32 are exact, and their sum is rounded towards zero.
+struct Mma {
+  uint32_t a[4], b[2];
+  float d[4];
+};
+
+inline float towards_zero(double x) {
+  const float nearest = static_cast<float>(x);
+  if (!(std::fabs(static_cast<double>(nearest)) > std::fabs(x)) || std::isinf(x)) return nearest;
+  return std::nextafter(nearest, 0.0f);
+}
+
+inline void multiply_tf32(Mma* const* all) {
+  double a[16][8], b[8][8];
+  const auto number = [](uint32_t bits) {
+    if (bits & 0x1fffu) misuse("an operand of a product is not tf32");
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return static_cast<double>(x);
+  };
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) a[lane / 4 + 8 * (i % 2)][lane % 4 + 4 * (i / 2)] = number(all[lane]->a[i]);
+    for (int i = 0; i < 2; ++i) b[lane % 4 + 4 * i][lane / 4] = number(all[lane]->b[i]);
+  }
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+      double sum = all[lane]->d[i];
+      for (int k = 0; k < 8; ++k) sum += a[row][k] * b[k][column];
+      all[lane]->d[i] = towards_zero(sum);
+    }
+}
+
 }  // namespace emulate
+
+inline void emulated_mma_m16n8k8(float (&d)[4], std::initializer_list<uint32_t> a, std::initializer_list<uint32_t> b) {
+  emulate::Mma own;
+  std::copy(a.begin(), a.end(), own.a);
+  std::copy(b.begin(), b.end(), own.b);
+  std::copy(d, d + 4, own.d);
+  emulate::whole_warp(own, emulate::multiply_tf32, "mma.sync");
+  std::copy(own.d, own.d + 4, d);
+}
 
 #define EMULATED_TEXT_OF(x) #x
 #define EMULATED_TEXT(x) EMULATED_TEXT_OF(x)

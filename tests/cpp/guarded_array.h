@@ -153,6 +153,18 @@ class Array {
     std::memcpy(initial_.data(), storage_, initial_.size());
   }
 
+  // Other elements, which count as those that were there: change(float) of each float32.
+  template <class Change>
+  void change(const Change& change) {
+    each([&](char* at) {
+      float x;
+      std::memcpy(&x, at, sizeof x);
+      x = change(x);
+      std::memcpy(at, &x, sizeof x);
+    });
+    std::memcpy(initial_.data(), storage_, initial_.size());
+  }
+
   bool unchanged() const { return std::memcmp(storage_, initial_.data(), initial_.size()) == 0; }
 
   bool unchanged_outside() {

@@ -9,7 +9,7 @@ namespace pyparareal {
 
 inline constexpr const char* ops_capsule_name = "pyparareal._core.ops_table";
 // Raised when an entry changes or goes; appended entries only grow `bytes`.
-inline constexpr uint32_t ops_table_version = 2;
+inline constexpr uint32_t ops_table_version = 3;
 
 struct OpsTable {
   uint32_t version;
@@ -36,11 +36,11 @@ struct OpsTable {
                           ConstView, ConstView, MutableView, ConstView, MutableView, Norm, Exec);
   std::size_t (*relax_mlp_sgd_workspace_bytes)(const ConstView&, const Mlp&, int32_t);
   Status (*relax_gru)(MutableView, ConstView, ConstView, ConstView, ConstView, int64_t, ConstView, ConstView,
-                      MutableView, ConstView, MutableView, Norm, Exec);
-  std::size_t (*relax_gru_workspace_bytes)(const ConstView&, int32_t);
+                      MutableView, ConstView, MutableView, Norm, Precision, Exec);
+  std::size_t (*relax_gru_workspace_bytes)(const ConstView&, Precision, int32_t);
   Status (*relax_gru_adjoint)(MutableView, MutableView, MutableView, ConstView, ConstView, ConstView, ConstView,
-                              ConstView, ConstView, Exec);
-  std::size_t (*relax_gru_adjoint_workspace_bytes)(const ConstView&, int32_t);
+                              ConstView, ConstView, Precision, Exec);
+  std::size_t (*relax_gru_adjoint_workspace_bytes)(const ConstView&, Precision, int32_t);
   Status (*scan_diag)(MutableView, ConstView, ConstView, ConstView, bool, Exec);
   std::size_t (*scan_diag_workspace_bytes)(const ConstView&, int32_t);
   Status (*scan_block)(MutableView, ConstView, ConstView, ConstView, bool, Exec);

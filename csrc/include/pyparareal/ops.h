@@ -115,14 +115,15 @@ Status relax_mlp_sgd(MutableView out, ConstView u, const Mlp& net,
 std::size_t relax_mlp_sgd_workspace_bytes(const ConstView& u, const Mlp& net, int32_t threads);
 
 // Phi is one step of a gated recurrent unit on the last axis of u (reference_gru.py); where its z is 1 it keeps u as it
-// is. Sums have the order of their index. u has a last axis of `hidden` units.
+// is. Sums have the order of their index. u has a last axis of `hidden` units. On tensor cores, with another precision
+// than exact and float32 alone, the bits are not the CPU's; a row's still depend on nothing but that row.
 Status relax_gru(MutableView out, ConstView u,
                  ConstView gates,   // [slices, m, batch..., 3 hidden]: the sides of r, z, n that know no state
                  ConstView weight,  // [3 hidden, hidden]
                  ConstView bias,    // [hidden], of the product within r's, or absent: zeros
                  int64_t m, ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
-                 Exec exec);
-std::size_t relax_gru_workspace_bytes(const ConstView& u, int32_t threads);
+                 Precision precision, Exec exec);
+std::size_t relax_gru_workspace_bytes(const ConstView& u, Precision precision, int32_t threads);
 
 // Its transpose: from the gradients of end states and of the states after all steps, those of what they came from.
 Status relax_gru_adjoint(MutableView d_start,   // [slices, batch..., hidden]; may be the same view as d_end
@@ -132,8 +133,8 @@ Status relax_gru_adjoint(MutableView d_start,   // [slices, batch..., hidden]; m
                          ConstView gates, ConstView weight, ConstView bias,
                          ConstView d_end,    // like d_start
                          ConstView d_every,  // like u, or absent
-                         Exec exec);
-std::size_t relax_gru_adjoint_workspace_bytes(const ConstView& d_end, int32_t threads);
+                         Precision precision, Exec exec);
+std::size_t relax_gru_adjoint_workspace_bytes(const ConstView& d_end, Precision precision, int32_t threads);
 
 // Phi(u) = u + h act(W u + b), a residual dense layer on the last axis of u, of d features (reference_dense.py). Sums
 // have the order of their index, from the bias on.

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Products of float32 tiles on tensor cores, a warp at a time: mma.sync m16n8k8 on tf32, numbers of 11 significant
+// bits, with float32 sums. What a fragment holds, and where, is said here alone, for the device and for the host that
+// emulates it.
+//
+// Without compensation operands are rounded to tf32. With it (Ootomo & Yokota 2022, doi:10.1177/10943420221090256) each
+// is high + low, two of them, and a b = high high + (high low + low high): what is left out and what the halves lack is
+// 2^-21 |a b| at most. Tensor cores round sums towards zero; so the products of high parts are summed over 16 terms
+// there, then added to the rest by ordinary additions, which round to nearest.
+#pragma once
+
+#include "launch.cuh"
+#include "pyparareal/formulas.h"
+
+namespace pyparareal::cuda::mma {
+
+inline constexpr int lanes = 32;
+// A tile of the result is [rows, columns]; its terms come in blocks.
+inline constexpr int rows = 16, columns = 8, block = 16;
+// Words of a packed block [columns, block] of the right factor.
+inline constexpr int packed_block = columns * block;
+
+// A lane's place in its warp. Of the PTX instruction's fragments, lane by lane:
+//   left [16, 8]   4 words: row = group + 8 (i % 2), term = place + 4 (i / 2)
+//   right [8, 8]   2 words: term = place + 4 i, column = group
+//   result [16, 8] 4 words: row = group + 8 (i / 2), column = 2 place + i % 2
+struct Lane {
+  int group, place;
+
+  PYPARAREAL_HD explicit Lane(int thread) : group(thread % lanes / 4), place(thread % 4) {}
+  PYPARAREAL_HD int row(int i) const { return group + 8 * (i / 2); }
+  PYPARAREAL_HD int column(int i) const { return 2 * place + i % 2; }
+};
+
+// A block of 16 terms is two instructions, and a lane has four neighbours of each row in one 16-byte access. Which four
+// of the terms those are is free, as long as both factors agree; sums do not care for the names of their terms.
+//   terms 4 place ... 4 place + 3           `straight`: of a left factor as it is
+//   terms place, place + 4, + 8, + 12       `strided`: of a left factor stored by strided_place
+PYPARAREAL_HD int strided_place(int term) { return term / block * block + term % 4 * 4 + term % block / 4; }
+
+// Rows of a left factor in shared memory: a pitch of 16 modulo 32 words brings each quarter of a warp's 16-byte
+// accesses to all 32 banks.
+PYPARAREAL_HD int pitch_of(int terms) { return terms % 32 == 16 ? terms : terms + 16; }
+
+// Where a packed block has (column, term): halves of eight terms, rows of which swap places in the second, so that
+// neither 16-byte accesses along the terms nor those of eight terms of four columns meet in a bank.
+PYPARAREAL_HD int packed_place(int column, int term) {
+  const int half = term % block / 8;
+  return half * 64 + (column % columns ^ 2 * half) * 8 + term % 8;
+}
+
+// Nearest, ties away from zero. A NaN stays one.
+PYPARAREAL_HD uint32_t to_tf32(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+#else
+  const uint32_t bits = as_bits(x);
+  return x == x ? (bits + 0x1000u) & 0xffffe000u : bits & 0xffffe000u;
+#endif
+}
+
+struct alignas(16) Quad {
+  float value[4];
+};
+
+// Four terms of a row or column, as tf32.
+template <bool compensated>
+struct Terms {
+  uint32_t high[4];
+
+  // `rounded`: by to_tf32, when they were stored.
+  static __device__ __forceinline__ Terms of(const Quad& from, bool rounded = false) {
+    Terms terms;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) terms.high[i] = rounded ? as_bits(from.value[i]) : to_tf32(from.value[i]);
+    return terms;
+  }
+};
+
+// Of 24 bits, high has 11, rounded to nearest, and the rest 12, of which low drops the last one. Adding to the bits
+// makes no NaN's high part one, but its low part is; so it is of infinities, which come out as NaN.
+template <>
+struct Terms<true> {
+  uint32_t high[4], low[4];
+
+  static __device__ __forceinline__ Terms of(const Quad& from, bool = false) {
+    Terms terms;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      terms.high[i] = (as_bits(from.value[i]) + 0x1000u) & 0xffffe000u;
+      terms.low[i] = as_bits(from.value[i] - as_float(terms.high[i])) & 0xffffe000u;
+    }
+    return terms;
+  }
+};
+
+// d[16, 8] += a[16, 8] b[8, 8]. All lanes of a warp call it.
+__device__ __forceinline__ void multiply_add(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                             uint32_t b0, uint32_t b1) {
+#ifdef PYPARAREAL_EMULATE_CUDA
+  emulated_mma_m16n8k8(d, {a0, a1, a2, a3}, {b0, b1});
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#endif
+}
+
+// The part of a result [16, 8] a lane has.
+template <bool compensated>
+struct Sums {
+  float sum[4] = {};
+
+  // Of a block of 16 terms: the lane's of rows `group` and `group + 8` of the left factor, and of column `group`.
+  __device__ __forceinline__ void add(const Terms<false>& top, const Terms<false>& bottom, const Terms<false>& right) {
+#pragma unroll
+    for (int i = 0; i < 4; i += 2)
+      multiply_add(sum, top.high[i], bottom.high[i], top.high[i + 1], bottom.high[i + 1], right.high[i],
+                   right.high[i + 1]);
+  }
+  __device__ __forceinline__ float result(int i) const { return sum[i]; }
+};
+
+template <>
+struct Sums<true> {
+  float sum[4] = {}, small[4] = {};
+
+  __device__ __forceinline__ void add(const Terms<true>& top, const Terms<true>& bottom, const Terms<true>& right) {
+    float part[4] = {};
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      multiply_add(small, top.low[i], bottom.low[i], top.low[i + 1], bottom.low[i + 1], right.high[i],
+                   right.high[i + 1]);
+      multiply_add(small, top.high[i], bottom.high[i], top.high[i + 1], bottom.high[i + 1], right.low[i],
+                   right.low[i + 1]);
+      multiply_add(part, top.high[i], bottom.high[i], top.high[i + 1], bottom.high[i + 1], right.high[i],
+                   right.high[i + 1]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] = sum[i] + part[i];
+  }
+  __device__ __forceinline__ float result(int i) const { return sum[i] + small[i]; }
+};
+
+// The lane's terms of a block, of the row `row` of a left factor in shared memory: straight, or stored by
+// strided_place.
+template <bool compensated>
+__device__ __forceinline__ Terms<compensated> left_terms(const float* factor, int pitch, int row, int first_term,
+                                                         const Lane& lane) {
+  return Terms<compensated>::of(*reinterpret_cast<const Quad*>(factor + row * pitch + first_term + 4 * lane.place));
+}
+
+// The lane's words of a packed block, straight.
+__device__ __forceinline__ Quad right_quad(const float* packed, const Lane& lane) {
+  return *reinterpret_cast<const Quad*>(packed + packed_place(lane.group, 4 * lane.place));
+}
+
+// The same of the transposed factor, strided: its terms are the columns of two packed blocks, `stride` words apart, and
+// its columns are eight of their terms.
+__device__ __forceinline__ Quad transposed_quad(const float* packed, int64_t stride, int first_column,
+                                                const Lane& lane) {
+  Quad quad;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    quad.value[i] = packed[i / 2 * stride + packed_place(lane.place + i % 2 * 4, first_column % block + lane.group)];
+  return quad;
+}
+
+}  // namespace pyparareal::cuda::mma
