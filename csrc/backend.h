@@ -4,6 +4,7 @@
 
 #include "pyparareal/columns.h"
 #include "pyparareal/layout.h"
+#include "pyparareal/precision.h"
 #include "pyparareal/types.h"
 
 #ifndef PYPARAREAL_WITH_CUDA

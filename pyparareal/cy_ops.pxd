@@ -8,6 +8,11 @@ Compile as C++17 with ``pyparareal.get_include()`` on the include path. Nothing 
 from libc.stdint cimport int32_t, int64_t, uint32_t
 
 
+cdef extern from "pyparareal/precision.h" namespace "pyparareal" nogil:
+    enum class Precision(int32_t):
+        exact, tf32x3, tf32
+
+
 cdef extern from "pyparareal/types.h" namespace "pyparareal" nogil:
     enum class DType(int32_t):
         float64, float32, float16, bfloat16, int64
@@ -20,9 +25,6 @@ cdef extern from "pyparareal/types.h" namespace "pyparareal" nogil:
 
     enum class StatusCode(int32_t):
         ok, invalid_value, invalid_type, cuda_error
-
-    enum class Precision(int32_t):
-        exact, tf32x3, tf32
 
     enum class Boundary(int32_t):
         zero, periodic

@@ -18,7 +18,7 @@ struct ForwardRows {
     for (int unit_tile = here.warp; unit_tile < here.plan.unit_tiles; unit_tile += here.plan.warps)
       for_elements<tiles>([&](int tile, int i) {
         const int row = here.row(tile, i), unit = here.unit(unit_tile, i);
-        states[row * here.plan.pitch + unit] = here.inside(row, unit) ? at[row].u[unit * c.u.stride] : 0.0f;
+        states[here.place(row, unit)] = here.inside(row, unit) ? at[row].u[unit * c.u.stride] : 0.0f;
       });
   }
 
@@ -29,7 +29,7 @@ struct ForwardRows {
                                          int64_t keep, int unit_tile) const {
     const ColumnTask<float>& c = task.columns;
     for_elements<tiles>([&](int tile, int i) {
-      const int row = here.row(tile, i), unit = here.unit(unit_tile, i), place = row * here.plan.pitch + unit;
+      const int row = here.row(tile, i), unit = here.unit(unit_tile, i), place = here.place(row, unit);
       const bool inside = here.inside(row, unit);
       const float bias = unit < here.plan.hidden ? task.weights.bias_at(unit) : 0.0f;
       const GruGates<float, float> gates =
@@ -51,7 +51,7 @@ struct ForwardRows {
     for (int unit_tile = here.warp; unit_tile < here.plan.unit_tiles; unit_tile += here.plan.warps)
       for_elements<tiles>([&](int tile, int i) {
         const int row = here.row(tile, i), unit = here.unit(unit_tile, i);
-        if (here.inside(row, unit)) at[row].out[unit * c.out.stride] = states[row * here.plan.pitch + unit];
+        if (here.inside(row, unit)) at[row].out[unit * c.out.stride] = states[here.place(row, unit)];
       });
   }
 };
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(mma::lanes* most_warps(tiles), 1)
     const int64_t left = c.space.columns() - first;
     const Here here(plan, static_cast<int>(left < plan.rows ? left : plan.rows));
     const ForwardRows<tiles> block{task, at, here};
-    float *h = reinterpret_cast<float*>(shared), *next = h + plan.rows * plan.pitch;
+    float *h = reinterpret_cast<float*>(shared), *next = h + plan.rows * plan.padded;
     __syncthreads();
     for (int row = me; row < plan.rows; row += all)
       at[row] = rows_of(task, first + (row < here.live ? row : here.live - 1));

@@ -32,7 +32,7 @@ PYPARAREAL_HD constexpr int most_warps(int tiles) {
 // gradients of the states, where every thread has its own, and pointers. Offsets in bytes.
 struct MmaPlan {
   int hidden, padded, unit_tiles, blocks, warps, rounds;  // of terms: blocks; of units: tiles, in rounds of warps
-  int tiles, rows, pitch, wide_pitch;                     // of rows
+  int tiles, rows;                                        // of rows
   bool in_shared, overlaid;
   std::size_t states, weights, gradients, pointers, bytes;
 
@@ -41,9 +41,7 @@ struct MmaPlan {
         padded((hidden + mma::block - 1) / mma::block * mma::block),
         unit_tiles(padded / mma::columns),
         blocks(padded / mma::block),
-        tiles(most_tiles),
-        pitch(mma::pitch_of(padded)),
-        wide_pitch(mma::pitch_of(gru_gates * padded)) {
+        tiles(most_tiles) {
     const bool many = space.columns() > mma::rows * wanted_blocks;
     for (in_shared = true; tiles > 1 && (!many || place(adjoint) > most); --tiles) {
     }
@@ -65,8 +63,8 @@ struct MmaPlan {
     warps = unit_tiles < most_warps(tiles) ? unit_tiles : most_warps(tiles);
     rounds = (unit_tiles + warps - 1) / warps;
     overlaid = adjoint && rounds == 1;
-    const std::size_t narrow = static_cast<std::size_t>(rows * pitch) * sizeof(float);
-    const std::size_t wide = static_cast<std::size_t>(rows * wide_pitch) * sizeof(float);
+    const std::size_t narrow = static_cast<std::size_t>(rows * padded) * sizeof(float);
+    const std::size_t wide = gru_gates * narrow;
     states = adjoint && !overlaid ? wide : 0;
     weights = adjoint ? (overlaid ? wide : wide + narrow) : 2 * narrow;
     gradients = weights + (in_shared ? weight_bytes() : 0);
@@ -124,6 +122,10 @@ struct Here {
         warp(static_cast<int>(threadIdx.x) / mma::lanes),
         live(live_rows) {}
   __device__ __forceinline__ int row(int tile, int i) const { return tile * mma::rows + lane.row(i); }
+  // Where a left factor of the states has the element.
+  __device__ __forceinline__ int place(int row_at, int unit_at) const {
+    return mma::left_place(row_at, unit_at, plan.blocks);
+  }
   __device__ __forceinline__ int unit(int unit_tile, int i) const { return unit_tile * mma::columns + lane.column(i); }
   __device__ __forceinline__ bool inside(int row_at, int unit_at) const {
     return row_at < live && unit_at < plan.hidden;
@@ -178,11 +180,10 @@ __device__ __forceinline__ void multiply(mma::Sums<compensated> (&sums)[gru_gate
     }
 #pragma unroll
     for (int tile = 0; tile < tiles; ++tile) {
-      const int row = tile * mma::rows + here.lane.group;
-      const auto top = mma::left_terms<compensated>(states, plan.pitch, row, block * mma::block, here.lane);
-      const auto bottom = mma::left_terms<compensated>(states, plan.pitch, row + 8, block * mma::block, here.lane);
+      mma::Terms<compensated> left[2];
+      mma::load_left(left, states, tile, plan.blocks, block, here.lane.index);
 #pragma unroll
-      for (int gate = 0; gate < gru_gates; ++gate) sums[gate][tile].add(top, bottom, right[gate]);
+      for (int gate = 0; gate < gru_gates; ++gate) sums[gate][tile].add(left, right[gate]);
     }
   }
 }

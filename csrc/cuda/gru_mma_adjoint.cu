@@ -17,16 +17,15 @@ __device__ __forceinline__ void multiply_back(mma::Sums<compensated> (&sums)[til
 #pragma unroll
   for (int gate = 0; gate < gru_gates; ++gate) {
     const float* packed = weights + packed_weights(0, gate, plan.blocks, first_column / mma::block);
-#pragma unroll 4
+#pragma unroll(compensated ? 2 : 4)
     for (int block = 0; block < plan.blocks; ++block) {
       const auto right = mma::Terms<compensated>::of(
           mma::transposed_quad(packed + 2 * block * stride, stride, first_column, here.lane), true);
 #pragma unroll
       for (int tile = 0; tile < tiles; ++tile) {
-        const int row = tile * mma::rows + here.lane.group, term = gate * plan.padded + block * mma::block;
-        const auto top = mma::left_terms<compensated>(back, plan.wide_pitch, row, term, here.lane);
-        const auto bottom = mma::left_terms<compensated>(back, plan.wide_pitch, row + 8, term, here.lane);
-        sums[tile].add(top, bottom, right);
+        mma::Terms<compensated> left[2];
+        mma::load_left(left, back, tile, gru_gates * plan.blocks, gate * plan.blocks + block, here.lane.index);
+        sums[tile].add(left, right);
       }
     }
   }
@@ -59,7 +58,7 @@ struct AdjointRows {
   __device__ __forceinline__ void begin() const {
     for_units([&](int unit_tile, int tile, int i, int row, int unit) {
       d(unit_tile, tile, i) = here.inside(row, unit) ? at[row].d_end[unit * task.d_end.stride] : 0.0f;
-      states[row * here.plan.pitch + unit] = state_of(task.m - 1, row, unit);
+      states[here.place(row, unit)] = state_of(task.m - 1, row, unit);
     });
   }
 
@@ -79,9 +78,11 @@ struct AdjointRows {
       const float whole = task.d_every.data ? mine + sides.d_every[tile][i] : mine;
       const auto e = GruGradients<float, float>::of(gates, h[tile][i], whole);
       mine = whole * gates.z;
-      const int place = row * here.plan.wide_pitch + mma::strided_place(unit), gate = here.plan.padded;
-      back[place] = inside ? e.r : 0.0f, back[gate + place] = inside ? e.z : 0.0f;
-      back[2 * gate + place] = inside ? e.s : 0.0f;
+      const float gradients_of[gru_gates] = {e.r, e.z, e.s};
+#pragma unroll
+      for (int gate = 0; gate < gru_gates; ++gate)
+        back[mma::left_place_strided(row, gate * here.plan.padded + unit, gru_gates * here.plan.blocks)] =
+            inside ? gradients_of[gate] : 0.0f;
       if (inside) put(e, j, row, unit);
     });
   }
@@ -117,9 +118,8 @@ __device__ __forceinline__ void step_back(const AdjointRows<tiles>& block, const
     mma::Sums<compensated> sums[gru_gates][tiles];
     float h[tiles][4];
     if (busy) {
-      for_elements<tiles>([&](int tile, int i) {
-        h[tile][i] = block.states[here.row(tile, i) * plan.pitch + here.unit(unit_tile, i)];
-      });
+      for_elements<tiles>(
+          [&](int tile, int i) { h[tile][i] = block.states[here.place(here.row(tile, i), here.unit(unit_tile, i))]; });
       multiply(sums, here, weights, block.states, unit_tile);
     }
     if (plan.overlaid) __syncthreads();
@@ -145,12 +145,11 @@ __device__ __forceinline__ void step_back(const AdjointRows<tiles>& block, const
   if (j == 0) return;
   if (plan.overlaid) {
     __syncthreads();
-    for_elements<tiles>([&](int tile, int i) {
-      block.states[here.row(tile, i) * plan.pitch + here.unit(here.warp, i)] = next[tile][i];
-    });
+    for_elements<tiles>(
+        [&](int tile, int i) { block.states[here.place(here.row(tile, i), here.unit(here.warp, i))] = next[tile][i]; });
   } else {
     block.for_units([&](int, int, int, int row, int unit) {
-      block.states[row * plan.pitch + unit] = block.state_of(j - 1, row, unit);
+      block.states[here.place(row, unit)] = block.state_of(j - 1, row, unit);
     });
   }
 }

@@ -25,22 +25,33 @@ inline constexpr int packed_block = columns * block;
 //   right [8, 8]   2 words: term = place + 4 i, column = group
 //   result [16, 8] 4 words: row = group + 8 (i / 2), column = 2 place + i % 2
 struct Lane {
-  int group, place;
+  int index, group, place;
 
-  PYPARAREAL_HD explicit Lane(int thread) : group(thread % lanes / 4), place(thread % 4) {}
+  PYPARAREAL_HD explicit Lane(int thread) : index(thread % lanes), group(index / 4), place(index % 4) {}
   PYPARAREAL_HD int row(int i) const { return group + 8 * (i / 2); }
   PYPARAREAL_HD int column(int i) const { return 2 * place + i % 2; }
 };
 
-// A block of 16 terms is two instructions, and a lane has four neighbours of each row in one 16-byte access. Which four
-// of the terms those are is free, as long as both factors agree; sums do not care for the names of their terms.
-//   terms 4 place ... 4 place + 3           `straight`: of a left factor as it is
-//   terms place, place + 4, + 8, + 12       `strided`: of a left factor stored by strided_place
-PYPARAREAL_HD int strided_place(int term) { return term / block * block + term % 4 * 4 + term % block / 4; }
-
-// Rows of a left factor in shared memory: a pitch of 16 modulo 32 words brings each quarter of a warp's 16-byte
-// accesses to all 32 banks.
-PYPARAREAL_HD int pitch_of(int terms) { return terms % 32 == 16 ? terms : terms + 16; }
+// A block of 16 terms is two instructions, of which a lane has four terms of each of its rows and columns. Which four
+// is free, as long as both factors agree; sums do not care for the names of their terms.
+//   straight   4 place, 4 place + 1 in the first instruction, 4 place + 2, 4 place + 3 in the second
+//   strided    place, place + 4; place + 8, place + 12
+//
+// A left factor [16 tiles, terms] in shared memory has, for each tile, block and instruction, the four words of every
+// lane one after the other: one access of 16 bytes, conflict-free, to the registers the instruction wants.
+PYPARAREAL_HD int left_words(int tile, int blocks, int block_of, int instruction) {
+  return ((tile * blocks + block_of) * 2 + instruction) * 4 * lanes;
+}
+PYPARAREAL_HD int left_place(int row, int term, int blocks) {
+  const int place = term % block / 4, instruction = term % 4 / 2, later = term % 2;
+  return left_words(row / rows, blocks, term / block, instruction) + (row % 8 * 4 + place) * 4 + row % rows / 8 +
+         2 * later;
+}
+PYPARAREAL_HD int left_place_strided(int row, int term, int blocks) {
+  const int place = term % 4, instruction = term % block / 8, later = term % 8 / 4;
+  return left_words(row / rows, blocks, term / block, instruction) + (row % 8 * 4 + place) * 4 + row % rows / 8 +
+         2 * later;
+}
 
 // Where a packed block has (column, term): halves of eight terms, rows of which swap places in the second, so that
 // neither 16-byte accesses along the terms nor those of eight terms of four columns meet in a bank.
@@ -65,7 +76,7 @@ struct alignas(16) Quad {
   float value[4];
 };
 
-// Four terms of a row or column, as tf32.
+// Four words of a factor, as tf32.
 template <bool compensated>
 struct Terms {
   uint32_t high[4];
@@ -97,30 +108,26 @@ struct Terms<true> {
 };
 
 // d[16, 8] += a[16, 8] b[8, 8]. All lanes of a warp call it.
-__device__ __forceinline__ void multiply_add(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                             uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #ifdef PYPARAREAL_EMULATE_CUDA
-  emulated_mma_m16n8k8(d, {a0, a1, a2, a3}, {b0, b1});
+  emulated_mma_m16n8k8(d, {a[0], a[1], a[2], a[3]}, {b0, b1});
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #endif
 }
 
-// The part of a result [16, 8] a lane has.
+// The part of a result [16, 8] a lane has. `left` are its words of both instructions of a block of 16 terms.
 template <bool compensated>
 struct Sums {
   float sum[4] = {};
 
-  // Of a block of 16 terms: the lane's of rows `group` and `group + 8` of the left factor, and of column `group`.
-  __device__ __forceinline__ void add(const Terms<false>& top, const Terms<false>& bottom, const Terms<false>& right) {
+  __device__ __forceinline__ void add(const Terms<false> (&left)[2], const Terms<false>& right) {
 #pragma unroll
-    for (int i = 0; i < 4; i += 2)
-      multiply_add(sum, top.high[i], bottom.high[i], top.high[i + 1], bottom.high[i + 1], right.high[i],
-                   right.high[i + 1]);
+    for (int i = 0; i < 2; ++i) multiply_add(sum, left[i].high, right.high[2 * i], right.high[2 * i + 1]);
   }
   __device__ __forceinline__ float result(int i) const { return sum[i]; }
 };
@@ -129,16 +136,13 @@ template <>
 struct Sums<true> {
   float sum[4] = {}, small[4] = {};
 
-  __device__ __forceinline__ void add(const Terms<true>& top, const Terms<true>& bottom, const Terms<true>& right) {
+  __device__ __forceinline__ void add(const Terms<true> (&left)[2], const Terms<true>& right) {
     float part[4] = {};
 #pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-      multiply_add(small, top.low[i], bottom.low[i], top.low[i + 1], bottom.low[i + 1], right.high[i],
-                   right.high[i + 1]);
-      multiply_add(small, top.high[i], bottom.high[i], top.high[i + 1], bottom.high[i + 1], right.low[i],
-                   right.low[i + 1]);
-      multiply_add(part, top.high[i], bottom.high[i], top.high[i + 1], bottom.high[i + 1], right.high[i],
-                   right.high[i + 1]);
+    for (int i = 0; i < 2; ++i) {
+      multiply_add(small, left[i].low, right.high[2 * i], right.high[2 * i + 1]);
+      multiply_add(small, left[i].high, right.low[2 * i], right.low[2 * i + 1]);
+      multiply_add(part, left[i].high, right.high[2 * i], right.high[2 * i + 1]);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum[i] = sum[i] + part[i];
@@ -146,12 +150,27 @@ struct Sums<true> {
   __device__ __forceinline__ float result(int i) const { return sum[i] + small[i]; }
 };
 
-// The lane's terms of a block, of the row `row` of a left factor in shared memory: straight, or stored by
-// strided_place.
+// Of shared memory, in one access: left to itself, the compiler takes four.
+__device__ __forceinline__ Quad shared_quad(const float* from) {
+#ifdef __CUDA_ARCH__
+  Quad quad;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(quad.value[0]), "=f"(quad.value[1]), "=f"(quad.value[2]), "=f"(quad.value[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from)))
+               : "memory");
+  return quad;
+#else
+  return *reinterpret_cast<const Quad*>(from);
+#endif
+}
+
+// The lane's words of a block of a left factor.
 template <bool compensated>
-__device__ __forceinline__ Terms<compensated> left_terms(const float* factor, int pitch, int row, int first_term,
-                                                         const Lane& lane) {
-  return Terms<compensated>::of(*reinterpret_cast<const Quad*>(factor + row * pitch + first_term + 4 * lane.place));
+__device__ __forceinline__ void load_left(Terms<compensated> (&left)[2], const float* factor, int tile, int blocks,
+                                          int block_of, int lane) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    left[i] = Terms<compensated>::of(shared_quad(factor + left_words(tile, blocks, block_of, i) + 4 * lane));
 }
 
 // The lane's words of a packed block, straight.

@@ -12,6 +12,7 @@
 // several threads, and give the same bits for every number of threads and on every device.
 #pragma once
 
+#include "pyparareal/precision.h"
 #include "pyparareal/types.h"
 
 namespace pyparareal {

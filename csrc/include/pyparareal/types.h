@@ -45,11 +45,6 @@ using MutableView = View<void*>;
 // absolute values, or the largest absolute value. A NaN in a slice makes its norm NaN.
 enum class Norm : int32_t { sum_squares = 0, sum_abs = 1, max_abs = 2 };
 
-// How products of float32 are formed. `exact`: fused multiply-adds in the order of the index, the same bits on every
-// device. On tensor cores, on CUDA alone: `tf32x3`, three products of numbers split in two, as accurate as float32, and
-// `tf32`, one product of numbers of 11 significant bits.
-enum class Precision : int32_t { exact = 0, tf32x3 = 1, tf32 = 2 };
-
 // What relax_stencil takes for the states beyond the ends of the last axis.
 enum class Boundary : int32_t { zero = 0, periodic = 1 };
 
