@@ -104,11 +104,14 @@ class _Backward:
     ----------
     passes : list of BackwardPass
         One for each backward pass so far.
+    fixed : list of tensors
+        What steps depend on besides, if ``fine.fixed_tensors`` says so.
     """
 
     def __init__(self, problem: Problem, chain: AdjointChain, *, complete: bool) -> None:
         self.problem, self.chain, self.complete = problem, chain, complete
         self.passes: list[BackwardPass] = []
+        self.fixed: list[Tensor] = list(getattr(problem.fine, "fixed_tensors", ()))
         self.autocast = _autocast()
 
     def gradients(
@@ -174,7 +177,7 @@ class _Solve(torch.autograd.Function):
         box.append(dataclasses.replace(solution, u=None))
         ctx.work, ctx.points, ctx.parameters = backward, solution.points, parameters
         # Saved for torch's own check that nobody has written to them since.
-        ctx.save_for_backward(solution.u, rhs, *parameters)
+        ctx.save_for_backward(solution.u, rhs, *parameters, *backward.fixed)
         return solution.u
 
     @staticmethod

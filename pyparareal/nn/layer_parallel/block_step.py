@@ -25,6 +25,8 @@ class BlockStep:
     ----------
     parameters : list of tensors
         What requires grad: a step depends on ``u`` and on these. Stacked parameters are one tensor.
+    fixed_tensors : list of tensors
+        What nobody may write to before the backward pass.
     steps : int
     """
 
@@ -33,7 +35,7 @@ class BlockStep:
     def __init__(self, frozen: Frozen, factor: int = 1) -> None:
         self.frozen, self.factor = frozen, factor
         self.steps = frozen.layers // factor
-        self.parameters = frozen.parameters
+        self.parameters, self.fixed_tensors = frozen.parameters, frozen.fixed_tensors
 
     def step(self, u: Tensor, points: slice) -> Tensor:
         """``u [slices, batch, features...]`` through the layers at ``points``, one layer for each slice."""

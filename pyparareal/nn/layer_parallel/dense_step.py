@@ -69,6 +69,11 @@ class DenseStep:
         """The tensors a step depends on, besides the state."""
         return [self.weight, *([] if self.bias is None else [self.bias])]
 
+    @property
+    def fixed_tensors(self) -> list[Tensor]:
+        """Those of :attr:`parameters` that do not require grad; nobody may write to them before the backward pass."""
+        return [t for t in self.parameters if not t.requires_grad]
+
     def step(self, u: Tensor, points: slice) -> Tensor:
         if torch.is_grad_enabled() and any(t.requires_grad for t in (u, *self.parameters)):
             return self._formula(u, points)

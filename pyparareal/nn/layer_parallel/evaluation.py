@@ -38,6 +38,8 @@ class Plan:
         Something else draws too: every layer starts from a random state of its own.
     changes_buffers, changes_input : bool
         What a block does to its buffers, or to its argument in place.
+    uses_changes : bool
+        It gives another value with the buffers it leaves behind; not looked for in stacked layers.
     attends : bool
         There is attention, which torch would compute in another way without a graph than with one.
     """
@@ -47,6 +49,7 @@ class Plan:
     seeded: bool = False
     changes_buffers: bool = False
     changes_input: bool = False
+    uses_changes: bool = False
     attends: bool = False
 
 
@@ -79,6 +82,8 @@ class Kind:
     seeds : list of int
     autocast : callable
         A context with the automatic mixed precision of the forward pass.
+    modes : list of (module, bool)
+        Which parts are in training mode in the forward pass.
     """
 
     layers: Sequence[int]
@@ -91,8 +96,12 @@ class Kind:
     masks: list[Tensor] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     autocast: Callable[[], Any] = contextlib.nullcontext
+    modes: list[tuple[nn.Module, bool]] = field(default_factory=list, init=False)
     _shells: dict[tuple[int, bool], Shell] = field(default_factory=dict, init=False)
     _rows: dict[bool, dict[str, tuple[Tensor, ...]]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.modes = [(part, part.training) for part in self.module.modules()]
 
     def name(self, row: int) -> str:
         return name_of(self.layers[row], self.module)
@@ -105,7 +114,7 @@ class Kind:
         """``y`` and, if the block changes buffers, these ``[len(rows), ...]`` after the call."""
         if self.plan.changes_input:
             u = u.clone()
-        with self.autocast():
+        with self.autocast(), self._as_before():
             # One layer alone is several times as fast without vmap: a serial coarse level consists of such steps.
             if self.plan.why_not_batched is None and self.is_stacked and len(u) > 1:
                 y, after = self.together(u, rows)
@@ -147,10 +156,29 @@ class Kind:
                     shell.put({name: t[row].clone() for name, t in self.buffers.items()})
                 return shell.module(u), shell.buffers(self.buffers) if keep else {}
             if not keep:
-                return self.module(u), {}
+                return self._with_own_parameters(u), {}
             state = {f"inner.{name}": t.clone() for name, t in self.buffers.items()}
+            state |= {f"inner.{name}": t for name, t in self.theta.items()}
             y, after = functional_call(Reporter(self.module), state, (u,))
             return y, after
+
+    def _with_own_parameters(self, u: Tensor) -> Any:
+        """``module(u)``, with the parameters of the forward pass: it may have had others for the length of a call."""
+        if all(t is self.theta[name] for name, t in self.module.named_parameters()):
+            return self.module(u)
+        return functional_call(self.module, self.theta, (u,))
+
+    @contextlib.contextmanager
+    def _as_before(self) -> Any:
+        """Every part in the mode of the forward pass; in the backward pass it may be in another by then."""
+        others = [(part, part.training) for part, training in self.modes if part.training != training]
+        for part, now in others:
+            part.training = not now
+        try:
+            yield
+        finally:
+            for part, now in others:
+                part.training = now
 
     def shell(self, row: int) -> Shell:
         """The block of one layer of a stack, with views of its parameters; under autograd these have a graph."""

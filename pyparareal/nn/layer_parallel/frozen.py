@@ -41,6 +41,8 @@ class Frozen:
     ----------
     parameters : list of tensors
         What requires grad, stacked or not: a step depends on ``u`` and on these.
+    fixed_tensors : list of tensors
+        Other parameters, and buffers that the layers themselves leave alone: a step depends on them too.
     """
 
     def __init__(self, kinds: list[Kind], h: float | None, u: Tensor, plans: Plans) -> None:
@@ -56,12 +58,15 @@ class Frozen:
                     plans.clear()
                 plans[key] = try_kind(kind, u, h)
             kind.plan = plans[key]
+        _refuse_common_state(kinds)
         self._kinds = kinds
         self._where = {layer: (k, row) for k, kind in enumerate(kinds) for row, layer in enumerate(kind.layers)}
         self._draw()
         self._parts: dict[tuple[int, int, int], list[tuple[Kind, Rows, Rows]]] = {}
-        self.parameters = [t for kind in kinds for t in _parameters(kind) if t.requires_grad]
-        self.parameters = list({id(t): t for t in self.parameters}.values())
+        tensors = {id(t): t for kind in kinds for t in kind.theta.values()}
+        self.parameters = [t for t in tensors.values() if t.requires_grad]
+        tensors |= {id(t): t for kind in kinds if not kind.plan.changes_buffers for t in kind.buffers.values()}
+        self.fixed_tensors = [t for t in tensors.values() if not t.requires_grad]
 
     @property
     def changes_buffers(self) -> bool:
@@ -116,11 +121,13 @@ class Frozen:
             raise ValueError(f"states: got {got}, expected the input of every layer: {(self.layers, *self.shape)}")
         found: list[tuple[Kind, dict[str, Tensor]]] = []
         with torch.no_grad():
-            for kind in self._kinds:
-                if kind.plan.changes_buffers:
-                    u = states[: self.layers] if len(self._kinds) == 1 else _take(states, list(kind.layers))
-                    rows = slice(0, len(kind.layers), 1)
-                    found.append((kind, kind.run_with_buffers(u, rows)[1]))
+            changing = [kind for kind in self._kinds if kind.plan.changes_buffers]
+            for kind in changing:  # the backward pass takes the steps that were taken, with what they were taken with
+                kind.buffers = {name: t.clone() for name, t in kind.buffers.items()}
+            latest: dict[int, Tensor] = {}  # of buffers that several layers have in common
+            for kind in changing:
+                u = states[: self.layers] if len(self._kinds) == 1 else _take(states, list(kind.layers))
+                found.append((kind, _buffers_after(kind, u, latest)))
             for kind, buffers in found:
                 for name, t in buffers.items():
                     for module, span in kind.pieces:
@@ -174,16 +181,39 @@ def _check_input(u: Any) -> None:
         raise TypeError(f"u: got dtype {u.dtype}, expected a floating point dtype")
 
 
-def _parameters(kind: Kind) -> Sequence[Tensor]:
-    return list(kind.theta.values())
+def _buffers_after(kind: Kind, u: Tensor, latest: dict[int, Tensor]) -> dict[str, Tensor]:
+    """The buffers ``[layers, ...]`` that ``kind`` leaves behind; ``latest`` by the id of a buffer, which is updated."""
+    rows, before = slice(0, len(kind.layers), 1), kind.buffers
+    own = {} if kind.is_stacked else dict(kind.module.named_buffers())
+    kind.buffers = before | {name: latest[id(t)] for name, t in own.items() if id(t) in latest}
+    try:
+        after = kind.run_with_buffers(u, rows)[1]
+    finally:
+        kind.buffers = before
+    latest.update({id(t): after[name][0] for name, t in own.items()})
+    return after
+
+
+def _refuse_common_state(kinds: Sequence[Kind]) -> None:
+    """Refuse a buffer of several layers that each of them changes, and whose change changes their values."""
+    holders: dict[int, Kind] = {}
+    for kind in kinds:
+        if kind.is_stacked or not kind.plan.uses_changes:
+            continue
+        for name, t in kind.buffers.items():
+            if holders.setdefault(id(t), kind) is not kind:
+                raise ValueError(
+                    f"{kind.name(0)}: changes the buffer {name!r}, which it shares with {holders[id(t)].name(0)}, and "
+                    "then gives another value, expected layers that can be taken in any order"
+                )
 
 
 def _key(module: nn.Module, u: Tensor) -> tuple[Any, ...]:
     """What a plan depends on, besides the module's class."""
     flags = []
     for part in module.modules():
-        rates = (getattr(part, name, None) for name in ("p", "dropout", "dropout_p"))
-        flags.append((part.training, *(rate for rate in rates if isinstance(rate, float))))
+        # Any of them may say whether something is drawn, as a rate that a schedule changes.
+        flags.append(tuple((key, x) for key, x in part.__dict__.items() if isinstance(x, bool | int | float | str)))
     kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     mixed = [(kind, torch.get_autocast_dtype(kind)) for kind in kinds]
     graph = torch.is_grad_enabled(), torch.is_inference_mode_enabled()

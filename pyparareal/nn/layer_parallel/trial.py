@@ -89,7 +89,16 @@ def _alone(kind: Kind, u: Tensor, row: int, h: float | None, seed: int) -> tuple
         )
     if changes_input and h is not None:
         raise ValueError(f"{name}: changes its argument in place, expected u + h block(u) of an unchanged u")
-    return Plan(None, runs[0][1], runs[0][2], changes_buffers, changes_input, attends), runs[0][0]
+    uses = changes_buffers and not kind.is_stacked and _uses(careful, u, row, seed, buffers, runs[0][0])
+    return Plan(None, runs[0][1], runs[0][2], changes_buffers, changes_input, uses, attends), runs[0][0]
+
+
+def _uses(careful: Kind, u: Tensor, row: int, seed: int, buffers: dict[str, Tensor], y: Tensor) -> bool:
+    """Whether the value is another than ``y`` with these ``buffers``."""
+    later = dataclasses.replace(careful, buffers=buffers)
+    reseed(u.device, seed)
+    with torch.no_grad(), later.autocast(), Chance():
+        return not _close(later.alone(u.detach().clone(), row)[0], y)
 
 
 def _why_not_together(kind: Kind, u: Tensor, rows: list[int]) -> str | None:
