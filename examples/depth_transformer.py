@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A deep transformer of torch's own layers, trained with its depth in parallel. Usage: python
-examples/depth_transformer.py [steps]
+"""A deep transformer of torch's own layers, trained with its depth in parallel.
+
+Usage: python examples/depth_transformer.py [steps]
 
 It learns to sort digits. The policy starts with 2 iterations forward and 2 backward, looks every 10 steps how wrong
 gradients are, and does more, or goes serial, before that harms.
@@ -43,7 +44,8 @@ def main(steps):
         if step % 10 == 0:
             report = net.report
             counts = f"{report.forward.iterations} + {report.backward[0].iterations} iterations"
-            print(f"step {step:3}  loss {loss.item():.3f}  {counts}, gradient within {report.gradient_error:.1e}")
+            error = f"estimated error of the gradient {report.gradient_error:.1e}"
+            print(f"step {step:3}  loss {loss.item():.3f}  {counts}, {error}")
     for event in net.policy.events:
         print(event)
 
