@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,7 +53,8 @@ def parameter_gradients(
         if complete:
             require_known(stepped, parameters)
         # What the parameters themselves were computed from is not ours to free.
-        found = torch.autograd.grad(stepped, parameters, w[first:last], allow_unused=True, retain_graph=True)
+        with without_hooks(parameters):
+            found = torch.autograd.grad(stepped, parameters, w[first:last], allow_unused=True, retain_graph=True)
         for k, gradient in enumerate(found):
             if gradient is not None:
                 known = totals[k]
@@ -75,6 +79,43 @@ def detached_step(phi: Propagator) -> ValueError:
 def _copy(u: Tensor) -> Tensor:
     # A step may work in place; it must change neither the states nor a leaf of the graph.
     return u.clone(memory_format=torch.contiguous_format)
+
+
+# Hooks of tensors
+
+
+@contextlib.contextmanager
+def without_hooks(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Within it this thread does not call the hooks of ``tensors``.
+
+    :func:`torch.autograd.grad` calls those of what it differentiates in. Parts of a gradient are not what a hook is
+    for: it is called for the whole, by the backward pass that these are parts of.
+    """
+    for tensor in tensors:
+        hooks: dict[int, Any] = tensor._backward_hooks or {}
+        for key, hook in list(hooks.items()):
+            if not isinstance(hook, _OfTheWhole):
+                hooks[key] = _OfTheWhole(hook)
+    before = getattr(_silence, "on", False)
+    _silence.on = True
+    try:
+        yield
+    finally:
+        _silence.on = before
+
+
+_silence = threading.local()
+
+
+class _OfTheWhole:
+    """A hook that is not called within :func:`without_hooks`; it stays in place of the one it calls."""
+
+    def __init__(self, hook: Callable[[Tensor], Tensor | None]) -> None:
+        functools.update_wrapper(self, hook)
+        self._hook = hook
+
+    def __call__(self, gradient: Tensor) -> Tensor | None:
+        return None if getattr(_silence, "on", False) else self._hook(gradient)
 
 
 # Which tensors a step depends on

@@ -227,3 +227,17 @@ def test_numpy_states_have_no_gradients(options):
     (name,) = options
     with pytest.raises(TypeError, match=rf"{name}: got .* for u0 of ndarray, expected a torch tensor as u0"):
         solve(lambda u: u, np.ones((1, 2)), GRID, m=3, tol=1e-6, coarse=lambda u: u, **options)
+
+
+@pytest.mark.parametrize("method", ["parareal", MGRIT()], ids=["parareal", "mgrit"])
+def test_hooks_see_the_whole_gradient_once(method):
+    u0, k = value(2, 3), value(3)
+    fine, given = Map(lambda u: u + 0.1 * torch.tanh(k * u)), {"method": method, "coarse": step}
+    expected = torch.autograd.grad(run(fine, u0, **given).u.square().sum(), [u0, k])
+    calls = []
+    for tensor in (u0, k):
+        tensor.register_hook(lambda g: calls.append(1) or 2 * g)
+    run(fine, u0, **given).u.square().sum().backward()
+    assert len(calls) == 2
+    assert torch.equal(u0.grad, 2 * expected[0])
+    assert torch.equal(k.grad, 2 * expected[1])

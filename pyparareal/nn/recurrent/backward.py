@@ -27,7 +27,7 @@ from ...adjoint import BackwardPass
 from ...errors import ConvergenceError
 from ...solution import Status
 from ...time_grid import shift_points
-from ...vjp import held_by, leaves, require_known, require_repeatable
+from ...vjp import held_by, leaves, require_known, require_repeatable, without_hooks
 
 Array = Any
 
@@ -184,7 +184,8 @@ class Tape:
     @staticmethod
     def _grad(outputs: Sequence[Tensor], inputs: Sequence[Tensor], given: Sequence[Tensor]) -> list[Any]:
         # What the parameters themselves were computed from is not ours to free.
-        found = list(torch.autograd.grad(outputs, inputs, given, retain_graph=True, allow_unused=True))
+        with without_hooks(inputs):
+            found = list(torch.autograd.grad(outputs, inputs, given, retain_graph=True, allow_unused=True))
         if found[0] is None:  # a cell that does not look at its state
             found[0] = torch.zeros_like(inputs[0])
         return found

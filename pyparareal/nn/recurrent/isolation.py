@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...vjp import without_hooks
+
 
 class Isolated:
     """``step`` and ``u0`` with leaves in place of the tensors that are computed from others.
@@ -88,7 +90,7 @@ class _Connected(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors  # torch refuses them if they have been written to since
-        with torch.no_grad():
+        with torch.no_grad(), without_hooks(ctx.inner):
             found = torch.autograd.grad(ctx.u, ctx.inner, w, retain_graph=True, allow_unused=True)
         if ctx.after is not None:
             ctx.after()

@@ -123,3 +123,23 @@ def test_calls_leave_no_tensors_behind(kind, way, backward, few_objects):
     for _ in range(3):
         call()
     assert bytes_alive() <= before
+
+
+@pytest.mark.parametrize("way", [*WAYS, "serial"])
+def test_hooks_of_tensors_see_the_whole_gradient_once(way):
+    # torch.autograd.grad calls the hooks of what it differentiates in: a backward pass made of such calls is one.
+    cell, inputs, h = cells(torch.float64)["gru"]
+    x, options = inputs(24), WAYS.get(way, {"method": "serial"})
+    known = {"x": x, "h": h, **dict(cell.named_parameters())}
+    expected = torch.autograd.grad(Recurrence(cell, **options)(x, h)[0].square().sum(), list(known.values()))
+    calls = []
+    handles = [t.register_hook(lambda g, n=n: calls.append(n) or 2 * g) for n, t in known.items()]
+    Recurrence(cell, **options)(x, h)[0].square().sum().backward()
+    assert sorted(calls) == sorted(known)
+    for tensor, gradient in zip(known.values(), expected, strict=True):
+        assert torch.equal(tensor.grad, 2 * gradient)
+    for tensor, handle in zip(known.values(), handles, strict=True):
+        handle.remove()
+        tensor.grad = None
+    Recurrence(cell, **options)(x, h)[0].square().sum().backward()
+    assert len(calls) == len(known)  # none of them is left behind
