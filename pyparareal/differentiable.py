@@ -55,7 +55,8 @@ def differentiable(
         require_repeatable(modules)
     if given is None:
         phi = checks.propagator("fine", problem.fine, problem.grid, deterministic=False)
-        known = independent([*known, *used_by(phi, u0[None], known)])
+        with _no_hooks():
+            known = independent([*known, *used_by(phi, u0[None], known)])
     else:
         known = independent(given)
     if not (known or roots):
@@ -63,7 +64,8 @@ def differentiable(
             return compute()
     require_repeatable(modules)
     chain = chain or _chain(problem, adjoint)
-    chain.require_graphs(u0.detach()[None])
+    with _no_hooks():
+        chain.require_graphs(u0.detach()[None])
     backward = _Backward(problem, chain, complete=given is None)
     box: list[Solution] = []
     u = _Solve.apply(compute, backward, box, u0, rhs, *known)  # type: ignore[no-untyped-call]
@@ -77,6 +79,15 @@ def _chain(problem: Problem, adjoint: Any) -> AdjointChain:
         if adjoint is None:
             raise
         raise type(error)(f"adjoint: {error}") from error
+
+
+def _no_hooks() -> Any:
+    """For steps taken on trial: a checkpoint around the solve would run it again for what they save."""
+    return torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _given(parameters: Any) -> list[Tensor] | None:

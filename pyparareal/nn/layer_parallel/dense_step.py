@@ -16,6 +16,7 @@ from ...time_grid import count_points
 from .frozen import Frozen
 from .stack import Stack
 
+MOST_FEATURES, MOST_AXES = 2**14, 6  # of the kernels, which have axes for slices and steps too
 ETA = 0.1  # half the width of the quadratic part of "smooth_relu" (Guenther et al. 2020)
 
 
@@ -61,8 +62,9 @@ class DenseStep:
 
     @classmethod
     def takes(cls, u: Tensor) -> bool:
-        """Whether there are kernels for states like ``u``."""
-        return u.device.type in cls.kernel_devices and u.dtype in (torch.float32, torch.float64)
+        """Whether there are kernels for states like ``u [batch..., features]``."""
+        fits = 1 < u.ndim <= MOST_AXES and u.shape[-1] <= MOST_FEATURES
+        return fits and u.device.type in cls.kernel_devices and u.dtype in (torch.float32, torch.float64)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -178,7 +180,7 @@ class DenseAdjoint:
 def dense_step(frozen: Frozen, u: Tensor) -> DenseStep | None:
     """The layers of ``frozen`` for states like ``u [batch, features]``; None if there are no kernels for them."""
     theta, h = frozen.stacked, frozen.h
-    if theta is None or h is None or type(u) is not Tensor or not u.ndim > 1 or not DenseStep.takes(u):
+    if theta is None or h is None or type(u) is not Tensor or not DenseStep.takes(u):
         return None
     activation = dense_activation(frozen.template, u.shape[-1])
     mixed = torch.is_autocast_enabled(u.device.type)
@@ -189,8 +191,13 @@ def dense_step(frozen: Frozen, u: Tensor) -> DenseStep | None:
 
 def may_be_dense(stack: Stack, u: Tensor) -> bool:
     """Whether it is worth asking :func:`dense_step`."""
-    pieces = {type(piece): dense_activation(piece, u.shape[-1]) if u.ndim > 1 else None for piece in stack.stacked}
+    if not isinstance(u, Tensor) or not DenseStep.takes(u):
+        return False
+    pieces = {type(piece): dense_activation(piece, u.shape[-1]) for piece in stack.stacked}
     return stack.h is not None and not stack.blocks and None not in pieces.values()
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def dense_activation(template: Any, features: int) -> str | None:
@@ -207,7 +214,7 @@ def dense_activation(template: Any, features: int) -> str | None:
     }
     if type(linear) is not torch.nn.Linear or not linear.in_features == linear.out_features == features:
         return None
-    hooked = any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in template.modules())
+    hooked = any(getattr(part, hooks) for part in template.modules() for hooks in _HOOKS)
     return None if hooked else names.get(type(act))
 
 

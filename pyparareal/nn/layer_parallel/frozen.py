@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .evaluation import Kind, Plan, Rows
 from .trial import try_kind
 
+MOST_AXES = 7  # slices are another
 MAX_PLANS = 256  # e.g. for sequences of many lengths
 Plans = dict[tuple[Any, ...], Plan]
 
@@ -177,6 +178,8 @@ def _check_input(u: Any) -> None:
         raise TypeError(f"u: got {type(u).__name__}, expected a tensor [batch, features...]")
     if u.ndim < 1 or not u.numel():
         raise ValueError(f"u: got shape {tuple(u.shape)}, expected [batch, features...] with entries")
+    if u.ndim > MOST_AXES:
+        raise ValueError(f"u: got {u.ndim} axes, expected at most {MOST_AXES} with that of the batch: flatten some")
     if not u.dtype.is_floating_point:
         raise TypeError(f"u: got dtype {u.dtype}, expected a floating point dtype")
 

@@ -111,3 +111,26 @@ def test_frozen_and_split_layers_have_the_gradients_they_should():
 def test_kernels_is_true_or_false():
     with pytest.raises(TypeError, match="kernels: got 1, expected True or False"):
         LayerParallel(blocks(4), h=0.1, kernels=1)
+
+
+@pytest.mark.parametrize("axes", [6, 7, 8])
+def test_states_of_many_axes(axes):
+    net = LayerParallel(blocks(8), h=0.1, m=2, forward=8, backward=8)
+    x = inputs().reshape(BATCH, *[1] * (axes - 2), WIDTH)
+    net.mode = "serial"
+    serial = net(x)
+    net.mode = "parallel"
+    assert isinstance(net._propagator(net.stack.frozen(x), x) if axes < 8 else None, DenseStep) == (axes == 6)
+    if axes < 8:
+        assert torch.allclose(net(x), serial, rtol=1e-13, atol=1e-13)
+        return
+    with pytest.raises(ValueError, match="u: got 8 axes, expected at most 7 with that of the batch"):
+        net(x)
+
+
+@pytest.mark.parametrize("hook", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
+def test_layers_with_hooks_are_called(hook):
+    net, calls = LayerParallel(blocks(8), h=0.1, m=2), []
+    getattr(net.stack.stacked[0][0], f"register_{hook}_hook")(lambda *_: calls.append(1))
+    net(inputs().requires_grad_()).sum().backward()
+    assert calls

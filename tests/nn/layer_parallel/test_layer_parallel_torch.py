@@ -187,8 +187,12 @@ def test_tied_layers_and_ends():
 @pytest.mark.parametrize("kernels", [True, False])
 def test_checkpoints_around_the_network(kernels):
     net, x = network(20, m=4, kernels=kernels), inputs().requires_grad_()
+    calls = []
+    net.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     first = torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False)
+    assert len(calls) == 1
     found = torch.autograd.grad(first.square().sum(), x)[0]
+    assert len(calls) == 2
     assert torch.equal(found, torch.autograd.grad(net(x).square().sum(), x)[0])
 
 
