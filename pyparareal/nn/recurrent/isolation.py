@@ -29,7 +29,9 @@ class Isolated:
 
     def __init__(self, step: Any, u0: Tensor) -> None:
         self._leaves: dict[int, tuple[Tensor, Tensor]] = {}
-        self._held = _held(step)
+        modules, self._held = _held(step)
+        # Cells may count with buffers. Those that they only read stay as they are while the recurrence is solved.
+        self._buffers = [(b, b._version) for m in modules for b in m.buffers() if not b.is_inference()]
         self.u0 = self._leaf(u0)
         changed = {name: self._of(value) for name, value in getattr(step, "__dict__", {}).items()}
         changed = {name: value for name, value in changed.items() if value is not None}
@@ -69,14 +71,15 @@ class Isolated:
     def connected(self, u: Tensor, known: Sequence[Tensor], after: Callable[[], None] | None = None) -> Tensor:
         """``u``, found with ``step`` and ``u0``, as a function of what these stand for, and of ``known``.
 
-        A backward pass takes the steps again: it is refused once a tensor that ``step`` holds has been written to.
-        ``after`` is called at the end of each.
+        A backward pass takes the steps again: it is refused once a tensor that ``step`` holds has been written to, but
+        for buffers that the steps write to themselves. ``after`` is called at the end of each.
         """
         if not u.requires_grad:
             return u
         originals = {id(leaf): tensor for leaf, tensor in self._leaves.values()}
         inner = list({id(t): t for t in [self.u0, *known] if t.requires_grad}.values())
-        return _Connected.apply(lambda: (u, inner, self._held, after), *(originals.get(id(t), t) for t in inner))  # type: ignore[no-untyped-call]
+        held = [*self._held, *(b for b, version in self._buffers if b._version == version)]
+        return _Connected.apply(lambda: (u, inner, held, after), *(originals.get(id(t), t) for t in inner))  # type: ignore[no-untyped-call]
 
 
 class _Connected(torch.autograd.Function):
@@ -110,14 +113,17 @@ class _Once(torch.autograd.Function):
         raise NotImplementedError("recurrence: not differentiable again: got a second derivative, expected the first")
 
 
-def _held(step: Any) -> list[Tensor]:
-    """The tensors that a propagator and its modules keep, but for buffers: those a cell may well count with."""
+def _held(step: Any) -> tuple[list[nn.Module], list[Tensor]]:
+    """The modules that a propagator keeps, and its tensors and those modules' parameters."""
+    modules: list[nn.Module] = []
     found: list[Tensor] = []
     for value in getattr(step, "__dict__", {}).values():
         for part in value if type(value) in (list, tuple) else [value]:
+            if isinstance(part, nn.Module):
+                modules.append(part)
             found += list(part.parameters()) if isinstance(part, nn.Module) else [part]
     # Inference tensors have no count of the times they were written to.
-    return [part for part in found if isinstance(part, Tensor) and not part.is_inference()]
+    return modules, [part for part in found if isinstance(part, Tensor) and not part.is_inference()]
 
 
 def _computed(tensor: Tensor) -> bool:

@@ -77,6 +77,33 @@ def test_frozen_weights_written_to_before_the_backward_pass_are_refused(way):
         states.sum().backward()
 
 
+class Leaky(nn.Module):
+    """A leaky cell whose rate is a buffer, and which counts its calls in another one."""
+
+    def __init__(self):
+        super().__init__()
+        self.into = nn.Linear(3, 4)
+        self.register_buffer("rate", torch.full((4,), 0.5))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x, h):
+        self.calls += 1
+        return h * self.rate + torch.tanh(self.into(x))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_buffers_written_to_before_the_backward_pass_are_refused(way):
+    # But for those that the cell writes to itself, which do not change what it returns: that is looked at by its calls.
+    x, h, cell = torch.randn(40, 2, 3), torch.zeros(2, 4), Leaky()
+    first, _ = Recurrence(cell, **WAYS[way])(x, h)
+    Recurrence(cell, **WAYS[way])(x, h)
+    first.sum().backward()
+    second, _ = Recurrence(cell, **WAYS[way])(x, h)
+    cell.rate.mul_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        second.sum().backward()
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", [GRU, LSTM, Recurrence])
 def test_second_derivatives_are_refused_whatever_comes_in(kind, way):
