@@ -8,6 +8,7 @@ gain, and the table says where. Iterations are as few as give the gradient to 1e
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -39,6 +40,7 @@ class DepthSizes:
     factors: tuple[int, ...] = (4, 16)
     most: int = 8
     repeats: int = 3
+    seconds: float = 90.0  # no further network is begun after so long: the suite's minutes are few
 
 
 @case("depth.gpu", suite="gpu", device="cuda")
@@ -49,8 +51,11 @@ def gpu() -> Result:
 
 def depth_on(device: str, sizes: DepthSizes = DepthSizes()) -> Result:
     """``depth.gpu`` on torch tensors of ``device``; on a CPU the graphed network is the eager one."""
-    total, lines = Result({}, True), []
+    total, lines, begin = Result({}, True), [], time.perf_counter()
     for name, make in networks(sizes).items():
+        if name and time.perf_counter() - begin > sizes.seconds:
+            lines.append(f"{name}: not run, out of time")
+            continue
         blocks, x = make(device)
         ways = Ways(blocks, x, sizes)
         taken = _timing.interleave(ways.calls, device=device, repeats=sizes.repeats, warmup=1)
@@ -76,7 +81,7 @@ def networks(sizes: DepthSizes) -> dict[str, Callable[[str], tuple[list[Any], An
     from torch import nn
 
     found: dict[str, Callable[[str], tuple[list[Any], Any]]] = {}
-    for layers, width, batch in sizes.dense:
+    for layers, width, batch in sorted(sizes.dense, key=lambda size: size != sizes.main):
         prefix = "" if (layers, width, batch) == sizes.main else f"L{layers}_W{width}_B{batch}_"
         block = partial(lambda width: nn.Sequential(nn.Linear(width, width), nn.Tanh()), width)
         found[prefix] = partial(made, block, layers, (batch, width))
