@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,9 @@ class Adjoint:
     norm : as in :func:`pyparareal.solve`, optional
     fixed : bool
         Run ``max_iterations`` iterations, compared with nothing, whatever the tolerance of the forward solve.
+    accept : callable, optional
+        Asked about every pass of iterations that ended well, a :class:`BackwardPass`; if it says no, the pass counts as
+        diverged, whatever ``on_failure``, and the adjoint is solved serially instead.
     """
 
     method: str | MGRIT | Newton | None = None
@@ -80,6 +84,7 @@ class Adjoint:
     on_failure: str | None = None
     norm: SpatialNorm | None = None
     fixed: bool = False
+    accept: Callable[[BackwardPass], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class BackwardPass:
     status : Status
     iterations : int
     residuals : tuple of float
-        As in :class:`Solution`, of the adjoint.
+        As in :class:`Solution`, of the adjoint; if it was not accepted, of the iterations that were not.
     failure : Status, optional
         Why the method failed, if the adjoint was solved serially instead.
     size : float
@@ -133,7 +138,9 @@ class AdjointChain:
                 self.method = dataclasses.replace(self.method, damping=0.0, trust=None)
         self.on_failure = problem.on_failure if options.on_failure is None else options.on_failure
         checks.choose("on_failure", self.on_failure, ON_FAILURE)
-        self.limit = options.max_iterations
+        self.limit, self.accept = options.max_iterations, options.accept
+        if self.accept is not None and not callable(self.accept):
+            raise TypeError(f"accept: got {type(self.accept).__name__}, expected a callable or None")
         checks.iterations(self.limit, 1)
         self.tol = problem.common.tol if options.tol is None else checks.tolerance(options.tol)
         if options.fixed:
@@ -220,6 +227,9 @@ class AdjointChain:
         if status.ok and not checks.finite(c):
             status = Status.NON_FINITE
         went = BackwardPass(status, run.iterations, tuple(run.residuals), None, *self._extent(c))
+        if status.ok and self.accept is not None and not self.accept(went):
+            v, instead = self._serially(u, w, trailing, every, Status.DIVERGED)
+            return v, dataclasses.replace(instead, residuals=went.residuals)
         if not status.ok and self.on_failure == "serial":
             return self._serially(u, w, trailing, every, status)
         if not status.ok:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ... import checks
 from ...adjoint import BackwardPass
-from ...solution import Solution
+from ...solution import Solution, Status
 from .dense_step import dense_step, may_be_dense
 from .distributed import LOADING, RUNNING, refuse_sharded
 from .frozen import Frozen
@@ -208,7 +208,8 @@ class LayerParallel(nn.Module):
         frozen = self._frozen(u)
         step = self._propagator(frozen, u)
         every = frozen.changes_buffers or (torch.is_grad_enabled() and not self.recompute)
-        solution, direction = solved(step, u, self.m, forward, backward, self.on_failure, every=every)
+        accept = None if plan is None or self.policy is None else self.policy.accepts
+        solution, direction = solved(step, u, self.m, forward, backward, self.on_failure, every=every, accept=accept)
         passes = solution.adjoint if solution.adjoint is not None else []
         report = self._new_report(solution.stats.levels, direction, passes, backward)
         self.report = report
@@ -269,9 +270,11 @@ class LayerParallel(nn.Module):
 
         def after(*_: Any) -> None:
             went = report.passes[-1] if report.passes else None
-            # Of gradients that come in as NaN or infinity, as with scaled losses, nobody needs to be told here.
-            if went is not None and went.failure is not None and math.isfinite(went.size):
-                text = f"layer-parallel: backward failed: {went.failure.value}; one layer after the other instead"
+            failure = went.failure if went is not None and math.isfinite(went.size) else None
+            # Of gradients that come in as NaN or infinity, as with scaled losses, and of what a policy has not accepted
+            # nobody needs to be told here.
+            if failure is not None and (policy is None or failure is not Status.DIVERGED):
+                text = f"layer-parallel: backward failed: {failure.value}; one layer after the other instead"
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
             if plan is not None and policy is not None:
                 policy.observe(plan, report)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...solution import Status
 from ..training_job.checkpoint import CheckpointError
 from .estimate import contraction, error_after, gradient_error, iteration_error
 from .report import DepthReport, Direction
@@ -37,7 +38,8 @@ class Policy:
     The first training batch is a probe, then every ``probe_every``-th, and one after a batch that looks wrong. A probe
     runs twice as many iterations in both directions. If they do not contract, or no number of iterations up to ``most``
     is promised to bring the estimated error of the gradient below ``tol``, layers are taken one after the other from
-    then on; else the smallest number that does so is used, if it is larger than before.
+    then on; else the smallest number that does so is used, if it is larger than before. What :meth:`accepts`
+    refuses is not used, in any batch: the layers are taken one after the other instead, in the same pass.
 
     It has a state: one policy for one network, saved and loaded by :meth:`state_dict` and :meth:`load_state_dict`. With
     data parallelism every process has its own, and each gradient is right to ``tol`` by itself.
@@ -53,7 +55,8 @@ class Policy:
     most : int
         Iterations at most, in each direction; with more, or as many as make all exact, serial is as fast.
     rho_most : float
-        A probe whose last iteration contracted by less than this factor ends parallel layers.
+        A pass whose last iteration contracted by less than this factor is not used, and as a probe ends parallel
+        layers.
     trip : float
         A batch makes the next one a probe if its own estimate is above ``tol``, and ``trip`` times what it was when
         the last probe found all well, or more.
@@ -134,6 +137,13 @@ class Policy:
         """The plan for a pass that is no training batch."""
         return Plan(0, 0) if self.serial else Plan(self.forward, self.backward)
 
+    def accepts(self, direction: Direction) -> bool:
+        """Whether what iterations have made may be used.
+
+        Not if the last of them did not contract, or still changed the states by all of their size.
+        """
+        return not (direction.moves and (direction.rho >= self.rho_most or direction.residuals[-1] >= 1))
+
     def observe(self, plan: Plan, report: DepthReport) -> None:
         """Learn from a training batch after its backward pass, which may change what the next ones get."""
         if self.serial or not report.passes:
@@ -143,17 +153,21 @@ class Policy:
             return
         failed = next((d.failure for d in (forward, backward) if d.failure is not None), None)
         if not plan.probe:
-            error = report.gradient_error
-            if failed is not None or error > self.trip * max(self.tol, self._usual):  # NaN: one iteration tells nothing
+            error = gradient_error(_known(forward.error), _known(backward.error), backward.path)
+            if failed is not None or error > self.trip * max(self.tol, self._usual):
                 self._probe_next = True
             return
         self._probe_next = False
-        if failed is not None:
+        if failed is not None and failed is not Status.DIVERGED:
             self._stop(report.batch, f"a probe failed: {failed.value}")
             return
-        rho = max((d.rho for d in (forward, backward) if d.moves), default=0.0)
+        rho = max((d.rho for d in (forward, backward) if d.moves or d.failure is not None), default=0.0)
         if not rho < self.rho_most:  # NaN too
             self._stop(report.batch, f"rho {rho:.2g}")
+            return
+        if failed is not None:
+            change = max(d.residuals[-1] for d in (forward, backward) if d.failure is not None)
+            self._stop(report.batch, f"a probe's last iteration changed states by {change:.2g} of their size")
             return
         self._choose(report.batch, forward, backward)
 
@@ -176,7 +190,8 @@ class Policy:
             self.forward, self.backward = wanted
             counts = f"{wanted[0]} iterations forward and {wanted[1]} backward"
             self.events.append(f"{counts} from batch {batch + 1}: estimated error {now:.2g} of the gradient")
-        usual = gradient_error(_alone(forward, self.forward), _alone(backward, self.backward), backward.path)
+        alone = _known(_alone(forward, self.forward)), _known(_alone(backward, self.backward))
+        usual = gradient_error(*alone, backward.path)
         self._usual = usual if math.isfinite(usual) else 0.0
 
     def _stop(self, batch: int, why: str) -> None:
@@ -228,6 +243,11 @@ def _alone(direction: Direction, k: int) -> float:
     if len(direction.residuals) <= k:
         return direction.error
     return iteration_error(direction.residuals[:k], direction.floor)
+
+
+def _known(error: float) -> float:
+    """``error``, or 0 where one iteration tells nothing: the other direction may."""
+    return 0.0 if math.isnan(error) else error
 
 
 def _enough(direction: Direction, k: int, tol: float, most: int) -> int:

@@ -24,7 +24,7 @@ class Direction:
         0 for layers taken one after the other.
     residuals : tuple of float
         After each iteration what was measured, relative to the size of the states: NaN where an iteration had nothing
-        to measure.
+        to measure. There may be some with ``iterations=0``: of those that were not used.
     measured : {"jump", "residual"}
     exact_after : int, optional
         The iterations that make all layers exact.
@@ -79,6 +79,14 @@ class Direction:
 SERIAL = Direction(Status.SERIAL)
 
 
+def of_pass(went: BackwardPass, measured: str, exact_after: int | None, floor: float) -> Direction:
+    """A backward pass as a :class:`Direction`."""
+    relative = tuple(r / went.size if went.size else r for r in went.residuals)
+    return Direction(
+        went.status, went.iterations, relative, measured, exact_after, went.failure, floor, went.size, went.path
+    )
+
+
 @dataclass(frozen=True)
 class DepthReport:
     """How one forward pass went, and the backward passes through it.
@@ -122,18 +130,7 @@ class DepthReport:
         return [self._backward(went) for went in self.passes]
 
     def _backward(self, went: BackwardPass) -> Direction:
-        relative = tuple(r / went.size if went.size else r for r in went.residuals)
-        return Direction(
-            went.status,
-            went.iterations,
-            relative,
-            self.measured_backward,
-            self.backward_exact_after,
-            went.failure,
-            self.forward.floor,
-            went.size,
-            went.path,
-        )
+        return of_pass(went, self.measured_backward, self.backward_exact_after, self.forward.floor)
 
     @property
     def gradient_error(self) -> float:

@@ -3,21 +3,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...adjoint import Adjoint
+from ...adjoint import Adjoint, BackwardPass
 from ...errors import ConvergenceError
 from ...mgrit import MGRIT
 from ...solution import Solution, Status
 from ...solver import serial_solve, solve
 from ...time_grid import TimeGrid
-from .report import Direction
+from .report import Direction, of_pass
 from .settings import Settings
 
 
@@ -30,6 +31,7 @@ def solved(
     on_failure: str,
     *,
     every: bool,
+    accept: Callable[[Direction], bool] | None = None,
 ) -> tuple[Solution, Direction]:
     """``u [batch, features...]`` through all layers of ``step``, differentiable, and how that went.
 
@@ -40,6 +42,8 @@ def solved(
     m, on_failure : as in :class:`.LayerParallel`
     every : bool
         Keep the states of all layers, and not only those at the C-points.
+    accept : callable, optional
+        Asked about each direction, once it is iterated on; if it says no, layers are taken one after the other instead.
 
     Raises
     ------
@@ -48,6 +52,11 @@ def solved(
     """
     slices = step.steps // first_factor(m)
     forward, backward = forward.limited(slices), backward.limited(slices)
+    floor, exact = _floor(u, step.steps), backward.exact_after(slices)
+
+    def accepted(went: BackwardPass) -> bool:
+        return accept is None or accept(of_pass(went, backward.stopping, exact, floor))
+
     solution = solve(
         step,
         u,
@@ -60,10 +69,14 @@ def solved(
         save="all" if every else "coarse",
         on_failure="return",
         parameters=_parameters(step),
-        adjoint=_adjoint(backward, on_failure),
+        adjoint=_adjoint(backward, on_failure, accepted),
     )
     if solution.status.ok:
-        return solution, _direction(solution, forward, slices, None)
+        direction = _direction(solution, forward, slices, None)
+        if accept is None or not direction.iterations or accept(direction):
+            return solution, direction
+        instead = dataclasses.replace(direction, status=Status.SERIAL_FALLBACK, iterations=0, failure=Status.DIVERGED)
+        return _serially(step, u, m), instead
     failure = solution.status
     if on_failure == "raise":
         text = f"layer-parallel: {failure.value} after {solution.iterations} iterations"
@@ -105,7 +118,7 @@ def _parameters(step: Any) -> list[Tensor] | None:
     return step.parameters if hasattr(step, "parameter_gradients") else None
 
 
-def _adjoint(settings: Settings, on_failure: str) -> Adjoint:
+def _adjoint(settings: Settings, on_failure: str, accept: Callable[[BackwardPass], bool]) -> Adjoint:
     if settings.serial:
         return Adjoint("serial")
     return Adjoint(
@@ -114,6 +127,7 @@ def _adjoint(settings: Settings, on_failure: str) -> Adjoint:
         max_iterations=settings.iterations,
         on_failure=on_failure,
         fixed=settings.tol is None,
+        accept=accept,
     )
 
 
