@@ -20,7 +20,7 @@ from .adjoint import AdjointChain, BackwardPass
 from .method_runs import Problem
 from .relaxation import every_point
 from .solution import Solution
-from .vjp import held_by, independent, parameter_gradients, require_repeatable, used_by
+from .vjp import constants_of, held_by, independent, parameter_gradients, require_repeatable, used_by
 
 
 def differentiable(
@@ -115,14 +115,15 @@ class _Backward:
     ----------
     passes : list of BackwardPass
         One for each backward pass so far.
-    fixed : list of tensors
-        What steps depend on besides, if ``fine.fixed_tensors`` says so.
+    fixed : list of (tensor, version)
+        What steps depend on besides: ``fine.fixed_tensors``, or what ``fine`` and its modules keep.
     """
 
     def __init__(self, problem: Problem, chain: AdjointChain, *, complete: bool) -> None:
         self.problem, self.chain, self.complete = problem, chain, complete
         self.passes: list[BackwardPass] = []
-        self.fixed: list[Tensor] = list(getattr(problem.fine, "fixed_tensors", ()))
+        named = getattr(problem.fine, "fixed_tensors", None)
+        self.fixed = constants_of(problem.fine) if named is None else [(t, t._version) for t in named]
         self.autocast = _autocast()
 
     def gradients(
@@ -187,8 +188,9 @@ class _Solve(torch.autograd.Function):
         solution = compute()
         box.append(dataclasses.replace(solution, u=None))
         ctx.work, ctx.points, ctx.parameters = backward, solution.points, parameters
-        # Saved for torch's own check that nobody has written to them since.
-        ctx.save_for_backward(solution.u, rhs, *parameters, *backward.fixed)
+        # Saved for torch's own check that nobody has written to them since; steps may count with a tensor themselves.
+        fixed = [t for t, version in backward.fixed if t._version == version]
+        ctx.save_for_backward(solution.u, rhs, *parameters, *fixed)
         return solution.u
 
     @staticmethod

@@ -186,6 +186,19 @@ def require_known(u: Tensor, known: Sequence[Tensor]) -> None:
 
 def held_by(phi: Any) -> tuple[list[nn.Module], list[Tensor]]:
     """The modules and the tensors that require grad which a propagator keeps as attributes, or in lists of them."""
+    modules, tensors = _held(phi)
+    return modules, [tensor for tensor in tensors if tensor.requires_grad]
+
+
+def constants_of(phi: Any) -> list[tuple[Tensor, int]]:
+    """The tensors that a propagator and its modules keep and that need no gradient, as often written to as said."""
+    modules, tensors = _held(phi)
+    found = [*tensors, *(t for module in modules for t in (*module.parameters(), *module.buffers()))]
+    constants = {id(t): t for t in found if not t.requires_grad and not t.is_inference()}  # these are not counted
+    return [(t, t._version) for t in constants.values()]
+
+
+def _held(phi: Any) -> tuple[list[nn.Module], list[Tensor]]:
     modules: list[nn.Module] = []
     tensors: list[Tensor] = []
     seen: set[int] = set()
@@ -198,7 +211,7 @@ def held_by(phi: Any) -> tuple[list[nn.Module], list[Tensor]]:
         if isinstance(value, nn.Module):
             modules.append(value)
         elif isinstance(value, Tensor):
-            tensors.extend([value] if value.requires_grad else [])
+            tensors.append(value)
         elif isinstance(value, list | tuple):
             todo.extend(value)
         elif not isinstance(value, type) and (hasattr(value, "step") or callable(value)):

@@ -241,3 +241,31 @@ def test_hooks_see_the_whole_gradient_once(method):
     assert len(calls) == 2
     assert torch.equal(u0.grad, 2 * expected[0])
     assert torch.equal(k.grad, 2 * expected[1])
+
+
+class Scaled(torch.nn.Module):
+    """A step with a frozen weight and two buffers, in one of which it counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.frozen = (torch.nn.Linear(3, 3, dtype=torch.float64) for _ in range(2))
+        self.frozen.requires_grad_(False)
+        self.register_buffer("scale", torch.full((3,), 0.1, dtype=torch.float64))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, u):
+        self.calls += 1
+        return u + torch.tanh(self.frozen(self.inner(u))) * self.scale
+
+
+@pytest.mark.parametrize("written", ["inner.weight", "frozen.weight", "scale", "calls"])
+def test_what_steps_read_may_not_be_written_to_before_the_backward_pass(written):
+    fine = Scaled()
+    solution = run(fine)
+    with torch.no_grad():
+        fine.state_dict()[written].mul_(2)
+    if written == "calls":  # it is the step's own to write to
+        solution.u.sum().backward()
+        return
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        solution.u.sum().backward()
