@@ -21,11 +21,11 @@ from .dense_step import dense_step, may_be_dense
 from .distributed import LOADING, RUNNING, refuse_sharded
 from .frozen import Frozen
 from .kinds import check_blocks
-from .names import SerialNetwork, renumbered, serial_names, stack_names
+from .names import SerialNetwork, name_serially, renumbered, serial_names, stack_names
 from .parts import all_blocks, groups, refuse_ties
 from .policy import Plan, Policy, adaptive
 from .report import SERIAL, DepthReport, Direction
-from .settings import POLICIES, Settings, check_common, check_factors, settings_of
+from .settings import POLICIES, Settings, check_buffer, check_common, check_factors, settings_of
 from .solving import first_factor, one_by_one, solved
 from .stack import Stack
 
@@ -130,7 +130,7 @@ class LayerParallel(nn.Module):
             if module is not None and not isinstance(module, nn.Module):
                 raise TypeError(f"{name}: got {type(module).__name__}, expected a torch.nn.Module or None")
         checked = check_blocks(blocks)
-        a, b = _buffer(buffer, len(checked))
+        a, b = check_buffer(buffer, len(checked))
         self.layers = len(checked)
         self._m, self.m = m, check_common(m, len(checked) - a - b)
         base = {"levels": levels, "nu": nu, "cycle": cycle, "guess": guess}
@@ -146,6 +146,8 @@ class LayerParallel(nn.Module):
         self.after = Stack(checked[len(checked) - b :], h) if b else None
         self.recompute, self.on_failure, self.mode, self.kernels = recompute, on_failure, mode, kernels
         self.report: DepthReport | None = None
+        self._loading: tuple[str, list[str]] = "", []
+        self.register_load_state_dict_post_hook(_say_serial_names)  # type: ignore[no-untyped-call]
 
     def _settings(self, base: Any, forward: Any, backward: Any, policy: Any, tol: Any) -> tuple[Settings, Settings]:
         if policy is None:
@@ -194,6 +196,9 @@ class LayerParallel(nn.Module):
 
     def _solved(self, u: Tensor) -> Tensor:
         """The stack, by what the mode and the policy say."""
+        checks.choose("mode", self.mode, MODES)
+        if not isinstance(u, Tensor):
+            raise TypeError(f"u: got {type(u).__name__}, expected a tensor [batch, features...]")
         refuse_sharded(self.stack, RUNNING)
         plan, trains = None, self.training and torch.is_grad_enabled()
         trains = trains and (u.requires_grad or any(p.requires_grad for p in self.stack.parameters()))
@@ -341,6 +346,7 @@ class LayerParallel(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         refuse_sharded(self, LOADING)
         stack_names(state_dict, prefix, self._firsts())
+        self._loading = prefix, args[-1]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _stacks(self) -> list[Stack]:
@@ -367,6 +373,15 @@ class LayerParallel(nn.Module):
         return f"layers={self.layers}, m={self.m}, levels={self.forward_settings.levels}, mode={self.mode!r}, {how}"
 
 
+def _say_serial_names(net: nn.Module, keys: Any) -> None:
+    """What loading has to say, under the names that were loaded; stacks have said it under their own."""
+    assert isinstance(net, LayerParallel)
+    prefix, messages = net._loading
+    for several in (keys.missing_keys, keys.unexpected_keys, messages):
+        name_serially(several, prefix, net._firsts())
+    net._loading = "", []
+
+
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
@@ -378,16 +393,3 @@ def _finite(u: Any) -> bool:
     with torch.no_grad(), contextlib.suppress(TypeError):
         return bool(torch.isfinite(u).all())
     return True  # no tensor: refused by what comes next
-
-
-def _buffer(buffer: Any, layers: int) -> tuple[int, int]:
-    if not isinstance(buffer, tuple | list) or len(buffer) != 2:
-        raise TypeError(f"buffer: got {buffer!r}, expected a pair of integers")
-    for count in buffer:
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError(f"buffer: got {buffer!r}, expected a pair of integers")
-        if count < 0:
-            raise ValueError(f"buffer: got {buffer!r}, expected integers of at least 0")
-    if sum(buffer) >= layers:
-        raise ValueError(f"buffer: got {tuple(buffer)} of {layers} layers, expected at least one left in between")
-    return buffer[0], buffer[1]

@@ -67,6 +67,13 @@ def stack_names(state: MutableMapping[str, Any], prefix: str, layers: Mapping[st
                 entries[f"{prefix}{inner}{found[2] or ''}"] = entries.pop(name)
 
 
+def name_serially(messages: list[str], prefix: str, layers: Mapping[str, range]) -> None:
+    """In messages, ``stack.blocks.3`` becomes ``blocks.{a + 3}`` for a stack whose first layer is ``a``; in place."""
+    inner = re.compile(rf"{re.escape(prefix)}({'|'.join(layers)})\.blocks\.(\d+)")
+    for i, message in enumerate(messages):
+        messages[i] = inner.sub(lambda m: f"{prefix}blocks.{int(m[2]) + layers[m[1]].start}", message)
+
+
 def renumbered(message: str, first: int) -> str:
     """A message that begins with the name of a layer, with its number in the network; ``first`` is its stack's."""
     found = re.match(r"blocks\.(\d+) \(", message)

@@ -56,6 +56,8 @@ def groups(
     options: Callable[[int | None, str], Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """Parameter groups for an optimiser: those of the stacks, with their first layers, and those of the ``ends``."""
+    if not callable(options):
+        raise TypeError(f"options: got {type(options).__name__}, expected a callable of the layer and the name")
     found: list[dict[str, Any]] = []
     for first, stack in stacks:
         found += stack.optim_groups(lambda layer, name, first=first: options(first + layer, name))  # type: ignore[misc]

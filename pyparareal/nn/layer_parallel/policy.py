@@ -219,15 +219,21 @@ class Policy:
         for key in ("batch", "forward", "backward"):
             if isinstance(state[key], bool) or not isinstance(state[key], int) or state[key] < 0:
                 raise CheckpointError(f"policy: got {state[key]!r} for {key}, expected a number of at least 0")
+        if max(state["forward"], state["backward"]) > self.most:
+            raise CheckpointError(
+                f"policy: got {state['forward']} + {state['backward']} iterations, expected at most {self.most}, which "
+                "is most= here"
+            )
         for key in ("serial", "probe_next"):
             if not isinstance(state[key], bool):
                 raise CheckpointError(f"policy: got {state[key]!r} for {key}, expected True or False")
-        if isinstance(state["usual"], bool) or not isinstance(state["usual"], int | float):
-            raise CheckpointError(f"policy: got {state['usual']!r} for usual, expected a number")
+        usual = state["usual"]
+        if isinstance(usual, bool) or not isinstance(usual, int | float) or not 0 <= usual < math.inf:
+            raise CheckpointError(f"policy: got {usual!r} for usual, expected a finite number of at least 0")
         if not isinstance(state["events"], list) or not all(isinstance(event, str) for event in state["events"]):
             raise CheckpointError("policy: expected a list of strings for events")
         self.batch, self.forward, self.backward = state["batch"], state["forward"], state["backward"]
-        self.serial, self._probe_next, self._usual = state["serial"], state["probe_next"], float(state["usual"])
+        self.serial, self._probe_next, self._usual = state["serial"], state["probe_next"], float(usual)
         self.events = list(state["events"])
 
 

@@ -62,6 +62,9 @@ class Settings:
         elif iterations is None:
             raise ValueError("iterations: got None with tol=None, expected how many iterations to run, or a tolerance")
         checks.choose("guess", self.guess, GUESSES)
+        for name in ("nu", "omega"):
+            if isinstance(getattr(self, name), Sequence) and not len(getattr(self, name)):
+                raise ValueError(f"{name}: got none, expected one, or one per level")
         if not isinstance(self.nested, bool):
             raise TypeError(f"nested: got {self.nested!r}, expected True or False")
         if self.nested and self.guess != "coarse":
@@ -133,6 +136,20 @@ def check_common(m: Any, layers: int) -> Any:
             raise ValueError(f"m: got {factor}, expected a coarsening factor of at least 2")
     found = [max(2, min(factor, layers)) for factor in factors]
     return found if isinstance(m, Sequence) else found[0]
+
+
+def check_buffer(buffer: Any, layers: int) -> tuple[int, int]:
+    """The numbers of buffer layers, with at least one layer between them."""
+    if not isinstance(buffer, tuple | list) or len(buffer) != 2:
+        raise TypeError(f"buffer: got {buffer!r}, expected a pair of integers")
+    for count in buffer:
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"buffer: got {buffer!r}, expected a pair of integers")
+        if count < 0:
+            raise ValueError(f"buffer: got {buffer!r}, expected integers of at least 0")
+    if sum(buffer) >= layers:
+        raise ValueError(f"buffer: got {tuple(buffer)} of {layers} layers, expected at least one left in between")
+    return buffer[0], buffer[1]
 
 
 def check_factors(m: Any, forward: Settings, backward: Settings) -> None:

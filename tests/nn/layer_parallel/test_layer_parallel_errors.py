@@ -170,3 +170,49 @@ def test_losses_that_overflow_pass_through_without_a_word():
     x = torch.ones(BATCH, 3, dtype=torch.float64)
     (net(x) * math.inf).sum().backward()
     assert not all(bool(torch.isfinite(p.grad).all()) for p in net.parameters())
+
+
+@pytest.mark.parametrize("mode", ["parallel", "serial"])
+@pytest.mark.parametrize("u", [None, [1.0], (torch.ones(2, WIDTH),)], ids=str)
+def test_what_is_no_tensor_is_refused(u, mode):
+    net = LayerParallel(dense(8), h=0.1, m=2, mode=mode)
+    with pytest.raises(TypeError, match=f"u: got {type(u).__name__}, expected a tensor"):
+        net(u)
+
+
+def test_a_mode_that_is_none_is_refused_when_it_is_used():
+    net = LayerParallel(dense(8), h=0.1, m=2)
+    net.mode = "series"
+    with pytest.raises(ValueError, match="mode: got 'series', expected one of parallel, serial"):
+        net(torch.ones(2, WIDTH, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["nu", "omega"])
+def test_settings_without_any_number_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}: got none, expected one, or one per level"):
+        Settings(iterations=2, **{name: []})
+
+
+def test_options_of_layers_are_a_function():
+    with pytest.raises(TypeError, match="options: got dict, expected a callable of the layer and the name"):
+        LayerParallel(dense(8)).optim_groups({})
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["itself", "in another"])
+def test_loading_says_what_it_has_to_say_under_the_names_it_was_given(inside):
+    own = LayerParallel(dense(8), h=0.1, m=2, buffer=(2, 1))
+    net, prefix = (nn.ModuleDict({"a": own}), "a.") if inside else (own, "")
+    state, before = net.state_dict(), net.state_dict()
+    for layer in (0, 3, 7):
+        del state[f"{prefix}blocks.{layer}.0.bias"]
+    state[f"{prefix}blocks.4.0.more"] = torch.ones(2)
+    keys = net.load_state_dict(state, strict=False)
+    assert keys.missing_keys == [f"{prefix}blocks.{layer}.0.bias" for layer in (0, 3, 7)]
+    assert keys.unexpected_keys == [f"{prefix}blocks.4.0.more"]
+    bad = {**before, f"{prefix}blocks.7.0.weight": torch.ones(2, 2), f"{prefix}blocks.5.0.bias": 3}
+    with pytest.raises(RuntimeError) as caught:
+        net.load_state_dict(bad)
+    assert f"size mismatch for {prefix}blocks.7.0.weight" in str(caught.value)
+    assert f"{prefix}blocks.5.0.bias: got int, expected a tensor" in str(caught.value)
+    assert "stack." not in str(caught.value)
+    assert all(torch.equal(before[name], t) for name, t in net.state_dict().items())
