@@ -27,9 +27,12 @@ _LAZY = {
     "predicted_speedup": "pyparareal.solution",
     "LocalRuntime": "pyparareal.runtime",
     "GraphRuntime": "pyparareal.runtime",
+    "DistributedRuntime": "pyparareal.runtime",
+    "distributed": "pyparareal.runtime",
     "PararealError": "pyparareal.errors",
     "CudaError": "pyparareal.errors",
     "ConvergenceError": "pyparareal.errors",
+    "RankError": "pyparareal.errors",
 }
 _MODULES = (
     "arrays",

@@ -94,7 +94,19 @@ def runtime(given: Any) -> Runtime:
         return LocalRuntime()
     missing = [
         verb
-        for verb in ("map", "do", "shift", "chain", "reduce", "mark", "repeat", "seconds")
+        for verb in (
+            "map",
+            "do",
+            "shift",
+            "chain",
+            "reduce",
+            "in_all",
+            "left_of",
+            "gather",
+            "mark",
+            "repeat",
+            "seconds",
+        )
         if not hasattr(given, verb)
     ]
     if missing:

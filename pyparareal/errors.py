@@ -14,6 +14,10 @@ class CudaError(PararealError):
     """A CUDA call failed; the message has the call and the runtime's text."""
 
 
+class RankError(PararealError):
+    """One of several processes failed, died or did not answer in time; the message says which, where, and why."""
+
+
 class ConvergenceError(PararealError):
     """A solve ended without reaching its tolerance; ``solution`` is what it had reached."""
 

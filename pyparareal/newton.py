@@ -222,4 +222,4 @@ class NewtonIteration:
         if self.runtime.reduce(np.where((norms < tol) & (updates < most), 0.0, 1.0), np.maximum) == 0:
             return len(norms) - 1
         small = (norms[1:] < tol) & (updates[:-1] < most)
-        return leading(small, self.runtime)
+        return leading(small)

@@ -68,7 +68,6 @@ class Parareal:
 
         With ``guessed`` the other rows are the starting guess, otherwise the coarse chain makes it.
         """
-        slices = self.grid.slices(self.m)
         f, g = arrays.empty_like(u[1:]), arrays.empty_like(u[1:])
         self._guess(u, g, guessed)
         jump = ops.slice_norms(u[1:], norm="max_abs")
@@ -77,12 +76,12 @@ class Parareal:
         if not (self.keep_going or math.isfinite(self.runtime.reduce(jump, np.maximum))):
             return Status.NON_FINITE_GUESS
 
-        done, last_move = 0, 0.0
+        done, last_move, slices = 0, 0.0, self.runtime.in_all(len(f))
         for k in range(1, self.max_iterations + 1):
-            still = settled(self._iterate(u, f, g, jump, done), last_move, self.tol)
-            done, jumps = done + 1, arrays.to_numpy(jump)
-            residual = self.runtime.reduce(jump[done:], np.maximum)
-            below = leading(jumps[done:] < self.tol, self.runtime) if still else 0
+            jumps, moves = self.runtime.gather(jump, self._iterate(u, f, g, jump, done))
+            done, still = done + 1, settled(moves, last_move, self.tol)
+            residual = float(np.max(jumps[done:], initial=0.0))
+            below = leading(jumps[done:] < self.tol) if still else 0
             done += below if self.freeze or done + below == slices else 0
             last_move = float(jumps[done]) if done < slices else 0.0
             self.residuals.append(residual)
@@ -97,10 +96,10 @@ class Parareal:
 
     def _run_fixed(self, u: Array, f: Array, g: Array, jump: Array) -> Status:
         """``max_iterations`` of them, or until every slice is exact; their jumps are read when all are under way."""
-        last, jumps = min(self.max_iterations, len(f)), []
+        last, jumps = min(self.max_iterations, self.runtime.in_all(len(f))), []
         for done in range(last):
             self._iterate(u, f, g, jump, done)
-            jumps.append(arrays.copy(jump[done + 1 :]))
+            jumps.append(arrays.copy(jump[self.runtime.left_of(done + 1, len(f)) :]))
         self.residuals += [self.runtime.reduce(one, np.maximum) for one in jumps]
         self.converged += range(1, last + 1)
         for k, residual in enumerate(self.residuals if self.callback else (), start=1):
@@ -109,15 +108,16 @@ class Parareal:
 
     def _iterate(self, u: Array, f: Array, g: Array, jump: Array, done: int) -> Array:
         """``F`` of all but the first ``done`` slices, the coarse chain behind it; ``|F(u) - u|`` of the first two."""
+        first, second, third = (self.runtime.left_of(done + i, len(f)) for i in range(3))
         with self.runtime.mark("parareal.fine"):
-            starts = self.runtime.shift(u)[done:]
-            self.runtime.map(self.fine, starts, self.grid.starts(self.m, done, len(f)), self.m, out=f[done:])
+            starts = self.runtime.shift(u)[first:]
+            self.runtime.map(self.fine, starts, self.grid.starts(self.m, first, len(f)), self.m, out=f[first:])
             self.fine_steps += self.m * len(starts)
         norm = NORMS[self.norm]
-        moves = ops.slice_norms(f[done : done + 2], u[done + 1 : done + 3], norm=norm.op)
-        u[done + 1] = f[done]  # this slice started from a final state
+        moves = ops.slice_norms(f[first:third], u[first + 1 : third + 1], norm=norm.op)
+        u[first + 1 : second + 1] = f[first:second]  # this slice started from a final state
         with self.runtime.mark("parareal.coarse"):
-            self._correct(u, f, g, jump, done + 1)
+            self._correct(u, f, g, jump, second)
         return norm.finish(moves, math.prod(u.shape[1:]))
 
     def _guess(self, u: Array, g: Array, guessed: bool) -> None:

@@ -39,9 +39,10 @@ def every_point(runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Ar
 
     ``c [S + 1, ...]``, ``u [steps + 1, ...]`` is written. Returns the steps taken: in total, and one after the other.
     """
+    starts = runtime.shift(c)
     runtime.do(ops.inject, c, u, step=m)
     if is_fused(phi):
-        return _every_point_fused(runtime, phi, grid, m, c, u)
+        return _every_point_fused(runtime, phi, grid, m, c, starts, u)
     v, total, depth = c, 0, min(m - 1, grid.steps)
     for j in range(1, depth + 1):
         count = count_points(grid.f_points(m, j))
@@ -53,13 +54,13 @@ def every_point(runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Ar
 
 
 def _every_point_fused(
-    runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Array, u: Array
+    runtime: Runtime, phi: Propagator, grid: TimeGrid, m: int, c: Array, starts: Array, u: Array
 ) -> tuple[int, int]:
     """One call for the F-points of all whole slices, one for the trailing ones."""
     whole, trailing = grid.starts(m), slice(len(c[1:]) * m, len(c[1:]) * m + 1, 1)
     rest = grid.steps % m
     if m > 1:
-        runtime.map(phi, c[:-1], whole, m - 1, out=None, every=arrays.windows(u, whole, m - 1, shift=1))
+        runtime.map(phi, starts, whole, m - 1, out=None, every=arrays.windows(u, whole, m - 1, shift=1))
     if rest:
         runtime.map(phi, c[-1:], trailing, rest, out=None, every=arrays.windows(u, trailing, rest, shift=1))
     return (m - 1) * len(c[1:]) + rest, min(m - 1, grid.steps)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import arrays, checks
+from .blocks import over_ranks, together
 from .errors import ConvergenceError
 from .forcing import forced
 from .method_runs import Common, MethodRun, MgritRun, PararealRun, Problem, refuse_unused
@@ -34,6 +35,7 @@ ON_FAILURE = ("raise", "serial", "return")
 SAVE = ("coarse", "all")
 
 
+@together
 def solve(
     fine: Any,
     u0: Array,
@@ -120,6 +122,7 @@ def solve(
         exact to the two tolerances. Modules in training mode with BatchNorm or dropout are refused.
     runtime : Runtime, optional
         Where the work runs; default :class:`LocalRuntime`. :class:`GraphRuntime`: cycles of MGRIT as CUDA graphs.
+        :func:`pyparareal.distributed`: in several processes, which all call this and get the same solution.
 
     Raises
     ------
@@ -156,10 +159,12 @@ def solve(
 
     c, guessed = (start[None], False) if run.serial else _start(start, initial, grid, run.m)
 
+    problem = Problem(fine, coarse, grid, run.fine, m, run.m, method, freeze, on_failure, common)
+    run = over_ranks(run, problem, start, save)
+
     def compute() -> Solution:
         return _iterate(run, c, guessed, grid, save, on_failure, runtime)
 
-    problem = Problem(fine, coarse, grid, run.fine, m, run.m, method, freeze, on_failure, common)
     return _connected(compute, problem, u0, rhs, parameters, adjoint)
 
 

@@ -69,10 +69,9 @@ def temporal_norm(kind: str, values: Array, runtime: Runtime) -> float:
     return math.sqrt(runtime.reduce(values * values)) if kind == "l2" else runtime.reduce(values)
 
 
-def leading(small: Any, runtime: Runtime) -> int:
+def leading(small: Any) -> int:
     """How many of ``small [points]`` are true before the first that is not."""
-    ahead = len(small) - np.arange(len(small))
-    return len(small) - int(runtime.reduce(np.where(small, 0, ahead), np.maximum))
+    return len(small) if small.all() else int(small.argmin())
 
 
 def settled(moves: Array, last_move: float, tol: float) -> bool:

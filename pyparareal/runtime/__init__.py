@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from .distributed import DistributedRuntime as DistributedRuntime
+from .distributed import distributed as distributed
 from .graph import GraphRuntime as GraphRuntime
 from .local import LocalRuntime as LocalRuntime
 from .protocol import Runtime as Runtime

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from operator import methodcaller
@@ -74,6 +74,15 @@ class LocalRuntime:
     def reduce(self, values: Array, combine: Any = np.add) -> float:
         values = arrays.to_numpy(values)
         return _core.tree_sum(values) if combine is np.add else float(reference.tree_sum(values, combine))
+
+    def in_all(self, slices: int) -> int:
+        return slices
+
+    def left_of(self, n: int, slices: int) -> int:
+        return min(n, slices)
+
+    def gather(self, *values: Array) -> Sequence[Any]:
+        return [arrays.to_numpy(one) for one in values]
 
     def mark(self, name: str) -> AbstractContextManager[None]:
         return Region(name, self)

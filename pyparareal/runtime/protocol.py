@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The verbs: ``map`` and ``do``, ``shift``, ``chain``, ``reduce``, ``mark``; and ``repeat``, for what comes again."""
+"""The verbs: ``map`` and ``do``, ``shift``, ``chain``, ``reduce``, ``mark``; and ``repeat``, for what comes again.
+
+A method that has to know of slices which are not its own asks for their numbers with ``gather``, how many there are
+with ``in_all``, and where its own lie with ``left_of``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -64,6 +68,18 @@ class Runtime(Protocol):
 
         ``combine`` is ``np.add`` or, for values that are not negative, ``np.maximum``.
         """
+        ...
+
+    def in_all(self, slices: int) -> int:
+        """How many slices there are in all, if ``slices`` are ours."""
+        ...
+
+    def left_of(self, n: int, slices: int) -> int:
+        """How many of our ``slices`` lie left of slice ``n`` of all."""
+        ...
+
+    def gather(self, *values: Array) -> Sequence[Any]:
+        """Each of ``values``, numbers of some of our slices, joined with those of all ranges: float64, on the host."""
         ...
 
     def mark(self, name: str) -> AbstractContextManager[None]:

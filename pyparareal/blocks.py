@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A solve over several processes: the same method on a block of the slices, and the whole solution put together.
+
+The method knows nothing of it. Its levels get the block's grids and propagators that count from the block's first step,
+its runtime the block's neighbours (:mod:`.runtime.distributed`), and what it returns is gathered.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import hashlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from . import arrays
+from ._version import __version__
+from .errors import RankError
+from .hierarchy import Level
+from .method_runs import MethodRun, MgritRun, PararealRun, Problem
+from .mgrit import MGRIT
+from .newton import Newton
+from .propagators import Propagator, is_fused
+from .runtime.distributed import BlockRuntime, DistributedRuntime, room_for
+from .runtime.ranks import Ranks
+from .solution import Solution, Stats, Status
+from .stopping import Monitor
+from .time_grid import TimeGrid, shift_points
+
+Array = Any
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def together(solve: Callable[P, T]) -> Callable[P, T]:
+    """``solve``, of which an error before the ranks have compared their arguments is told to all."""
+
+    @functools.wraps(solve)
+    def wrapped(*arguments: P.args, **named: P.kwargs) -> T:
+        runtime = named.get("runtime")
+        if not isinstance(runtime, DistributedRuntime):
+            return solve(*arguments, **named)
+        with runtime.together():
+            return solve(*arguments, **named)
+
+    return wrapped
+
+
+def over_ranks(run: MethodRun, problem: Problem, u0: Array, save: str) -> MethodRun:
+    """``run``, spread over the ranks if the runtime has any."""
+    runtime = problem.common.runtime
+    if not isinstance(runtime, DistributedRuntime):
+        return run
+    if not isinstance(run, PararealRun | MgritRun):
+        raise ValueError("method: got newton, which does not run over ranks yet, expected parareal or mgrit")
+    if isinstance(run, MgritRun) and run.cycles.options.storage == "all":
+        raise ValueError("storage: got 'all', which does not run over ranks yet, expected 'c'")
+    if arrays.namespace(u0).__name__ == "cupy":
+        raise TypeError("u0: got a CuPy array, which does not travel between ranks, expected NumPy or torch")
+    runtime.ask(asked_for(run, problem, u0, save))
+    return OverRanks(run, runtime)
+
+
+class OverRanks:
+    """A method that runs in blocks, one per rank; every rank ends with what one process would have."""
+
+    def __init__(self, run: PararealRun | MgritRun, runtime: DistributedRuntime) -> None:
+        self.whole, self.runtime = run, runtime
+        self.fine, self.m = run.fine, run.m
+        self._final: float | None = None
+
+    @property
+    def serial(self) -> bool:
+        return self.whole.serial
+
+    @property
+    def residuals(self) -> list[float]:
+        return self.whole.residuals
+
+    @property
+    def iterations(self) -> int:
+        return self.whole.iterations
+
+    def final_residual(self, u: Array) -> float | None:
+        return self._final
+
+    def stats(self, filled: tuple[int, int]) -> Stats:
+        return self.whole.stats(filled)
+
+    def report(self, solution: Solution) -> str:
+        return self.whole.report(solution)
+
+    def run(self, u: Array, guessed: bool) -> tuple[Status, Array]:
+        self.runtime.agree()
+        whole = self.whole
+        levels = whole.levels if isinstance(whole, MgritRun) else parareal_levels(whole)
+        relaxed_to_the_end = isinstance(whole, MgritRun) and bool(whole.cycles.options.coarsest_sweeps)
+        cuts = Cuts(levels, relaxed_to_the_end, self.runtime.size)
+        counts = [cuts.slices(rank) for rank in range(cuts.ranks)]
+        with self.runtime.failing() as ranks:
+            if ranks.rank < cuts.ranks:
+                told, mine = self._run_block(ranks, cuts, counts, u, guessed)
+            else:
+                ranks.listen(room_for(counts), "waiting for the result, without slices")
+                told, mine = {}, u[:0]
+            everyone = ranks.texts(told, "exchanging the results")
+            _require_equal(everyone[: cuts.ranks], ranks)
+            ranks.blocks(u[1:], counts + [0] * (ranks.size - len(counts)), mine, "gathering the solution")
+        self._take(everyone[: cuts.ranks])
+        return Status[everyone[0]["status"]], u
+
+    def _run_block(
+        self, ranks: Ranks, cuts: Cuts, counts: list[int], u: Array, guessed: bool
+    ) -> tuple[dict[str, Any], Array]:
+        """What to tell the others of the solve of this rank's block, and its C-points."""
+        first, last = sum(counts[: ranks.rank]), sum(counts[: ranks.rank + 1])
+        block = BlockRuntime(ranks, counts, self.runtime.seconds, self.runtime.slices_per_call)
+        c = arrays.copy(u[first : last + 1])
+        if not guessed:
+            c[0] = u[0]
+        mine = local_run(self.whole, cuts.levels_of(ranks.rank), block)
+        status, c = mine.run(c, guessed)
+        told = {"status": status.name, "residuals": list(mine.residuals), "final": mine.final_residual(c)}
+        told |= costs(mine) | {"chained": block.chained}
+        block.finish()
+        return told, c[1:]
+
+    def _take(self, told: list[dict[str, Any]]) -> None:
+        """The history is that of every rank; their costs are added up, unless they are spent at the same time."""
+        whole, one = self.whole, told[0]
+        self._final = one["final"]
+        if isinstance(whole, PararealRun):
+            whole.iterate.residuals, whole.iterate.converged = one["residuals"], one["converged"]
+            whole.iterate.fine_steps = sum(rank["fine"] for rank in told)
+            whole.iterate.coarse_steps = sum(rank["coarse"] for rank in told)
+            return
+        cycles = whole.cycles
+        cycles.monitor.history, cycles.cycles, cycles.mode = one["residuals"], one["cycles"], one["mode"]
+        cycles.steps = [sum(steps) for steps in zip(*(rank["steps"] for rank in told), strict=True)]
+        cycles.critical = list(one["critical"])
+        cycles.critical[-1] += sum(rank["chained"] for rank in told[1:])  # of all that waits only the chain is shared
+
+
+class Cuts:
+    """Where the blocks lie: at points of the coarsest level that is relaxed, so that no slice of any level is cut.
+
+    Attributes
+    ----------
+    ranks : int
+        How many have a block.
+    """
+
+    def __init__(self, levels: list[Level], relaxed_to_the_end: bool, ranks: int) -> None:
+        self.levels = levels
+        relaxed = levels if relaxed_to_the_end else levels[:-1]
+        self.units = relaxed[-1].slices
+        self.ranks = min(ranks, self.units)
+        # Steps of each level in a unit; on a coarsest level that is not relaxed, one.
+        self.steps = [math.prod(level.m for level in relaxed[at:]) for at in range(len(levels))]
+
+    def span(self, rank: int, at: int) -> tuple[int, int]:
+        """First step of a block on a level, and the one after its last; the last block has what fills no unit."""
+        first, last = (self.units * n // self.ranks * self.steps[at] for n in (rank, rank + 1))
+        return first, self.levels[at].grid.steps if rank + 1 == self.ranks else last
+
+    def slices(self, rank: int) -> int:
+        """Slices of a block on the finest level."""
+        first, last = self.span(rank, 0)
+        return (last - first) // self.levels[0].m
+
+    def levels_of(self, rank: int) -> list[Level]:
+        """The levels of a block, each a chain of its own that counts from 0."""
+        return [self._level(at, *self.span(rank, at)) for at in range(len(self.levels))]
+
+    def _level(self, at: int, first: int, last: int) -> Level:
+        level = self.levels[at]
+        # Only the propagators ask for times, and they have their own grids.
+        return dataclasses.replace(level, phi=From(level.phi, first), grid=TimeGrid(0, 1, last - first))
+
+
+class From:
+    """``phi`` with its steps counted from ``first``."""
+
+    def __init__(self, phi: Any, first: int) -> None:
+        self.phi, self.first = phi, first
+        self.batch_invariant, self.fused = phi.batch_invariant, is_fused(phi)
+        self.compares = getattr(phi, "compares", False)
+        for name, method in (("relax", self._relax), ("residual", self._residual), ("step_with", self._step_with)):
+            if hasattr(phi, name):
+                setattr(self, name, method)
+
+    def step(self, u: Array, points: slice) -> Array:
+        return self.phi.step(u, shift_points(points, self.first))
+
+    def _relax(self, u: Array, points: slice, m: int, out: Array | None, **more: Any) -> None:
+        self.phi.relax(u, shift_points(points, self.first), m, out, **more)
+
+    def _residual(self, u_next: Array, u: Array, points: slice) -> Array:
+        return self.phi.residual(u_next, u, shift_points(points, self.first))
+
+    def _step_with(self, u: Array, points: slice, rhs: Array) -> Array:
+        return self.phi.step_with(u, shift_points(points, self.first), rhs)
+
+
+def parareal_levels(run: PararealRun) -> list[Level]:
+    """Parareal as the two levels it is."""
+    iterate = run.iterate
+    fine = Level(iterate.fine, run.grid, run.m, 0, 1.0, None)
+    return [fine, Level(iterate.coarse, run.grid.coarsen(run.m), 1, 0, 1.0, None)]
+
+
+def local_run(whole: PararealRun | MgritRun, levels: list[Level], block: BlockRuntime) -> PararealRun | MgritRun:
+    """``whole`` on the ``levels`` of a block."""
+    mine = copy.copy(whole)
+    mine.fine, mine.grid, mine.slices = levels[0].phi, levels[0].grid, levels[0].slices
+    if isinstance(mine, PararealRun):
+        phis: tuple[Propagator, Propagator] = levels[0].phi, levels[1].phi
+        mine.iterate = dataclasses.replace(
+            mine.iterate,
+            fine=phis[0],
+            coarse=phis[1],
+            grid=levels[0].grid,
+            runtime=block,
+            callback=_one_answer(mine.iterate.callback, block),
+            residuals=[],
+            converged=[],
+        )
+        return mine
+    cycles, monitor = mine.cycles, mine.cycles.monitor
+    mine.levels = levels
+    mine.cycles = dataclasses.replace(
+        cycles,
+        levels=levels,
+        monitor=Monitor(monitor.rule, monitor.limits, monitor.lag, monitor.keep_going, block, monitor.finish),
+        runtime=block,
+        callback=_one_answer(cycles.callback, block),
+        steps=[],
+        critical=[],
+        _taken=[],
+        _rooms={},
+    )
+    return mine
+
+
+def costs(run: PararealRun | MgritRun) -> dict[str, Any]:
+    """What a block took, in numbers."""
+    if isinstance(run, PararealRun):
+        iterate = run.iterate
+        return {"fine": iterate.fine_steps, "coarse": iterate.coarse_steps, "converged": iterate.converged}
+    cycles = run.cycles
+    return {"cycles": cycles.cycles, "mode": cycles.mode, "steps": cycles.steps, "critical": cycles.critical}
+
+
+def _one_answer(callback: Any, block: BlockRuntime) -> Any:
+    """A callback that asks to stop on all ranks if it does on one."""
+    if callback is None:
+        return None
+
+    def asked(k: int, u: Array, residual: float) -> bool:
+        return bool(block.gather(np.array([float(bool(callback(k, u, residual)))]))[0].any())
+
+    return asked
+
+
+def _require_equal(told: list[dict[str, Any]], ranks: Ranks) -> None:
+    """Refuse results that contradict one another: then a propagator does not compute the same on every rank."""
+    for name in ("status", "residuals"):
+        for rank, theirs in enumerate(told):
+            if repr(theirs[name]) != repr(told[0][name]):
+                raise RankError(f"rank {ranks.rank}: the {name} of rank {rank} are not those of rank 0")
+
+
+def asked_for(run: PararealRun | MgritRun, problem: Problem, u0: Array, save: str) -> dict[str, str]:
+    """Everything that must be the same on all ranks, by the name that an error says."""
+    torch: Any = sys.modules["torch"]
+    common, method = problem.common, problem.method
+    found = {"pyparareal": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
+    found |= {"u0.shape": str(tuple(u0.shape)), "u0.dtype": str(u0.dtype), "u0.library": arrays.namespace(u0).__name__}
+    found |= {"u0": _digest(arrays.to_numpy(arrays.float64_copy(u0)))}
+    found |= {"grid": repr(problem.grid), "grid.times": _digest(problem.grid.times()), "m": str(problem.m)}
+    found |= {"method": method if isinstance(method, str) else type(method).__name__, "save": save}
+    found |= {"freeze": str(problem.freeze), "on_failure": problem.on_failure}
+    for name in ("tol", "max_iterations", "keep_going", "deterministic"):
+        found[name] = repr(getattr(common, name))
+    found |= {"initial": str(common.guessed), "norm": _name(common.norm), "callback": str(common.callback is not None)}
+    options = method if isinstance(method, MGRIT | Newton) else MGRIT()
+    found |= {field.name: _name(getattr(options, field.name)) for field in dataclasses.fields(options)}
+    return found | dict(_propagators(run))
+
+
+def _propagators(run: PararealRun | MgritRun) -> Iterator[tuple[str, str]]:
+    levels = run.levels if isinstance(run, MgritRun) else parareal_levels(run)
+    for at, level in enumerate(levels):
+        yield ("fine" if at == 0 else f"coarse[{at - 1}]"), f"{type(level.phi).__name__}, {level.grid.steps} steps"
+
+
+def _digest(values: np.ndarray[Any, Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+
+
+def _name(value: Any) -> str:
+    """What can be compared between processes: no addresses."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_name(one) for one in value)}]"
+    plain = value is None or isinstance(value, str | bool | int | float)
+    return repr(value) if plain else getattr(value, "__qualname__", type(value).__name__)

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Many processes, each with a contiguous block of the slices: ``solve(..., runtime=distributed())`` under ``torchrun``.
+
+Every rank calls ``solve`` with the same arguments and gets the same solution, the whole of it, bit for bit what one
+process computes if the propagators are batch-invariant. In between a rank holds only the C-points of its own block, and
+the method runs on it as on a chain of its own, numbered from 0. What is left for the runtime to do is little:
+
+==========  =======================================================================================================
+``shift``   the end state of a block becomes row 0 of the next: one state per neighbour
+``chain``   a rank takes its steps when the one before has taken its own, and hands the end state on: one state
+``reduce``  the numbers of all slices (not their sums) are gathered and combined by the tree, so that its shape, and
+            with it every bit, depends on no number of ranks
+==========  =======================================================================================================
+
+Blocks are cut at points that every relaxed level has, so a block has whole slices on each level and no level is ever
+gathered: ``m_0 m_1 ...`` steps, over all levels but the coarsest, are the least a rank can have, and no more ranks work
+than there are such units. The others wait for the result. Choose ``min_coarse`` no smaller than the number of ranks.
+Steps that fill no unit are the last rank's. Trailing steps, and the points between for ``save="all"``, are taken after
+the iteration by every rank for itself, as are serial solves and backward passes.
+
+In one cycle a rank sends ``nu_l + 2`` states on every level ``l`` that is relaxed, one more on those between the finest
+and the coarsest, and one on the coarsest; in an iteration of parareal two, and no more whatever the number of slices.
+
+Before the first state is sent the ranks compare what they were asked; afterwards an error on one is raised on all
+(:mod:`.ranks`), which ends this runtime. States of torch on a GPU go through pinned host memory. Not verified:
+processes on several machines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+
+from .. import arrays
+from ..errors import RankError
+from .local import LocalRuntime
+from .protocol import Link
+from .ranks import Ranks
+
+Array = Any
+
+
+_MADE: dict[tuple[int, ...], int] = {}  # how many of the same ranks, here and on each of them
+
+
+def distributed(
+    mesh_or_group: Any = None,
+    dim: str = "pint",
+    *,
+    timeout: float = 300.0,
+    slices_per_call: int | None = None,
+) -> DistributedRuntime:
+    """A runtime over the ranks of a group; all of them call this, after ``torch.distributed.init_process_group``.
+
+    Parameters
+    ----------
+    mesh_or_group : DeviceMesh or ProcessGroup, optional
+        Whose ranks; default: all.
+    dim : str
+        The dimension of a mesh along which the slices are spread.
+    timeout : float
+        Seconds that a rank waits for another, at most: longer than a rank's share of an iteration takes.
+    slices_per_call : int, optional
+        See :class:`.LocalRuntime`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong argument, or if there is no process group.
+    RankError
+        If not all ranks come within the time.
+    """
+    import torch.distributed
+
+    dist: Any = torch.distributed
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+        raise ValueError(f"timeout: got {timeout!r}, expected a number of seconds above 0")
+    if not dist.is_available() or not dist.is_initialized():
+        raise ValueError("mesh_or_group: there is no process group; call torch.distributed.init_process_group first")
+    group = dist.group.WORLD if mesh_or_group is None else mesh_or_group
+    if hasattr(mesh_or_group, "mesh_dim_names"):
+        if dim not in (mesh_or_group.mesh_dim_names or ()):
+            raise ValueError(f"dim: got {dim!r}, expected one of {mesh_or_group.mesh_dim_names}")
+        group = mesh_or_group.get_group(dim)
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"mesh_or_group: got {type(group).__name__}, expected a DeviceMesh or a ProcessGroup")
+    members = dist.get_process_group_ranks(group)
+    made = _MADE[tuple(members)] = _MADE.get(tuple(members), 0) + 1
+    store = dist.PrefixStore(f"pyparareal/{members}/{made}", group.get_group_store())
+    ranks = Ranks(store, dist.get_rank(group), len(members), timeout)
+    return DistributedRuntime(ranks, slices_per_call=slices_per_call)
+
+
+class DistributedRuntime(LocalRuntime):
+    """Made by :func:`distributed`. Outside the iterations of a solve every rank works for itself, as in one process."""
+
+    def __init__(self, ranks: Ranks, *, slices_per_call: int | None = None) -> None:
+        super().__init__(slices_per_call=slices_per_call)
+        self._ranks = ranks
+        self._asked: dict[str, Any] = {}
+        self._agreed = True
+
+    @property
+    def rank(self) -> int:
+        return self._ranks.rank
+
+    @property
+    def size(self) -> int:
+        return self._ranks.size
+
+    @property
+    def volume(self) -> Counter[str]:
+        """What this rank has sent so far, see :class:`.Ranks`; a copy."""
+        return Counter(self._ranks.volume)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around what all ranks do: an error before :meth:`agree` is told to the others there, and nothing is lost."""
+        self._ranks.require_open()
+        self._asked, self._agreed = {}, False
+        try:
+            yield
+        except Exception as error:
+            if not self._agreed:
+                self._agreed = True
+                self._tell(error)
+            raise
+        if not self._agreed:
+            self.agree()
+
+    def ask(self, asked: dict[str, Any]) -> None:
+        """What must be the same on every rank, by name."""
+        self._asked = asked
+
+    def agree(self) -> None:
+        """Compare what every rank was asked: the first difference is a ValueError on all, an error of one a RankError.
+
+        Either leaves the runtime as it was.
+        """
+        self._agreed = True
+        told = self._guarded_texts(self._asked, "comparing the arguments")
+        for rank, theirs in enumerate(told):
+            if "error" in theirs:
+                raise RankError(f"rank {self.rank}: rank {rank} failed: {theirs['error']}")
+        for field in dict.fromkeys(name for theirs in told for name in theirs):
+            for rank, theirs in enumerate(told):
+                if json.dumps(theirs.get(field)) != json.dumps(told[0].get(field)):
+                    raise ValueError(f"{field}: rank {rank} has {theirs.get(field)}, rank 0 has {told[0].get(field)}")
+
+    def _tell(self, error: Exception) -> None:
+        try:
+            self._guarded_texts({"error": f"{type(error).__name__}: {error}"}, "comparing the arguments")
+        except RankError:
+            return  # the caller's own error matters more
+
+    def _guarded_texts(self, message: Any, what: str) -> list[Any]:
+        try:
+            return self._ranks.texts(message, what)
+        except BaseException as error:
+            self._ranks.fail(error)
+            raise
+
+    @contextmanager
+    def failing(self) -> Iterator[Ranks]:
+        """Around what only works if no rank fails: an error here is one of all, and the end of this runtime."""
+        try:
+            yield self._ranks
+        except BaseException as error:
+            self._ranks.fail(error)
+            raise
+
+
+class BlockRuntime(LocalRuntime):
+    """The verbs on one rank's block of slices, of which there is at least one.
+
+    Parameters
+    ----------
+    counts : sequence of int
+        Slices of every rank that has any, from the left.
+    seconds : dict
+        Where :meth:`mark` adds up.
+
+    Attributes
+    ----------
+    chained : int
+        Links of chains that were taken here.
+    """
+
+    def __init__(
+        self, ranks: Ranks, counts: Sequence[int], seconds: dict[str, float], slices_per_call: int | None
+    ) -> None:
+        super().__init__(slices_per_call=slices_per_call)
+        self.seconds = seconds
+        self._ranks, self._counts, self._room = ranks, list(counts), room_for(counts)
+        self._first = sum(counts[: ranks.rank])
+        self._region, self.chained = "start", 0
+
+    def in_all(self, slices: int) -> int:
+        return sum(self._counts)
+
+    def left_of(self, n: int, slices: int) -> int:
+        return min(max(n - self._first, 0), slices)
+
+    def shift(self, u: Array) -> Array:
+        what = self._what("shift")
+        self._send_end(u, what)
+        self._receive_start(u, what)
+        return u[:-1]
+
+    def chain(self, link: Link, u: Array, first: int, *, whole: Any = None) -> None:
+        what = self._what("chain")
+        self._receive_start(u, what)
+        super().chain(link, u, first, whole=whole)
+        self._send_end(u, what)
+        self.chained += len(u) - 1 - first
+
+    def reduce(self, values: Array, combine: Any = np.add) -> float:
+        return super().reduce(self.gather(values)[0], combine)
+
+    def gather(self, *values: Array) -> list[np.ndarray[Any, Any]]:
+        mine = [arrays.to_numpy(one).astype(np.float64) for one in values]
+        return self._ranks.numbers(mine, self._room, self._what("gather"))
+
+    def mark(self, name: str) -> AbstractContextManager[None]:
+        self._region = name
+        return super().mark(name)
+
+    def finish(self) -> None:
+        """All that was sent has left, and ranks without slices know that it is over."""
+        self._ranks.flush(self._what("finish"))
+        if len(self._counts) < self._ranks.size:
+            self._ranks.end(self._room, self._what("finish"))
+
+    def _send_end(self, u: Array, what: str) -> None:
+        if self._ranks.rank + 1 < len(self._counts):
+            self._ranks.send(u[-1:], what)
+
+    def _receive_start(self, u: Array, what: str) -> None:
+        if self._ranks.rank > 0:
+            self._ranks.receive(u[:1], what)
+
+    def _what(self, verb: str) -> str:
+        last = self._first + self._counts[self._ranks.rank] - 1
+        return f"{verb} in {self._region}, slices {self._first} to {last}"
+
+
+def room_for(counts: Sequence[int]) -> int:
+    """The most numbers that a rank has to say at once: one per slice, and two moves of parareal."""
+    return max(counts) + 2

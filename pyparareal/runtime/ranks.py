@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the ranks of a group say to each other, through ``torch.distributed`` with gloo; every wait has a limit.
+
+The caller's ranks get connections of their own, so that their limit holds and their end is nobody else's. States travel
+as bytes, through host memory (pinned, for those on a GPU), and numbers as float64: nothing is rounded on its way.
+
+A rank that fails writes why to the store and closes its connections. That wakes whoever waits for it, who reads
+why, closes in turn, and raises :class:`.RankError`; a rank that dies has its connections closed for it. So an error
+runs along the chain of waits within a moment, and only a rank that hangs is waited for until the limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+
+from ..errors import RankError
+
+Array = Any
+GOING, END = 0.0, 1.0  # what a frame of numbers says first
+
+
+class Ranks:
+    """The ``size`` ranks that share ``store``, which nothing else uses; this process is number ``rank``.
+
+    Attributes
+    ----------
+    volume : Counter
+        What this rank has sent so far: ``states`` and their ``bytes`` to the right neighbour, ``frames`` of float64
+        ``numbers`` to all, ``texts``.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int, timeout: float) -> None:
+        self.torch: Any = sys.modules["torch"]
+        self.rank, self.size, self.timeout = rank, size, timeout
+        self.volume: Counter[str] = Counter()
+        self._store = store
+        # Not torch.distributed.new_group: it names groups after how many there are, and that may differ by rank.
+        gloo = self.torch.distributed.ProcessGroupGloo
+        self._group: Any = None
+        self._sending: list[tuple[Any, Any]] = []
+        self._talks = 0
+        self._ended: str | None = None
+        self._store.set(f"here/0/{rank}", "")
+        self._attempt("connecting", lambda _: self._connect(gloo), "here/0/")
+
+    def _connect(self, gloo: Any) -> None:
+        self._group = gloo(self._store, self.rank, self.size, timedelta(seconds=self.timeout))
+
+    # States, to the right neighbour and from the left one
+
+    def send(self, u: Array, what: str) -> None:
+        """``u`` to the next rank; what was sent before must have left first, so that one copy waits at most."""
+        self.flush(what)
+        data = to_bytes(u)
+        if not len(data):
+            return
+        to = self.rank + 1
+        self._attempt(
+            f"{what}, sending to rank {to}", lambda group: self._sending.append((group.send([data], to, 0), data))
+        )
+        self.volume.update(states=1, bytes=len(data))
+
+    def receive(self, u: Array, what: str) -> None:
+        """What the rank before sent, into ``u``."""
+        data = to_bytes(u)
+        if not len(data):
+            return
+        source = self.rank - 1
+        self._attempt(f"{what}, waiting for rank {source}", lambda group: group.recv([data], source, 0).wait())
+        from_bytes(u, data)
+
+    def flush(self, what: str) -> None:
+        """Wait until what was sent has left."""
+        if self._sending:
+            self._attempt(f"{what}, sending to rank {self.rank + 1}", lambda _: self._sending.pop()[0].wait())
+
+    # Numbers, texts and states, from all to all
+
+    def numbers(self, values: Sequence[np.ndarray[Any, Any]], room: int, what: str) -> list[np.ndarray[Any, Any]]:
+        """Each of ``values`` (float64, one-dimensional) joined in the order of the ranks; at most ``room`` in sum."""
+        frames = self._frames(GOING, values, room, what)
+        return [np.concatenate([frame[i] for frame in frames]) for i in range(len(values))]
+
+    def listen(self, room: int, what: str) -> None:
+        """Take part in :meth:`numbers` without any, until :meth:`end`."""
+        while self._talk(np.full(3 + room, np.nan), what)[0][0] != END:
+            pass
+
+    def end(self, room: int, what: str) -> None:
+        """Tell those who :meth:`listen` that it is over."""
+        self._frames(END, (), room, what)
+
+    def _frames(
+        self, kind: float, values: Sequence[np.ndarray[Any, Any]], room: int, what: str
+    ) -> list[list[np.ndarray[Any, Any]]]:
+        counts = [len(one) for one in values] + [0] * (2 - len(values))
+        frame = np.zeros(3 + room)
+        frame[:3] = kind, *counts
+        frame[3 : 3 + sum(counts)] = np.concatenate([*values, np.zeros(0)])
+        found = []
+        for one in self._talk(frame, what):
+            if np.isnan(one[0]):  # of a rank that listens
+                found.append([np.zeros(0), np.zeros(0)])
+            else:
+                first, second = int(one[1]), int(one[2])
+                found.append([one[3 : 3 + first], one[3 + first : 3 + first + second]])
+        return found
+
+    def _talk(self, frame: np.ndarray[Any, Any], what: str) -> list[np.ndarray[Any, Any]]:
+        self.flush(what)
+        self.volume.update(frames=1, numbers=len(frame))
+        return [one.numpy() for one in self._all_gather(self.torch.from_numpy(frame), what)]
+
+    def texts(self, message: Any, what: str) -> list[Any]:
+        """What every rank said, each a thing that JSON can hold."""
+        self.flush(what)
+        self._talks += 1
+        key = f"here/{self._talks}/"
+        data = np.frombuffer(json.dumps(message).encode(), np.uint8).copy()
+        self._attempt(what, lambda _: self._store.set(f"{key}{self.rank}", ""))
+        lengths = self._all_gather(self.torch.tensor([len(data)]), what, key)
+        padded = self.torch.zeros(max(int(n) for n in lengths), dtype=self.torch.uint8)
+        padded[: len(data)] = self.torch.from_numpy(data)
+        self.volume.update(texts=1)
+        found = self._all_gather(padded, what)
+        return [json.loads(one[: int(n)].numpy().tobytes()) for one, n in zip(found, lengths, strict=True)]
+
+    def blocks(self, u: Array, rows: Sequence[int], mine: Array, what: str) -> None:
+        """``u`` gets the ``rows[r]`` rows of every rank ``r`` one after the other; ``mine`` are those of this one."""
+        self.flush(what)
+        size, mine = max(rows) * (u.nbytes // max(len(u), 1)), to_bytes(mine)
+        if not size:
+            return
+        padded = self.torch.zeros(size, dtype=self.torch.uint8)
+        padded[: len(mine)] = mine
+        first = 0
+        for count, data in zip(rows, self._all_gather(padded, what), strict=True):
+            from_bytes(u[first : first + count], data[: count * (size // max(rows))])
+            first += count
+
+    def _all_gather(self, data: Any, what: str, key: str | None = None) -> list[Any]:
+        found = [self.torch.empty_like(data) for _ in range(self.size)]
+        self._attempt(
+            f"{what}, waiting for all {self.size} ranks", lambda group: group.allgather([found], [data]).wait(), key
+        )
+        return found
+
+    # Failures
+
+    def require_open(self) -> None:
+        """Refuse to begin anything after a failure."""
+        if self._ended is not None:
+            raise RankError(f"rank {self.rank}: this runtime ended with an error ({self._ended}); make another")
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others why, if nobody did yet, and close the connections."""
+        if self._ended is not None:
+            return
+        self._ended = _short(error)
+        named = self._ended if isinstance(error, RankError) else f"rank {self.rank} failed: {self._ended}"
+        with contextlib.suppress(RuntimeError):  # the store may have gone with a rank that kept it
+            self._store.compare_set("failure", "", named)
+        self._sending.clear()
+        self._group = None  # and with it the connections
+
+    def _attempt(self, what: str, call: Callable[[Any], Any], key: str | None = None) -> None:
+        self.require_open()
+        try:
+            call(self._group)
+            return
+        except RuntimeError as error:
+            text = str(error).partition("] ")[2].partition(". This is")[0] or str(error)
+            error.__traceback__ = None  # its frames hold the group, whose connections are to close
+        why = self._told() or self._absent(key) or f"lost ({text}); the limit is {self.timeout:g} s"
+        raise RankError(f"rank {self.rank}: {what}: {why}")
+
+    def _told(self) -> str | None:
+        try:
+            return self._store.get("failure").decode() if self._store.check(["failure"]) else None
+        except RuntimeError:
+            return None
+
+    def _absent(self, key: str | None) -> str | None:
+        """Which ranks have not come to what began with ``key``."""
+        try:
+            away = [] if key is None else [r for r in range(self.size) if not self._store.check([f"{key}{r}"])]
+        except RuntimeError:
+            return None
+        names = ", ".join(f"rank {r}" for r in away)
+        return f"{names} did not come within {self.timeout:g} s" if away else None
+
+
+def to_bytes(u: Array) -> Any:
+    """The states ``u`` as a torch tensor of bytes in host memory, a copy."""
+    torch: Any = sys.modules["torch"]
+    if isinstance(u, np.ndarray):
+        return torch.from_numpy(np.frombuffer(u.tobytes(), np.uint8).copy()) if u.size else torch.empty(0)
+    flat = u.detach().contiguous().reshape(-1).view(torch.uint8)
+    data = torch.empty(flat.shape, dtype=torch.uint8, pin_memory=u.is_cuda)
+    return data.copy_(flat)
+
+
+def from_bytes(u: Array, data: Any) -> None:
+    """The states that :func:`to_bytes` took, into ``u``."""
+    if not len(data):
+        return
+    if isinstance(u, np.ndarray):
+        u[...] = np.frombuffer(data.numpy(), u.dtype).reshape(u.shape)
+    else:
+        u.copy_(data.view(u.dtype).reshape(u.shape))
+
+
+def _short(error: BaseException) -> str:
+    text = str(error)
+    return text if isinstance(error, RankError) else f"{type(error).__name__}: {text}" if text else type(error).__name__
