@@ -20,7 +20,7 @@ from .adjoint import AdjointChain, BackwardPass
 from .method_runs import Problem
 from .relaxation import every_point
 from .solution import Solution
-from .vjp import constants_of, held_by, independent, parameter_gradients, require_repeatable, used_by
+from .vjp import constants_of, held_by, independent, own_graph, parameter_gradients, require_repeatable, used_by
 
 
 def differentiable(
@@ -55,7 +55,7 @@ def differentiable(
         require_repeatable(modules)
     if given is None:
         phi = checks.propagator("fine", problem.fine, problem.grid, deterministic=False)
-        with _no_hooks():
+        with own_graph():
             known = independent([*known, *used_by(phi, u0[None], known)])
     else:
         known = independent(given)
@@ -64,7 +64,7 @@ def differentiable(
             return compute()
     require_repeatable(modules)
     chain = chain or _chain(problem, adjoint)
-    with _no_hooks():
+    with own_graph():
         chain.require_graphs(u0.detach()[None])
     backward = _Backward(problem, chain, complete=given is None)
     box: list[Solution] = []
@@ -79,15 +79,6 @@ def _chain(problem: Problem, adjoint: Any) -> AdjointChain:
         if adjoint is None:
             raise
         raise type(error)(f"adjoint: {error}") from error
-
-
-def _no_hooks() -> Any:
-    """For steps taken on trial: a checkpoint around the solve would run it again for what they save."""
-    return torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _given(parameters: Any) -> list[Tensor] | None:

@@ -62,6 +62,16 @@ def parameter_gradients(
     return totals
 
 
+def own_graph() -> Any:
+    """For steps taken on trial: a checkpoint around the solve would count what they save, and run again for it."""
+    # Not the tensors themselves: a result that a node saves, with its graph, would hold that node for ever.
+    return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _itself)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def _step(phi: Propagator, x: Tensor, points: slice) -> Tensor:
     stepped: Tensor = require_like(phi.step(_copy(x), points), x, phi)
     if not stepped.requires_grad:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ... import checks
 from ...adjoint import BackwardPass
 from ...solution import Solution, Status
+from ...vjp import own_graph
 from .dense_step import dense_step, may_be_dense
 from .distributed import LOADING, RUNNING, refuse_sharded
 from .frozen import Frozen
@@ -221,7 +222,7 @@ class LayerParallel(nn.Module):
         if frozen.changes_buffers:
             frozen.commit(solution.u.detach())
         self._watch(solution, report, plan if trains else None)
-        return solution.u[-1]
+        return solution.u[-1].clone()  # not the memory of all layers, nor what the backward pass will read
 
     @property
     def _slices(self) -> int:
@@ -236,9 +237,8 @@ class LayerParallel(nn.Module):
         return serial(forward) and (serial(backward) or not torch.is_grad_enabled())
 
     def _frozen(self, u: Tensor) -> Frozen:
-        # Trying new blocks saves tensors of its own, which checkpoints around the network must not count.
         try:
-            with torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+            with own_graph():
                 return self.stack.frozen(u)
         except (TypeError, ValueError) as error:
             renamed = renumbered(str(error), self._firsts()["stack"].start)
@@ -380,10 +380,6 @@ def _say_serial_names(net: nn.Module, keys: Any) -> None:
     for several in (keys.missing_keys, keys.unexpected_keys, messages):
         name_serially(several, prefix, net._firsts())
     net._loading = "", []
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _finite(u: Any) -> bool:

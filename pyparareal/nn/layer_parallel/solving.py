@@ -110,7 +110,7 @@ def one_by_one(step: Any, u: Tensor) -> Tensor:
     graph = torch.is_grad_enabled() and (u.requires_grad or bool(step.parameters))
     grid, save = TimeGrid(0, step.steps, step.steps), "all" if graph else "coarse"
     found = serial_solve(step, u, grid, m=step.steps, save=save, on_failure="return", parameters=_parameters(step))
-    return found.u[-1]
+    return found.u[-1].clone()
 
 
 def _parameters(step: Any) -> list[Tensor] | None:

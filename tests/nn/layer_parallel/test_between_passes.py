@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The backward pass differentiates the layers of the forward pass, whatever was done to the network in between."""
 
+import gc
+
 import pytest
 import torch
 from layer_parallel_nets import ROUNDING, named
@@ -181,3 +183,35 @@ def test_chance_that_a_schedule_switches_on_is_the_same_in_all_iterations(apart)
 
     # Both are exact; with other draws in every iteration they would have nothing in common.
     assert torch.allclose(value(nu=0), value(nu=1), rtol=ROUNDING, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("mode", ["parallel", "serial"])
+@pytest.mark.parametrize("kernels", [False, True])
+def test_values_may_be_written_to(kernels, mode):
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()).double() for _ in range(LAYERS)]
+    net, serial = exact(blocks, kernels=kernels, closing=nn.ReLU(inplace=True), mode=mode)
+    for one in (net, serial):
+        one(inputs()).square().sum().backward()
+    same_gradients(net, serial)
+    with torch.no_grad():
+        y = net(inputs())
+    assert y.untyped_storage().nbytes() == y.nbytes  # not the states of all layers
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("block", [Normalised, Masked])
+def test_nothing_of_a_pass_is_left_behind(block, checkpointed):
+    net, _ = exact(several(block))
+
+    def tensors():
+        net.zero_grad()
+        u = inputs().requires_grad_()
+        y = torch.utils.checkpoint.checkpoint(net, u, use_reentrant=False) if checkpointed else net(u)
+        y.sum().backward()
+        del u, y
+        gc.collect()
+        return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
+
+    tensors()  # blocks are tried, once
+    assert tensors() == tensors()
