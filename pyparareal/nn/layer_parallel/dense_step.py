@@ -59,6 +59,8 @@ class DenseStep:
         self.weight, self.bias, self.h, self.activation = weight, bias, h, activation
         self.steps = len(weight)
         self._slopes: tuple[Tensor, int, Tensor] | None = None
+        # Until parameter_gradients has used them; where nobody asks for it they, and the states, would stay.
+        self._keeps = any(t.requires_grad for t in self.parameters)
 
     @classmethod
     def takes(cls, u: Tensor) -> bool:
@@ -88,7 +90,10 @@ class DenseStep:
     def rediscretise(self, m: int) -> DenseStep:
         """Every ``m``-th layer with a step ``m`` times as long."""
         keep = slice(0, self.steps // m * m, m)
-        return DenseStep(self.weight[keep], None if self.bias is None else self.bias[keep], self.h * m, self.activation)
+        bias = None if self.bias is None else self.bias[keep]
+        coarse = DenseStep(self.weight[keep], bias, self.h * m, self.activation)
+        coarse._keeps = False
+        return coarse
 
     def adjoint(self, u: Tensor, last: int, w: Tensor | None) -> DenseAdjoint:
         """See :class:`pyparareal.adjoint_step.OwnAdjoint`."""
@@ -110,14 +115,15 @@ class DenseStep:
     def slopes(self, u: Tensor) -> Tensor:
         """``h act'(W[i] u[i] + b[i])`` for ``u [layers, batch..., features]``: the first layers, if there are more.
 
-        They are kept for the next call with the same states.
+        They are kept for the next call with the same states, if there may be one.
         """
         if (known := self._known(u)) is not None:
             return known
         slopes = torch.empty_like(u, memory_format=torch.contiguous_format)
         if len(u):
             self._relax(u, slice(0, len(u), 1), 1, slopes=slopes[:, None])
-        self._slopes = (u, u._version, slopes)
+        if self._keeps:
+            self._slopes = (u, u._version, slopes)
         return slopes
 
     def _known(self, u: Tensor) -> Tensor | None:

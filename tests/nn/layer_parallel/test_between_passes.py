@@ -215,3 +215,21 @@ def test_nothing_of_a_pass_is_left_behind(block, checkpointed):
 
     tensors()  # blocks are tried, once
     assert tensors() == tensors()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kernels", [False, True])
+def test_the_states_are_gone_after_the_backward_pass(kernels, frozen):
+    blocks = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()).double() for _ in range(32)]
+    net = LayerParallel(blocks, h=0.1, m=4, kernels=kernels).requires_grad_(not frozen)
+    u = torch.randn(200, WIDTH, dtype=torch.float64, requires_grad=True)
+
+    def large():
+        gc.collect()
+        tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+        return {t.untyped_storage().data_ptr() for t in tensors if t.untyped_storage().nbytes() > 2 * u.nbytes}
+
+    before = large()
+    y = net(u)
+    y.sum().backward()
+    assert large() <= before  # while y is still there
