@@ -22,8 +22,8 @@ In one cycle a rank sends ``nu_l + 2`` states on every level ``l`` that is relax
 and the coarsest, and one on the coarsest; in an iteration of parareal two, and no more whatever the number of slices.
 
 Before the first state is sent the ranks compare what they were asked; afterwards an error on one is raised on all
-(:mod:`.ranks`), which ends this runtime. States of torch on a GPU go through pinned host memory. Not verified:
-processes on several machines.
+(:mod:`.ranks`), which ends this runtime. States of torch on a GPU go through pinned host memory. Not verified: that,
+and processes on several machines.
 """
 
 from __future__ import annotations

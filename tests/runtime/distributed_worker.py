@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from distributed_cases import CASES, random_case
 from processes import join
+from torch.distributed.device_mesh import init_device_mesh
 
-from pyparareal import LocalRuntime, arrays, distributed, solve
+from pyparareal import MGRIT, LocalRuntime, arrays, distributed, solve
 
 COSTS = (
     "slices", "m", "fine_steps", "coarse_steps", "critical_fine_steps", "critical_coarse_steps", "serial_steps",
@@ -66,6 +67,27 @@ def volume(case, runtime):
     return sent[1] - sent[0]
 
 
+def gradients(runtime):
+    """Of the solve of a chain of modules, with respect to its initial value and its weights."""
+    case = CASES["parareal, modules"]() | {"method": MGRIT(), "on_failure": "raise"}
+    weights = list(case["fine"].requires_grad_(True).parameters())
+    u0 = case["u0"].requires_grad_(True)
+    solution = solve(**case, runtime=runtime)
+    return torch.autograd.grad(solution.u.square().sum(), [u0, *weights])
+
+
+def on_a_mesh(rank):
+    """Two solves at the same time, on two ranks each: what differs, and what a wrong dimension says."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "pint"))
+    case = CASES["FCF"]()
+    found = {"bits": different(case | {"u0": case["u0"] + 0.01 * (rank // 2)}, distributed(mesh, timeout=60))}
+    try:
+        distributed(mesh, dim="time")
+    except ValueError as error:
+        return found | {"dim": str(error)}
+    return found
+
+
 VOLUMES = ("parareal", "F", "FCF", "FCFCF", "three levels", "three levels, other factors", "four levels, relaxed")
 
 
@@ -77,12 +99,15 @@ def volumes(runtime):
 def main(rank, ranks, folder):
     warnings.simplefilter("ignore", RuntimeWarning)  # poor coarse propagators overflow on their way
     join(rank, ranks, folder)
-    found = {}
+    found = {"mesh": on_a_mesh(rank)}  # first: torch names its groups after how many there are, on each rank
     for count in range(1, ranks + 1):
         group = torch.distributed.new_group(range(count))
         if rank < count:
             found[count] = dict(differences(distributed(group, timeout=60), group, rank))
-    found["volume"] = volumes(distributed(timeout=60))
+    runtime = distributed(timeout=60)
+    found["volume"] = volumes(runtime)
+    ours, alone = gradients(runtime), gradients(LocalRuntime())
+    found["gradients"] = [bool((a == b).all() and a.abs().sum() > 0) for a, b in zip(ours, alone, strict=True)]
     (folder / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 

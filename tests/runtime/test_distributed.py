@@ -2,6 +2,9 @@
 """Theorem: 1, 2, 3 and 4 processes give the bits, the history, the status and the cost of one; and what they send."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
 from processes import launch  # noqa: E402
 
 HERE = Path(__file__).parent
+EXAMPLE = HERE.parents[1] / "examples" / "ranks_solve.py"
 RANKS = 4
 STATE = 16  # bytes: two float64
 
@@ -67,3 +71,34 @@ def test_an_iteration_sends_what_the_formula_says(found, name, block, states):
         expected = {"states": states, "bytes": STATE * states} if rank + 1 < RANKS else {}
         # One exchange of the norms of all slices, in a frame that has room for those of the largest block.
         assert sent == expected | {"frames": 1, "numbers": 3 + 2 + block}
+
+
+@pytest.mark.slow
+@pytest.mark.no_sanitize
+def test_each_row_of_a_mesh_solves_its_own_problem(found):
+    for of_rank in found:
+        assert of_rank["mesh"]["bits"] == []
+        assert of_rank["mesh"]["dim"].startswith("dim: got 'time', expected one of ('dp', 'pint')")
+
+
+@pytest.mark.slow
+@pytest.mark.no_sanitize
+def test_a_solve_over_ranks_is_differentiable(found):
+    for of_rank in found:
+        assert of_rank["gradients"] == [True] * 3  # u0, weight and bias: the bits of one process
+
+
+@pytest.mark.slow
+@pytest.mark.no_sanitize
+@pytest.mark.skipif(not EXAMPLE.exists(), reason="the sources are not here: run from outside the tree")
+def test_the_example_has_the_bits_of_one_process():
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(EXAMPLE)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 ranks") == done.stdout.count("the same bits as one process: yes") == 2
