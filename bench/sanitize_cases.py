@@ -186,6 +186,15 @@ def _dense_layers_on(u: Any, other: Any, device: str) -> Any:
         got = ops.relax_dense_adjoint(other.to(device), here[0], given, 2, scale=2.0)
         wanted = reference.relax_dense_adjoint(_wide(other), plain[0], expected, 2, scale=2.0)
         yield f"relax_dense_adjoint, {kind}", got, wanted
+    for precision in ("tf32x3", "tf32") if device != "cpu" and u.dtype == torch.float32 else ():
+        # As in _recurrent_units_on; the first slice of the adjoint takes the weights of the last.
+        state, back, (matrices, vectors) = u.to(device), other.to(device), here
+        got = ops.relax_dense(state, *here, 0.3, 2, precision=precision)[:1]
+        alone = ops.relax_dense(state[:1], matrices[:1], vectors[:1], 0.3, 2, precision=precision)
+        yield f"relax_dense, {precision}", got, alone.cpu().numpy()
+        got = ops.relax_dense_adjoint(back, matrices, given, 2, precision=precision)[:1]
+        alone = ops.relax_dense_adjoint(back[:1], matrices[-1:], given[-1:], 2, precision=precision)
+        yield f"relax_dense_adjoint, {precision}", got, alone.cpu().numpy()
 
 
 def _scans_on(dtype: Any, device: str) -> Any:

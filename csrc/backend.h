@@ -94,6 +94,13 @@ Status relax_gru_adjoint_mma(const MutableView& d_start, const MutableView& d_ga
                              const ConstView& d_end, const ConstView& d_every, Precision precision, const Exec& exec);
 std::size_t relax_gru_mma_workspace_bytes(const ConstView& u);
 std::size_t relax_gru_adjoint_mma_workspace_bytes(const ConstView& d_end);
+Status relax_dense_mma(const MutableView& out, const ConstView& u, const ConstView& weight, const ConstView& bias,
+                       double h, DenseActivation activation, int64_t m, const MutableView& slopes, const ConstView& f,
+                       const ConstView& g, const MutableView& every, const EndNorms& norms, Precision precision,
+                       const Exec& exec);
+Status relax_dense_adjoint_mma(const MutableView& out, const ConstView& v, const ConstView& weight,
+                               const ConstView& slopes, double scale, int64_t m, const ConstView& f, const ConstView& g,
+                               const MutableView& every, const EndNorms& norms, Precision precision, const Exec& exec);
 }  // namespace cuda
 #undef PYPARAREAL_DECLARE_BACKEND
 

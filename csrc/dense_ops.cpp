@@ -60,10 +60,11 @@ std::size_t relax_dense_workspace_bytes(const ConstView& u, int32_t threads) {
 
 Status relax_dense(MutableView out, ConstView u, ConstView weight, ConstView bias, double h, DenseActivation activation,
                    int64_t m, MutableView slopes, ConstView f, ConstView g, MutableView every, ConstView target,
-                   MutableView norms, Norm norm, Exec exec) {
+                   MutableView norms, Norm norm, Precision precision, Exec exec) {
   const Operands all(out, u, m, f, g, every, target, norms, norm);
   const Operand matrix("weight", weight), vector("bias", bias), derived("slopes", slopes);
   const Status status = first_failure(
+      [&] { return wide(all.u); }, [&] { return valid_precision(precision, all.u); },
       [&] { return valid_relaxation(all, {matrix, vector}, exec); },
       [&] { return valid_weights(matrix, vector, all.u, m); }, [&] { return valid_activation(activation); },
       [&] { return like_steps(derived, all); },
@@ -79,17 +80,23 @@ Status relax_dense(MutableView out, ConstView u, ConstView weight, ConstView bia
   return on_device(
       u.device,
       [&] { return cpu::relax_dense(out, u, weight, bias, h, activation, m, slopes, f, g, every, ends, exec); },
-      [&] { return cuda::relax_dense(out, u, weight, bias, h, activation, m, slopes, f, g, every, ends, exec); });
+      [&] {
+        return precision == Precision::exact
+                   ? cuda::relax_dense(out, u, weight, bias, h, activation, m, slopes, f, g, every, ends, exec)
+                   : cuda::relax_dense_mma(out, u, weight, bias, h, activation, m, slopes, f, g, every, ends, precision,
+                                           exec);
+      });
 }
 
 Status relax_dense_adjoint(MutableView out, ConstView v, ConstView weight, ConstView slopes, double scale, int64_t m,
                            ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
-                           Exec exec) {
+                           Precision precision, Exec exec) {
   Operands all(out, v, m, f, g, every, target, norms, norm);
   all.u.name = "v";
   const ConstView none{};
   const Operand matrix("weight", weight), derived("slopes", slopes), vector("bias", none);
   const Status status = first_failure(
+      [&] { return wide(all.u); }, [&] { return valid_precision(precision, all.u); },
       [&] { return valid_relaxation(all, {matrix, derived}, exec); },
       [&] { return valid_weights(matrix, vector, all.u, m); },
       [&] {
@@ -104,7 +111,12 @@ Status relax_dense_adjoint(MutableView out, ConstView v, ConstView weight, Const
   const EndNorms ends = end_norms(out, every, target, norms, norm, exec);
   return on_device(
       v.device, [&] { return cpu::relax_dense_adjoint(out, v, weight, slopes, scale, m, f, g, every, ends, exec); },
-      [&] { return cuda::relax_dense_adjoint(out, v, weight, slopes, scale, m, f, g, every, ends, exec); });
+      [&] {
+        return precision == Precision::exact
+                   ? cuda::relax_dense_adjoint(out, v, weight, slopes, scale, m, f, g, every, ends, exec)
+                   : cuda::relax_dense_adjoint_mma(out, v, weight, slopes, scale, m, f, g, every, ends, precision,
+                                                   exec);
+      });
 }
 
 }  // namespace pyparareal

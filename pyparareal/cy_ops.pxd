@@ -157,11 +157,11 @@ cdef extern from "pyparareal/capsule.h" namespace "pyparareal" nogil:
         size_t (*scan_block_workspace_bytes)(const ConstView&, int32_t) noexcept
         Status (*relax_dense)(
             MutableView, ConstView, ConstView, ConstView, double, DenseActivation, int64_t, MutableView, ConstView,
-            ConstView, MutableView, ConstView, MutableView, Norm, Exec) noexcept
+            ConstView, MutableView, ConstView, MutableView, Norm, Precision, Exec) noexcept
         size_t (*relax_dense_workspace_bytes)(const ConstView&, int32_t) noexcept
         Status (*relax_dense_adjoint)(
             MutableView, ConstView, ConstView, ConstView, double, int64_t, ConstView, ConstView, MutableView,
-            ConstView, MutableView, Norm, Exec) noexcept
+            ConstView, MutableView, Norm, Precision, Exec) noexcept
         Status (*newton_gru)(
             MutableView, MutableView, MutableView, MutableView, ConstView, ConstView, ConstView, ConstView, ConstView,
             double, Exec) noexcept
@@ -211,11 +211,12 @@ cdef size_t relax_gru_adjoint_workspace_bytes(
 cdef Status relax_dense(
     MutableView out, ConstView u, ConstView weight, ConstView bias, double h, DenseActivation activation, int64_t m,
     MutableView slopes, ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
-    Exec exec) noexcept nogil
+    Precision precision, Exec exec) noexcept nogil
 cdef size_t relax_dense_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil
 cdef Status relax_dense_adjoint(
     MutableView out, ConstView v, ConstView weight, ConstView slopes, double scale, int64_t m, ConstView f,
-    ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil
+    ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Precision precision,
+    Exec exec) noexcept nogil
 cdef Status scan_diag(
     MutableView u, ConstView a, ConstView b, ConstView start, bint reverse, Exec exec) noexcept nogil
 cdef size_t scan_diag_workspace_bytes(const ConstView& b, int32_t threads) noexcept nogil

@@ -130,9 +130,9 @@ cdef size_t relax_gru_adjoint_workspace_bytes(
 cdef Status relax_dense(
         MutableView out, ConstView u, ConstView weight, ConstView bias, double h, DenseActivation activation,
         int64_t m, MutableView slopes, ConstView f, ConstView g, MutableView every, ConstView target,
-        MutableView norms, Norm norm, Exec exec) noexcept nogil:
+        MutableView norms, Norm norm, Precision precision, Exec exec) noexcept nogil:
     return table.relax_dense(
-        out, u, weight, bias, h, activation, m, slopes, f, g, every, target, norms, norm, exec)
+        out, u, weight, bias, h, activation, m, slopes, f, g, every, target, norms, norm, precision, exec)
 
 
 cdef size_t relax_dense_workspace_bytes(const ConstView& u, int32_t threads) noexcept nogil:
@@ -141,8 +141,10 @@ cdef size_t relax_dense_workspace_bytes(const ConstView& u, int32_t threads) noe
 
 cdef Status relax_dense_adjoint(
         MutableView out, ConstView v, ConstView weight, ConstView slopes, double scale, int64_t m, ConstView f,
-        ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm, Exec exec) noexcept nogil:
-    return table.relax_dense_adjoint(out, v, weight, slopes, scale, m, f, g, every, target, norms, norm, exec)
+        ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
+        Precision precision, Exec exec) noexcept nogil:
+    return table.relax_dense_adjoint(
+        out, v, weight, slopes, scale, m, f, g, every, target, norms, norm, precision, exec)
 
 
 cdef Status scan_diag(

@@ -10,6 +10,20 @@ Weights have the layout of ``torch.nn.Linear``, one matrix after the other: of a
 ``stack[::m].view(1, slices, d, d)`` is a coarse chain. The gradients of the weights are one batched product outside:
 with ``p = slopes * v`` of every layer, ``v`` the gradient of the state after it and ``u`` the state before it,
 ``p^T u`` and the sum of ``p``.
+
+``precision`` says how the products with ``weight`` are formed; anything but ``"exact"`` is of float32 on CUDA alone,
+and refused elsewhere. A product is a sum of ``d`` terms, ``W u`` of ``relax_dense`` and ``W^T p`` of its adjoint, ``p =
+slopes * v`` rounded to float32. With ``U = 2**-24`` and ``S`` the sum of the sizes of the terms (and for ``"exact"``
+that of the bias), its error is at most
+
+- ``"exact"``: ``(d + 1) U S``, fused multiply-adds in the order of the index; the CPU's bits.
+- ``"tf32x3"``: ``(d / 16 + 48) U S``, tensor cores, every factor split in two numbers of 11 bits. A state or weight
+  that is infinite, or that rounds to infinity, gives NaN.
+- ``"tf32"``: ``(2**-10 + 2**-22 d) S``, tensor cores, factors rounded to 11 bits.
+
+See :mod:`pyparareal.gru_ops` for where these come from. In the last two the bias is added to the sum, and activations
+are correct to a few ``U`` of their values, not to the bits of the CPU. Both are deterministic, and the bits of a row
+depend on that row alone, not on how many others or slices there are.
 """
 
 from __future__ import annotations
@@ -17,7 +31,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyparareal import _core
-from pyparareal._outputs import new, norm_code
+from pyparareal._outputs import new, norm_code, precision_code
 from pyparareal.arrays import Array
 
 _ACTIVATIONS = {"tanh": 0, "relu": 1, "smooth_relu": 2, "sigmoid": 3, "silu": 4}
@@ -41,12 +55,13 @@ def relax_dense(
     out: Array | None = None,
     stream: Any = None,
     threads: int | None = None,
+    precision: str = "exact",
 ) -> Array:
     """All ``m`` steps ``u <- u + h act(W u + b)`` of every slice.
 
     A step is a layer of the residual networks of Guenther et al. 2020. The bits of a row do not depend on the others,
-    on slices, threads or the device: every sum starts at the bias and goes on in the order of the inputs, one fused
-    multiply-add a term.
+    on slices, threads or, with ``precision="exact"``, the device: there every sum starts at the bias and goes on in the
+    order of the inputs, one fused multiply-add a term.
 
     Parameters
     ----------
@@ -66,6 +81,8 @@ def relax_dense(
     m, f, g, every, target, norms, norm, out : see :mod:`pyparareal.relax_ops`.
     threads : int, optional
         See :mod:`pyparareal.ops`; None is 0. Threads share the rows: slices times batch.
+    precision : str
+        See :mod:`pyparareal.dense_ops`.
     """
     try:
         kind = _ACTIVATIONS[activation]
@@ -74,7 +91,7 @@ def relax_dense(
     if out is None and every is None:
         out = new("u", u)
     given = (slopes, f, g, every, target, norms, norm_code(norm), stream, 0 if threads is None else threads)
-    _core.relax_dense(out, u, weight, bias, h, kind, m, *given)
+    _core.relax_dense(out, u, weight, bias, h, kind, m, *given, precision_code(precision))
     return every if out is None else out
 
 
@@ -94,6 +111,7 @@ def relax_dense_adjoint(
     out: Array | None = None,
     stream: Any = None,
     threads: int | None = None,
+    precision: str = "exact",
 ) -> Array:
     """All ``m`` steps ``v <- v + scale W^T (slopes * v)`` of every slice: the transpose of :func:`relax_dense`.
 
@@ -115,9 +133,11 @@ def relax_dense_adjoint(
     m, f, g, every, target, norms, norm, out : see :mod:`pyparareal.relax_ops`.
     threads : int, optional
         See :mod:`pyparareal.ops`; None is 0.
+    precision : str
+        See :mod:`pyparareal.dense_ops`; of the products with ``weight``, not of the slopes, which are what they are.
     """
     if out is None and every is None:
         out = new("v", v)
     given = (f, g, every, target, norms, norm_code(norm), stream, 0 if threads is None else threads)
-    _core.relax_dense_adjoint(out, v, weight, slopes, scale, m, *given)
+    _core.relax_dense_adjoint(out, v, weight, slopes, scale, m, *given, precision_code(precision))
     return every if out is None else out

@@ -30,8 +30,8 @@ def test_the_table_has_every_way_and_the_errors_are_looked_at(monkeypatch):
     result = depth_on("cpu", SMALL)
     assert result.checked
     for prefix, ways in {
-        "": ("eager", "graphed", "fused_serial", "parallel_m4", "parallel_m4_kernel"),
-        "L16_W4_B3_": ("eager", "graphed", "fused_serial", "parallel_m4", "parallel_m4_kernel"),
+        "": ("eager", "graphed", "fused_serial", "parallel_m4", "parallel_m4_kernel", "parallel_m4_tf32x3"),
+        "L16_W4_B3_": ("eager", "graphed", "fused_serial", "parallel_m4", "parallel_m4_kernel", "parallel_m4_tf32x3"),
         "convolution_": ("eager", "graphed", "parallel_m4"),
         "transformer_": ("eager", "graphed", "parallel_m4"),
     }.items():

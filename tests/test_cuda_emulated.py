@@ -29,6 +29,7 @@ PROGRAMS = {
     "test_cuda_gru": 1_000,
     "test_cuda_gru_mma": 1_500,
     "test_cuda_dense": 1_000,
+    "test_cuda_dense_mma": 1_500,
     "test_cuda_scan": 3_000,
     "test_cuda_newton": 1_000,
 }

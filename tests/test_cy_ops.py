@@ -242,10 +242,10 @@ import pyparareal.cy_ops
 
 
 @pytest.mark.parametrize(("version", "size", "message"), [
-    (99, 256, "ImportError: pyparareal._core.ops_table: got version 99 of 256 bytes, expected version 3 of at least "),
-    (3, 8, "ImportError: pyparareal._core.ops_table: got version 3 of 8 bytes, expected version 3 of at least "),
+    (99, 256, "ImportError: pyparareal._core.ops_table: got version 99 of 256 bytes, expected version 4 of at least "),
+    (4, 8, "ImportError: pyparareal._core.ops_table: got version 4 of 8 bytes, expected version 4 of at least "),
     (None, 0, "ImportError: pyparareal._core.ops_table: expected the capsule of the kernels; reinstall pyparareal"),
-    (3, 256, ""),
+    (4, 256, ""),
 ])  # fmt: skip
 def test_a_table_of_another_version_is_refused(version, size, message):
     table = "None" if version is None else "new(ctypes.addressof(table), kept, None)"

@@ -39,13 +39,15 @@ class DepthSizes:
     transformer: tuple[int, int, int, int] = (128, 64, 32, 8)  # layers, width, tokens, batch
     factors: tuple[int, ...] = (4, 16)
     most: int = 8
+    precisions: tuple[str, ...] = ("exact", "tf32x3")  # of the kernels; exact on a CPU whatever is said
     repeats: int = 3
     seconds: float = 90.0  # no further network is begun after so long: the suite's minutes are few
 
 
 @case("depth.gpu", suite="gpu", device="cuda")
 def gpu() -> Result:
-    """Forward and backward: eager, graphed, one fused kernel, and in parallel with torch's products and with ours."""
+    """Forward and backward: eager, graphed, one fused kernel, and in parallel with torch's products and with ours,
+    on tensor cores too."""
     return depth_on("cuda")
 
 
@@ -163,22 +165,22 @@ class Ways:
             self.found["fused_serial_error"] = self._with_kernels(fused, self._error)
         self.serial_agrees = max(self.found.values()) < TOLERANCE / 10
         for m in sizes.factors:
-            for kernels in (False, True) if dense else (False,):
-                name = f"parallel_m{m}" + "_kernel" * kernels
-                net = LayerParallel(blocks, h=self.h, m=m, kernels=kernels, recompute=False)
-                run = partial(self._with_kernels, net) if kernels else partial(self._step, net)
-                if self._fit(name, net, sizes.most, kernels):
+            for precision in (None, *sizes.precisions) if dense else (None,):
+                name = f"parallel_m{m}" + {None: "", "exact": "_kernel"}.get(precision, f"_{precision}")
+                net = LayerParallel(blocks, h=self.h, m=m, kernels=precision is not None, recompute=False)
+                run = partial(self._with_kernels, net, precision=precision) if precision else partial(self._step, net)
+                if self._fit(name, net, sizes.most, precision):
                     self.calls[name] = run
                     self.parallel.append(name)
 
-    def _fit(self, name: str, net: Any, most: int, kernels: bool) -> bool:
+    def _fit(self, name: str, net: Any, most: int, precision: str | None) -> bool:
         """Set the fewest iterations that give the gradient; whether there are some."""
         from dataclasses import replace
 
         for k in range(1, most + 1):
             net.forward_settings = replace(net.forward_settings, iterations=k)
             net.backward_settings = replace(net.backward_settings, iterations=k)
-            error = self._with_kernels(net, self._error) if kernels else self._error(net)
+            error = self._with_kernels(net, self._error, precision) if precision else self._error(net)
             self.found |= {f"{name}_error": error, f"{name}_iterations": float(k)}
             if error <= TOLERANCE:
                 return True
@@ -190,16 +192,16 @@ class Ways:
         net(x).backward(self.seed.to(x.dtype))
         return x.grad
 
-    def _with_kernels(self, net: Any, run: Callable[[Any], Any] | None = None) -> Any:
+    def _with_kernels(self, net: Any, run: Callable[[Any], Any] | None = None, precision: str = "exact") -> Any:
         """A step with our kernels on this device too."""
         from pyparareal.nn.layer_parallel.dense_step import DenseStep
 
-        before = DenseStep.kernel_devices
-        DenseStep.kernel_devices = ("cpu", "cuda")
+        before = DenseStep.kernel_devices, DenseStep.precision
+        DenseStep.kernel_devices, DenseStep.precision = ("cpu", "cuda"), precision
         try:
             return (run or self._step)(net)
         finally:
-            DenseStep.kernel_devices = before
+            DenseStep.kernel_devices, DenseStep.precision = before
 
     def _graphed(self, net: Any) -> Callable[[], Any]:
         """The step as one CUDA graph."""

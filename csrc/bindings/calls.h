@@ -167,10 +167,10 @@ void relax_gru_adjoint(py::handle d_start, py::handle d_gates, py::handle d_hidd
 // dense.cpp
 void relax_dense(py::handle out, py::handle u, py::handle weight, py::handle bias, py::handle h, int activation,
                  py::handle m, py::handle slopes, py::handle f, py::handle g, py::handle every, py::handle target,
-                 py::handle norms, int norm, py::handle stream, py::handle threads);
+                 py::handle norms, int norm, py::handle stream, py::handle threads, int precision);
 void relax_dense_adjoint(py::handle out, py::handle v, py::handle weight, py::handle slopes, py::handle scale,
                          py::handle m, py::handle f, py::handle g, py::handle every, py::handle target,
-                         py::handle norms, int norm, py::handle stream, py::handle threads);
+                         py::handle norms, int norm, py::handle stream, py::handle threads, int precision);
 
 // scan.cpp
 void scan_diag(py::handle out, py::handle a, py::handle b, py::handle start, bool reverse, py::handle stream,

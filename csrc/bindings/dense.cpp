@@ -15,7 +15,7 @@ int64_t passes_of(int64_t m, const Array& u) {
 
 void relax_dense(py::handle out, py::handle u, py::handle weight, py::handle bias, py::handle h, int activation,
                  py::handle m, py::handle slopes, py::handle f, py::handle g, py::handle every, py::handle target,
-                 py::handle norms, int norm, py::handle stream, py::handle threads) {
+                 py::handle norms, int norm, py::handle stream, py::handle threads, int precision) {
   const Array matrix = borrow(weight, "weight"), vector = borrow_optional(bias, "bias");
   const Array derived = slopes.is_none() ? Array{} : borrow_output(slopes, "slopes");
   const double step = number(h, "h");
@@ -26,7 +26,8 @@ void relax_dense(py::handle out, py::handle u, py::handle weight, py::handle bia
   run([&] {
     return pyparareal::relax_dense(r.out.view, r.u.input(), matrix.input(), vector.input(), step,
                                    static_cast<DenseActivation>(activation), r.m, derived.view, r.f.input(),
-                                   r.g.input(), r.every.view, r.target.input(), r.norms.view, r.norm, r.exec);
+                                   r.g.input(), r.every.view, r.target.input(), r.norms.view, r.norm,
+                                   static_cast<Precision>(precision), r.exec);
   });
   r.finish(weight, bias, slopes, scratch.object());
   mark_written(slopes);
@@ -34,7 +35,7 @@ void relax_dense(py::handle out, py::handle u, py::handle weight, py::handle bia
 
 void relax_dense_adjoint(py::handle out, py::handle v, py::handle weight, py::handle slopes, py::handle scale,
                          py::handle m, py::handle f, py::handle g, py::handle every, py::handle target,
-                         py::handle norms, int norm, py::handle stream, py::handle threads) {
+                         py::handle norms, int norm, py::handle stream, py::handle threads, int precision) {
   const Array matrix = borrow(weight, "weight"), derived = borrow(slopes, "slopes");
   const double factor = number(scale, "scale");
   Relaxation r(out, v, m, f, g, every, target, norms, norm, stream, threads, "v");
@@ -44,7 +45,7 @@ void relax_dense_adjoint(py::handle out, py::handle v, py::handle weight, py::ha
   run([&] {
     return pyparareal::relax_dense_adjoint(r.out.view, r.u.input(), matrix.input(), derived.input(), factor, r.m,
                                            r.f.input(), r.g.input(), r.every.view, r.target.input(), r.norms.view,
-                                           r.norm, r.exec);
+                                           r.norm, static_cast<Precision>(precision), r.exec);
   });
   r.finish(weight, slopes, scratch.object(), py::none());
 }

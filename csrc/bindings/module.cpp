@@ -276,11 +276,11 @@ PYBIND11_MODULE(_core, module) {
              py::arg("bias").none(true), py::arg("h"), py::arg("activation"), py::arg("m"),
              py::arg("slopes").none(true), py::arg("f").none(true), py::arg("g").none(true),
              py::arg("every").none(true), py::arg("target").none(true), py::arg("norms").none(true), py::arg("norm"),
-             py::arg("stream").none(true), py::arg("threads"));
+             py::arg("stream").none(true), py::arg("threads"), py::arg("precision") = 0);
   module.def("relax_dense_adjoint", relax_dense_adjoint, py::arg("out").none(true), py::arg("v"), py::arg("weight"),
              py::arg("slopes"), py::arg("scale"), py::arg("m"), py::arg("f").none(true), py::arg("g").none(true),
              py::arg("every").none(true), py::arg("target").none(true), py::arg("norms").none(true), py::arg("norm"),
-             py::arg("stream").none(true), py::arg("threads"));
+             py::arg("stream").none(true), py::arg("threads"), py::arg("precision") = 0);
   module.def("newton_gru", newton_gru, py::arg("out"), py::arg("jacobians").none(true), py::arg("residuals").none(true),
              py::arg("updates").none(true), py::arg("u"), py::arg("products"), py::arg("gates"), py::arg("diagonal"),
              py::arg("bias").none(true), py::arg("factor"), py::arg("stream").none(true), py::arg("threads"));

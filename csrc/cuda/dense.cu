@@ -243,23 +243,6 @@ __global__ void __launch_bounds__(most_threads, 1) dense_kernel(typename Way::Ta
   }
 }
 
-// Whether parts of all matrices can be fetched 16 bytes at a time, along terms forward, along outputs backward.
-template <class T>
-bool packs(const DenseWeights<T>& w) {
-  constexpr int64_t pack = pack_bytes / sizeof(T);
-  return w.in_stride == 1 && w.d % pack == 0 && w.out_stride % pack == 0 && w.step_stride % pack == 0 &&
-         w.slice_stride % pack == 0 && reinterpret_cast<uintptr_t>(w.weight) % pack_bytes == 0;
-}
-
-Status too_wide(const ConstView& u, const char* name) {
-  Status status;
-  status.code = StatusCode::invalid_value;
-  std::snprintf(status.message, sizeof status.message,
-                "%s: got %lld features, expected fewer: the states of %d rows do not fit into shared memory", name,
-                static_cast<long long>(u.shape[u.ndim - 1]), quad);
-  return status;
-}
-
 template <class T, class Way>
 Status launch_steps(const char* name, const typename Way::Task& task, DensePlan plan, const Exec& exec) {
   plan.packed = packs(task.weights);
@@ -280,7 +263,7 @@ Status relax_dense(const MutableView& out, const ConstView& u, const ConstView& 
                    DenseActivation activation, int64_t m, const MutableView& slopes, const ConstView& f,
                    const ConstView& g, const MutableView& every, const EndNorms& norms, const Exec& exec) {
   const DensePlan plan = plan_for(u, false);
-  if (plan.bytes > most_shared(u.device_id)) return too_wide(u, "u");
+  if (plan.bytes > most_shared(u.device_id)) return too_wide(u, "u", quad);
 
   const DeviceGuard guard(u.device_id);
   if (!guard.status().ok()) return guard.status();
@@ -297,7 +280,7 @@ Status relax_dense_adjoint(const MutableView& out, const ConstView& v, const Con
                            double scale, int64_t m, const ConstView& f, const ConstView& g, const MutableView& every,
                            const EndNorms& norms, const Exec& exec) {
   const DensePlan plan = plan_for(v, true);
-  if (plan.bytes > most_shared(v.device_id)) return too_wide(v, "v");
+  if (plan.bytes > most_shared(v.device_id)) return too_wide(v, "v", quad);
 
   const DeviceGuard guard(v.device_id);
   if (!guard.status().ok()) return guard.status();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Included by dense.cu: how a block goes about its rows, and the way of the weights, part by part, into shared memory.
+// Included by dense.cu and, for what does not depend on the arithmetic, dense_mma.cu: how a block goes about its rows,
+// and the way of the weights, part by part, into shared memory.
 #pragma once
 
 #include "launch.cuh"
@@ -141,6 +142,23 @@ __device__ __forceinline__ void fetch(T* part, const DensePlan& plan, const Matr
     fetch_packs<T, adjoint, pack_bytes / sizeof(T)>(part, plan, m, at);
   else
     fetch_packs<T, adjoint, 1>(part, plan, m, at);
+}
+
+// Whether parts of all matrices can be fetched 16 bytes at a time, along terms forward, along outputs backward.
+template <class T>
+bool packs(const DenseWeights<T>& w) {
+  constexpr int64_t pack = pack_bytes / sizeof(T);
+  return w.in_stride == 1 && w.d % pack == 0 && w.out_stride % pack == 0 && w.step_stride % pack == 0 &&
+         w.slice_stride % pack == 0 && reinterpret_cast<uintptr_t>(w.weight) % pack_bytes == 0;
+}
+
+inline Status too_wide(const ConstView& u, const char* name, int rows) {
+  Status status;
+  status.code = StatusCode::invalid_value;
+  std::snprintf(status.message, sizeof status.message,
+                "%s: got %lld features, expected fewer: the states of %d rows do not fit into shared memory", name,
+                static_cast<long long>(u.shape[u.ndim - 1]), rows);
+  return status;
 }
 
 }  // namespace

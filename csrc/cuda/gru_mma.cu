@@ -107,7 +107,7 @@ Status relax_gru_mma(const MutableView& out, const ConstView& u, const ConstView
                      const EndNorms& norms, Precision precision, const Exec& exec) {
   const MmaPlan plan = mma_plan_for(u, false);
   if (plan.bytes > most_shared(u.device_id)) return too_wide(u, mma::rows);
-  if (const Status status = knows_tf32(u.device_id); !status.ok()) return status;
+  if (const Status status = mma::knows_tf32(u.device_id); !status.ok()) return status;
 
   const DeviceGuard guard(u.device_id);
   if (!guard.status().ok()) return guard.status();

@@ -101,14 +101,7 @@ __global__ void __launch_bounds__(pack_threads) pack_kernel(GruWeights<float> we
                             static_cast<int64_t>(gridDim.x) * blockDim.x);
 }
 
-// A lane's part of the result tiles of 8 units: visit(tile, i) for each of its elements.
-template <int tiles, class Visit>
-__device__ __forceinline__ void for_elements(const Visit& visit) {
-#pragma unroll
-  for (int tile = 0; tile < tiles; ++tile)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) visit(tile, i);
-}
+using mma::for_elements;
 
 // Rows and units of the lane.
 struct Here {
@@ -226,25 +219,6 @@ Status with_kernel(Precision precision, const MmaPlan& plan, const Body& body) {
     return plan.in_shared ? with_tiles(std::true_type{}) : with_tiles(std::false_type{});
   };
   return precision == Precision::tf32 ? with_place(std::false_type{}) : with_place(std::true_type{});
-}
-
-// Tensor cores know tf32 from compute capability 8.0 on.
-inline Status knows_tf32(int device) {
-  Status status;
-#ifndef PYPARAREAL_EMULATE_CUDA
-  int major = 0;
-  status =
-      status_of(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
-  if (!status.ok() || major >= 8) return status;
-  status.code = StatusCode::invalid_value;
-  std::snprintf(status.message, sizeof status.message,
-                "precision: got one of tensor cores on a device of compute capability %d.x, expected exact, or 8.0 or "
-                "more",
-                major);
-#else
-  (void)device;
-#endif
-  return status;
 }
 
 inline MmaPlan mma_plan_for(const ConstView& states, bool adjoint) {

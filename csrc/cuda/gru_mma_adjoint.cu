@@ -195,7 +195,7 @@ Status relax_gru_adjoint_mma(const MutableView& d_start, const MutableView& d_ga
                              const ConstView& d_end, const ConstView& d_every, Precision precision, const Exec& exec) {
   const MmaPlan plan = mma_plan_for(d_end, true);
   if (plan.bytes > most_shared(u.device_id)) return too_wide(d_end, mma::rows);
-  if (const Status status = knows_tf32(u.device_id); !status.ok()) return status;
+  if (const Status status = mma::knows_tf32(u.device_id); !status.ok()) return status;
 
   const DeviceGuard guard(u.device_id);
   if (!guard.status().ok()) return guard.status();

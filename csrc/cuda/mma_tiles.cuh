@@ -9,6 +9,8 @@
 // there, then added to the rest by ordinary additions, which round to nearest.
 #pragma once
 
+#include <cstdio>
+
 #include "launch.cuh"
 #include "pyparareal/formulas.h"
 
@@ -187,6 +189,34 @@ __device__ __forceinline__ Quad transposed_quad(const float* packed, int64_t str
   for (int i = 0; i < 4; ++i)
     quad.value[i] = packed[i / 2 * stride + packed_place(lane.place + i % 2 * 4, first_column % block + lane.group)];
   return quad;
+}
+
+// A lane's part of result tiles of 8 columns, one below the other: visit(tile, i) for each of its elements.
+template <int tiles, class Visit>
+__device__ __forceinline__ void for_elements(const Visit& visit) {
+#pragma unroll
+  for (int tile = 0; tile < tiles; ++tile)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) visit(tile, i);
+}
+
+// Tensor cores know tf32 from compute capability 8.0 on.
+inline Status knows_tf32(int device) {
+  Status status;
+#ifndef PYPARAREAL_EMULATE_CUDA
+  int major = 0;
+  status =
+      status_of(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+  if (!status.ok() || major >= 8) return status;
+  status.code = StatusCode::invalid_value;
+  std::snprintf(status.message, sizeof status.message,
+                "precision: got one of tensor cores on a device of compute capability %d.x, expected exact, or 8.0 or "
+                "more",
+                major);
+#else
+  (void)device;
+#endif
+  return status;
 }
 
 }  // namespace pyparareal::cuda::mma

@@ -9,7 +9,7 @@ namespace pyparareal {
 
 inline constexpr const char* ops_capsule_name = "pyparareal._core.ops_table";
 // Raised when an entry changes or goes; appended entries only grow `bytes`.
-inline constexpr uint32_t ops_table_version = 3;
+inline constexpr uint32_t ops_table_version = 4;
 
 struct OpsTable {
   uint32_t version;
@@ -46,10 +46,10 @@ struct OpsTable {
   Status (*scan_block)(MutableView, ConstView, ConstView, ConstView, bool, Exec);
   std::size_t (*scan_block_workspace_bytes)(const ConstView&, int32_t);
   Status (*relax_dense)(MutableView, ConstView, ConstView, ConstView, double, DenseActivation, int64_t, MutableView,
-                        ConstView, ConstView, MutableView, ConstView, MutableView, Norm, Exec);
+                        ConstView, ConstView, MutableView, ConstView, MutableView, Norm, Precision, Exec);
   std::size_t (*relax_dense_workspace_bytes)(const ConstView&, int32_t);
   Status (*relax_dense_adjoint)(MutableView, ConstView, ConstView, ConstView, double, int64_t, ConstView, ConstView,
-                                MutableView, ConstView, MutableView, Norm, Exec);
+                                MutableView, ConstView, MutableView, Norm, Precision, Exec);
   Status (*newton_gru)(MutableView, MutableView, MutableView, MutableView, ConstView, ConstView, ConstView, ConstView,
                        ConstView, double, Exec);
   std::size_t (*newton_gru_workspace_bytes)(const ConstView&, int32_t);

@@ -138,14 +138,15 @@ Status relax_gru_adjoint(MutableView d_start,   // [slices, batch..., hidden]; m
 std::size_t relax_gru_adjoint_workspace_bytes(const ConstView& d_end, Precision precision, int32_t threads);
 
 // Phi(u) = u + h act(W u + b), a residual dense layer on the last axis of u, of d features (reference_dense.py). Sums
-// have the order of their index, from the bias on.
+// have the order of their index, from the bias on; with another precision than exact the bias is added last, and the
+// bits of a row depend on that row alone.
 Status relax_dense(MutableView out, ConstView u,
                    ConstView weight,  // [slices, m, d, d], element (out, in)
                    ConstView bias,    // [slices, m, d], or absent: zeros
                    double h, DenseActivation activation, int64_t m,
                    MutableView slopes,  // [slices, m, batch..., d], or absent: receives h act'(W u + b) of every step
                    ConstView f, ConstView g, MutableView every, ConstView target, MutableView norms, Norm norm,
-                   Exec exec);
+                   Precision precision, Exec exec);
 std::size_t relax_dense_workspace_bytes(const ConstView& u, int32_t threads);  // of the adjoint too
 
 // Phi(v) = v + scale W^T (slopes * v), the transposed chain: step j of slice n takes the weights and slopes of slice
@@ -154,7 +155,7 @@ Status relax_dense_adjoint(MutableView out, ConstView v,
                            ConstView weight,  // as of relax_dense
                            ConstView slopes,  // [slices, m, batch..., d]
                            double scale, int64_t m, ConstView f, ConstView g, MutableView every, ConstView target,
-                           MutableView norms, Norm norm, Exec exec);
+                           MutableView norms, Norm norm, Precision precision, Exec exec);
 
 // Scans: u[i] = a[i] u[i-1] + b[i] from u[-1] = start, or without it from u[0] = b[0] on, float64 and float32. With
 // `reverse` the transposed system, u[i] = a[i+1]^T u[i+1] + b[i] from u[steps-1] = b[steps-1] down, without `start`.

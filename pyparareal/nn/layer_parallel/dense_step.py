@@ -50,9 +50,12 @@ class DenseStep:
     fused, compares, batch_invariant : see :class:`pyparareal.propagators.FusedPropagator`
     kernel_devices : tuple of str
         Where the kernels are used: on the CPU; on GPUs they are unmeasured.
+    precision : {"exact", "tf32x3", "tf32"}
+        Of the kernels for float32 on CUDA (:mod:`pyparareal.dense_ops`), both ways; elsewhere they are exact.
     """
 
     kernel_devices: tuple[str, ...] = ("cpu",)
+    precision = "exact"
     fused, compares, batch_invariant = True, True, True
 
     def __init__(self, weight: Tensor, bias: Tensor | None, h: float, activation: str = "tanh") -> None:
@@ -136,7 +139,14 @@ class DenseStep:
     def _relax(self, u: Tensor, points: slice, m: int, **more: Any) -> Tensor:
         weight = arrays.windows(self.weight.detach(), points, m)
         bias = None if self.bias is None else arrays.windows(self.bias.detach(), points, m)
+        more |= self.kernel_options(u)
         return ops.relax_dense(u.detach(), weight, bias, self.h, m, activation=self.activation, **more)
+
+    @classmethod
+    def kernel_options(cls, u: Tensor) -> dict[str, Any]:
+        """What the kernels are asked for states like ``u``, besides their defaults."""
+        chosen = cls.precision != "exact" and u.is_cuda and u.dtype == torch.float32
+        return {"precision": cls.precision} if chosen else {}
 
     def _formula(self, u: Tensor, points: slice) -> Tensor:
         rows = u.reshape(len(u), -1, u.shape[-1])
@@ -180,7 +190,7 @@ class DenseAdjoint:
         first = self.steps - points.start - (slices - 1) * points.step - m
         here = slice(first, first + (slices - 1) * points.step + 1, points.step)
         slopes, weight = arrays.windows(self.slopes, here, m), arrays.windows(self.weight, here, m)
-        ops.relax_dense_adjoint(v, weight, slopes, m, f=f, out=out, **more)
+        ops.relax_dense_adjoint(v, weight, slopes, m, f=f, out=out, **more, **DenseStep.kernel_options(v))
 
 
 def dense_step(frozen: Frozen, u: Tensor) -> DenseStep | None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Residual dense layers by kernels: the values and derivatives of the formula, and exact when they should be."""
 
+from types import SimpleNamespace
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -151,3 +153,18 @@ def test_the_smooth_relu_is_smooth():
         torch.testing.assert_close(smooth_relu(z + side), z.clamp(min=0), rtol=0, atol=2e-9)
         slope = torch.func.vmap(torch.func.grad(smooth_relu))(z + side)
         torch.testing.assert_close(slope, (z > 0).double(), rtol=0, atol=1e-7)
+
+
+def test_the_precision_of_the_kernels_is_for_float32_on_cuda_alone(monkeypatch):
+    phi, u = dense(dtype=torch.float32), tensor(1, BATCH, FEATURES, dtype=torch.float32)
+    with torch.no_grad():
+        exact = phi.step(u, slice(0, 1, 1))
+        monkeypatch.setattr(DenseStep, "precision", "tf32x3")
+        assert torch.equal(phi.step(u, slice(0, 1, 1)), exact)
+    for device, dtype, asked in (
+        (True, torch.float32, True),
+        (True, torch.float64, False),
+        (False, torch.float32, False),
+    ):
+        options = DenseStep.kernel_options(SimpleNamespace(is_cuda=device, dtype=dtype))
+        assert options == ({"precision": "tf32x3"} if asked else {})
