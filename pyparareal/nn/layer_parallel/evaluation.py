@@ -97,11 +97,14 @@ class Kind:
     seeds: list[int] = field(default_factory=list)
     autocast: Callable[[], Any] = contextlib.nullcontext
     modes: list[tuple[nn.Module, bool]] = field(default_factory=list, init=False)
+    _own: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list, init=False)
     _shells: dict[tuple[int, bool], Shell] = field(default_factory=dict, init=False)
     _rows: dict[bool, dict[str, tuple[Tensor, ...]]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.modes = [(part, part.training) for part in self.module.modules()]
+        parts = list(self.module.modules())
+        self.modes = [(part, part.training) for part in parts]
+        self._own = [] if self.is_stacked else [(part._parameters, dict(part._parameters)) for part in parts]
 
     def name(self, row: int) -> str:
         return name_of(self.layers[row], self.module)
@@ -164,7 +167,7 @@ class Kind:
 
     def _with_own_parameters(self, u: Tensor) -> Any:
         """``module(u)``, with the parameters of the forward pass: it may have had others for the length of a call."""
-        if all(t is self.theta[name] for name, t in self.module.named_parameters()):
+        if all(now.get(key) is t for now, then in self._own for key, t in then.items()):
             return self.module(u)
         return functional_call(self.module, self.theta, (u,))
 

@@ -226,7 +226,7 @@ def test_the_states_are_gone_after_the_backward_pass(kernels, frozen):
 
     def large():
         gc.collect()
-        tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+        tensors = [one for one in gc.get_objects() if type(one) is torch.Tensor]
         return {t.untyped_storage().data_ptr() for t in tensors if t.untyped_storage().nbytes() > 2 * u.nbytes}
 
     before = large()
