@@ -5,6 +5,7 @@ Every case of ``distributed_cases`` on the first 1, 2, ... ranks and in this pro
 ``FOLDER/<rank>.json``: for each number of ranks and case the names of what differs.
 """
 
+import faulthandler
 import json
 import sys
 import warnings
@@ -54,7 +55,10 @@ def differences(runtime, group, rank):
         yield f"{name}, stopped", different(CASES[name](), runtime, ours, after_three)
     for seed in range(SEEDS):
         case, size = random_case(seed)
-        yield f"random {seed}", different(case, distributed(group, slices_per_call=size) if size else runtime)
+        yield (
+            f"random {seed}",
+            different(case, distributed(group, timeout=60, slices_per_call=size) if size else runtime),
+        )
 
 
 def volume(case, runtime):
@@ -97,11 +101,12 @@ def volumes(runtime):
 
 
 def main(rank, ranks, folder):
+    faulthandler.dump_traceback_later(280, exit=True)  # before the test gives up, and says less
     warnings.simplefilter("ignore", RuntimeWarning)  # poor coarse propagators overflow on their way
     join(rank, ranks, folder)
     found = {"mesh": on_a_mesh(rank)}  # first: torch names its groups after how many there are, on each rank
-    for count in range(1, ranks + 1):
-        group = torch.distributed.new_group(range(count))
+    groups = {count: torch.distributed.new_group(range(count)) for count in range(1, ranks + 1)}
+    for count, group in groups.items():
         if rank < count:
             found[count] = dict(differences(distributed(group, timeout=60), group, rank))
     runtime = distributed(timeout=60)
