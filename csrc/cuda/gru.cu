@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(most_threads, 1) forward_kernel(GruTask<T> tas
     const int live = live_rows(plan, c.space, first_row);
     T *h = reinterpret_cast<T*>(shared), *next = h + plan.hidden * plan.rows;
     __syncthreads();
-    for (int row = me; row < plan.rows; row += all) at[row] = rows_of(task, first_row + (row < live ? row : live - 1));
+    for (int row = me; row < plan.rows; row += all) point_at(at[row], task, first_row + (row < live ? row : live - 1));
     __syncthreads();
     for (int i = me; i < plan.hidden * plan.rows; i += all)
       h[i] = at[i % plan.rows].u[static_cast<int64_t>(i / plan.rows) * c.u.stride];
@@ -241,7 +241,7 @@ struct AdjointRows {
 };
 
 template <class T>
-__global__ void __launch_bounds__(most_threads)
+__global__ void __launch_bounds__(most_threads, 1)
     adjoint_kernel(GruAdjointTask<T> task, GruPlan plan, const T* streamed) {
   char* shared = block_scratch<char>();
   auto* at = reinterpret_cast<RowPointers<T>*>(shared + plan.pointers);
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(most_threads)
     const AdjointRows<T> net{task,         plan, plan.in_shared ? own : streamed, at, h, h + size, h + 2 * size,
                              h + 3 * size, live};
     __syncthreads();
-    for (int row = me; row < plan.rows; row += all) at[row] = rows_of(task, first_row + (row < live ? row : live - 1));
+    for (int row = me; row < plan.rows; row += all) point_at(at[row], task, first_row + (row < live ? row : live - 1));
     __syncthreads();
     for (int i = me; i < size; i += all)
       net.d[i] = at[i % plan.rows].d_end[static_cast<int64_t>(i / plan.rows) * task.d_end.stride];

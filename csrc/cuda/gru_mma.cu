@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(mma::lanes* most_warps(tiles), 1)
     float *h = reinterpret_cast<float*>(shared), *next = h + plan.rows * plan.padded;
     __syncthreads();
     for (int row = me; row < plan.rows; row += all)
-      at[row] = rows_of(task, first + (row < here.live ? row : here.live - 1));
+      point_at(at[row], task, first + (row < here.live ? row : here.live - 1));
     __syncthreads();
     block.load(h);
     Sides<tiles> sides;

@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(mma::lanes* most_warps(tiles), 1)
                                    reinterpret_cast<float*>(shared + plan.gradients)};
     __syncthreads();
     for (int row = me; row < plan.rows; row += all)
-      at[row] = rows_of(task, first + (row < here.live ? row : here.live - 1));
+      point_at(at[row], task, first + (row < here.live ? row : here.live - 1));
     __syncthreads();
     block.begin();
     Sides<tiles> sides;

@@ -23,25 +23,21 @@ __device__ __forceinline__ auto row_of(const Operand& operand, int64_t slice, in
 }
 
 template <class T>
-__device__ __forceinline__ RowPointers<T> rows_of(const GruTask<T>& task, int64_t column) {
+__device__ __forceinline__ void point_at(RowPointers<T>& at, const GruTask<T>& task, int64_t column) {
   const ColumnTask<T>& c = task.columns;
   const int64_t slice = column / c.space.batches, batch = column % c.space.batches;
-  RowPointers<T> at = {};
   at.u = row_of(c.u, slice, batch), at.gates = row_of(task.gates, slice, batch);
   at.f = row_of(c.f, slice, batch), at.g = row_of(c.g, slice, batch);
   at.every = row_of(c.every, slice, batch), at.out = row_of(c.out, slice, batch);
-  return at;
 }
 
 template <class T>
-__device__ __forceinline__ RowPointers<T> rows_of(const GruAdjointTask<T>& task, int64_t column) {
+__device__ __forceinline__ void point_at(RowPointers<T>& at, const GruAdjointTask<T>& task, int64_t column) {
   const int64_t slice = column / task.space.batches, batch = column % task.space.batches;
-  RowPointers<T> at = {};
   at.u = row_of(task.u, slice, batch), at.gates = row_of(task.gates, slice, batch);
   at.d_end = row_of(task.d_end, slice, batch), at.d_every = row_of(task.d_every, slice, batch);
   at.d_gates = row_of(task.d_gates, slice, batch), at.d_hidden = row_of(task.d_hidden, slice, batch);
   at.out = row_of(task.d_start, slice, batch);
-  return at;
 }
 
 inline Status too_wide(const ConstView& states, int rows) {
