@@ -145,6 +145,8 @@ class LayerParallel(nn.Module):
         self.before = Stack(checked[:a], h) if a else None
         self.stack = Stack(checked[a : len(checked) - b], h)
         self.after = Stack(checked[len(checked) - b :], h) if b else None
+        for name, layers in self._firsts().items():
+            getattr(self, name).first = layers.start
         self.recompute, self.on_failure, self.mode, self.kernels = recompute, on_failure, mode, kernels
         self.report: DepthReport | None = None
         self._loading: tuple[str, list[str]] = "", []

@@ -51,6 +51,7 @@ class Stack(nn.Module):
     def __init__(self, blocks: Any, h: float | None = None, *, key: Callable[[int], Hashable] | None = None) -> None:
         super().__init__()
         self.h = _check_h(h)
+        self.first = 0  # what errors of forward() call its first layer
         if key is not None and not callable(key):
             raise TypeError(f"key: got {type(key).__name__}, expected a callable of the layer's index")
         self._arrange(check_blocks(blocks), key)
@@ -109,8 +110,10 @@ class Stack(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """One layer after the other: the serial network itself."""
         # unbind: its derivative is one array for all layers, where that of each row would be as long as all.
-        for block in self._each(lambda piece: {name: t.unbind(0) for name, t in _tensors(piece)}):
+        for i, block in enumerate(self._each(lambda piece: {name: t.unbind(0) for name, t in _tensors(piece)})):
             y = block(u)
+            if getattr(y, "shape", None) != u.shape:  # it might broadcast
+                require_like(name_of(self.first + i, self._template(i)), y, u)
             u = y if self.h is None else u + self.h * y
         return u
 

@@ -27,11 +27,15 @@ class Failing(nn.Module):
 
 
 @pytest.mark.parametrize("buffer", [(0, 0), (2, 1)])
-def test_errors_name_the_layer_of_the_network(buffer):
+@pytest.mark.parametrize("mode", ["parallel", "serial"])
+@pytest.mark.parametrize("features", [3, 1])
+def test_errors_name_the_layer_of_the_network(buffer, mode, features):
+    """Also of a layer whose value would broadcast to the state."""
     blocks = dense(8)
-    blocks[5] = nn.Linear(WIDTH, 3).double()
-    net = LayerParallel(blocks, h=0.1, m=2, buffer=buffer)
-    with pytest.raises(ValueError, match=r"^blocks\.5 \(Linear\): returned shape \(5, 3\), expected \(5, 6\)"):
+    blocks[5] = nn.Linear(WIDTH, features).double()
+    net = LayerParallel(blocks, h=0.1, m=2, buffer=buffer, mode=mode)
+    expected = rf"^blocks\.5 \(Linear\): returned shape \(5, {features}\), expected \(5, 6\)"
+    with pytest.raises(ValueError, match=expected):
         net(torch.randn(BATCH, WIDTH, dtype=torch.float64))
 
 
