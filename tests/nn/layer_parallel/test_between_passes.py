@@ -4,11 +4,13 @@
 import gc
 
 import pytest
-import torch
-from layer_parallel_nets import ROUNDING, named
-from torch import nn
 
-from pyparareal.nn import LayerParallel
+torch = pytest.importorskip("torch")
+
+from layer_parallel_nets import ROUNDING, named  # noqa: E402
+from torch import nn  # noqa: E402
+
+from pyparareal.nn import LayerParallel  # noqa: E402
 
 WIDTH, LAYERS = 4, 8
 
