@@ -160,7 +160,7 @@ class DenseAdjoint:
     """``lambda[i] = lambda[i+1] + W[i]^T (slope[i] * lambda[i+1]) + w[i]`` on the reversed grid, in one kernel.
 
     The points are those of :class:`pyparareal.adjoint_step.AdjointStep`, whose arguments these are. The steps right of
-    the end of ``u`` have slopes of zero, which keep ``lambda`` bit for bit.
+    the end of ``u`` have slopes of zero, which keep ``lambda`` (but for the sign of a zero).
     """
 
     fused, compares, batch_invariant = True, True, True
