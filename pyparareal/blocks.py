@@ -10,27 +10,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import hashlib
-import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from . import arrays
-from ._version import __version__
+from .cuts import Cuts, parareal_levels
 from .errors import RankError
+from .handshake import asked_for
 from .hierarchy import Level
 from .method_runs import MethodRun, MgritRun, PararealRun, Problem
-from .mgrit import MGRIT
-from .newton import Newton
-from .propagators import Propagator, is_fused
+from .propagators import Propagator
 from .runtime.distributed import BlockRuntime, DistributedRuntime, room_for
 from .runtime.ranks import Ranks
 from .solution import Solution, Stats, Status
 from .stopping import Monitor
-from .time_grid import TimeGrid, shift_points
 
 Array = Any
 P = ParamSpec("P")
@@ -146,74 +141,6 @@ class OverRanks:
         cycles.critical[-1] += sum(rank["chained"] for rank in told[1:])  # of all that waits only the chain is shared
 
 
-class Cuts:
-    """Where the blocks lie: at points of the coarsest level that is relaxed, so that no slice of any level is cut.
-
-    Attributes
-    ----------
-    ranks : int
-        How many have a block.
-    """
-
-    def __init__(self, levels: list[Level], relaxed_to_the_end: bool, ranks: int) -> None:
-        self.levels = levels
-        relaxed = levels if relaxed_to_the_end else levels[:-1]
-        self.units = relaxed[-1].slices
-        self.ranks = min(ranks, self.units)
-        # Steps of each level in a unit; on a coarsest level that is not relaxed, one.
-        self.steps = [math.prod(level.m for level in relaxed[at:]) for at in range(len(levels))]
-
-    def span(self, rank: int, at: int) -> tuple[int, int]:
-        """First step of a block on a level, and the one after its last; the last block has what fills no unit."""
-        first, last = (self.units * n // self.ranks * self.steps[at] for n in (rank, rank + 1))
-        return first, self.levels[at].grid.steps if rank + 1 == self.ranks else last
-
-    def slices(self, rank: int) -> int:
-        """Slices of a block on the finest level."""
-        first, last = self.span(rank, 0)
-        return (last - first) // self.levels[0].m
-
-    def levels_of(self, rank: int) -> list[Level]:
-        """The levels of a block, each a chain of its own that counts from 0."""
-        return [self._level(at, *self.span(rank, at)) for at in range(len(self.levels))]
-
-    def _level(self, at: int, first: int, last: int) -> Level:
-        level = self.levels[at]
-        # Only the propagators ask for times, and they have their own grids.
-        return dataclasses.replace(level, phi=From(level.phi, first), grid=TimeGrid(0, 1, last - first))
-
-
-class From:
-    """``phi`` with its steps counted from ``first``."""
-
-    def __init__(self, phi: Any, first: int) -> None:
-        self.phi, self.first = phi, first
-        self.batch_invariant, self.fused = phi.batch_invariant, is_fused(phi)
-        self.compares = getattr(phi, "compares", False)
-        for name, method in (("relax", self._relax), ("residual", self._residual), ("step_with", self._step_with)):
-            if hasattr(phi, name):
-                setattr(self, name, method)
-
-    def step(self, u: Array, points: slice) -> Array:
-        return self.phi.step(u, shift_points(points, self.first))
-
-    def _relax(self, u: Array, points: slice, m: int, out: Array | None, **more: Any) -> None:
-        self.phi.relax(u, shift_points(points, self.first), m, out, **more)
-
-    def _residual(self, u_next: Array, u: Array, points: slice) -> Array:
-        return self.phi.residual(u_next, u, shift_points(points, self.first))
-
-    def _step_with(self, u: Array, points: slice, rhs: Array) -> Array:
-        return self.phi.step_with(u, shift_points(points, self.first), rhs)
-
-
-def parareal_levels(run: PararealRun) -> list[Level]:
-    """Parareal as the two levels it is."""
-    iterate = run.iterate
-    fine = Level(iterate.fine, run.grid, run.m, 0, 1.0, None)
-    return [fine, Level(iterate.coarse, run.grid.coarsen(run.m), 1, 0, 1.0, None)]
-
-
 def local_run(whole: PararealRun | MgritRun, levels: list[Level], block: BlockRuntime) -> PararealRun | MgritRun:
     """``whole`` on the ``levels`` of a block."""
     mine = copy.copy(whole)
@@ -273,39 +200,3 @@ def _require_equal(told: list[dict[str, Any]], ranks: Ranks) -> None:
         for rank, theirs in enumerate(told):
             if repr(theirs[name]) != repr(told[0][name]):
                 raise RankError(f"rank {ranks.rank}: the {name} of rank {rank} are not those of rank 0")
-
-
-def asked_for(run: PararealRun | MgritRun, problem: Problem, u0: Array, save: str) -> dict[str, str]:
-    """Everything that must be the same on all ranks, by the name that an error says."""
-    torch: Any = sys.modules["torch"]
-    common, method = problem.common, problem.method
-    found = {"pyparareal": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
-    found |= {"u0.shape": str(tuple(u0.shape)), "u0.dtype": str(u0.dtype), "u0.library": arrays.namespace(u0).__name__}
-    found |= {"u0": _digest(arrays.to_numpy(arrays.float64_copy(u0)))}
-    found |= {"grid": repr(problem.grid), "grid.times": _digest(problem.grid.times()), "m": str(problem.m)}
-    found |= {"method": method if isinstance(method, str) else type(method).__name__, "save": save}
-    found |= {"freeze": str(problem.freeze), "on_failure": problem.on_failure}
-    for name in ("tol", "max_iterations", "keep_going", "deterministic"):
-        found[name] = repr(getattr(common, name))
-    found |= {"initial": str(common.guessed), "norm": _name(common.norm), "callback": str(common.callback is not None)}
-    options = method if isinstance(method, MGRIT | Newton) else MGRIT()
-    found |= {field.name: _name(getattr(options, field.name)) for field in dataclasses.fields(options)}
-    return found | dict(_propagators(run))
-
-
-def _propagators(run: PararealRun | MgritRun) -> Iterator[tuple[str, str]]:
-    levels = run.levels if isinstance(run, MgritRun) else parareal_levels(run)
-    for at, level in enumerate(levels):
-        yield ("fine" if at == 0 else f"coarse[{at - 1}]"), f"{type(level.phi).__name__}, {level.grid.steps} steps"
-
-
-def _digest(values: np.ndarray[Any, Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
-
-
-def _name(value: Any) -> str:
-    """What can be compared between processes: no addresses."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_name(one) for one in value)}]"
-    plain = value is None or isinstance(value, str | bool | int | float)
-    return repr(value) if plain else getattr(value, "__qualname__", type(value).__name__)

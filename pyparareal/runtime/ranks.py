@@ -33,8 +33,8 @@ class Ranks:
     Attributes
     ----------
     volume : Counter
-        What this rank has sent so far: ``states`` and their ``bytes`` to the right neighbour, ``frames`` of float64
-        ``numbers`` to all, ``texts``.
+        What this rank has sent so far: ``states`` to one rank, ``broadcasts`` to all and the ``bytes`` of both,
+        ``frames`` of float64 ``numbers`` to all, ``texts``.
     """
 
     def __init__(self, store: Any, rank: int, size: int, timeout: float) -> None:
@@ -45,7 +45,7 @@ class Ranks:
         # Not torch.distributed.new_group: it names groups after how many there are, and that may differ by rank.
         gloo = self.torch.distributed.ProcessGroupGloo
         self._group: Any = None
-        self._sending: list[tuple[Any, Any]] = []
+        self._sending: list[tuple[Any, Any, int]] = []
         self._talks = 0
         self._ended: str | None = None
         self._store.set(f"here/0/{rank}", "")
@@ -54,33 +54,49 @@ class Ranks:
     def _connect(self, gloo: Any) -> None:
         self._group = gloo(self._store, self.rank, self.size, timedelta(seconds=self.timeout))
 
-    # States, to the right neighbour and from the left one
+    # States, from one rank to another
 
-    def send(self, u: Array, what: str) -> None:
-        """``u`` to the next rank; what was sent before must have left first, so that one copy waits at most."""
+    def send(self, u: Array, what: str, to: int | None = None) -> None:
+        """``u`` to rank ``to``, the next one if None.
+
+        What was sent before must have left first, so that one copy waits at most.
+        """
         self.flush(what)
+        to = self.rank + 1 if to is None else to
         data = to_bytes(u)
         if not len(data):
             return
-        to = self.rank + 1
         self._attempt(
-            f"{what}, sending to rank {to}", lambda group: self._sending.append((group.send([data], to, 0), data))
+            f"{what}, sending to rank {to}", lambda group: self._sending.append((group.send([data], to, 0), data, to))
         )
         self.volume.update(states=1, bytes=len(data))
 
-    def receive(self, u: Array, what: str) -> None:
-        """What the rank before sent, into ``u``."""
+    def receive(self, u: Array, what: str, source: int | None = None) -> None:
+        """What rank ``source``, the one before if None, sent, into ``u``."""
         data = to_bytes(u)
         if not len(data):
             return
-        source = self.rank - 1
+        source = self.rank - 1 if source is None else source
         self._attempt(f"{what}, waiting for rank {source}", lambda group: group.recv([data], source, 0).wait())
         from_bytes(u, data)
+
+    def broadcast(self, u: Array, source: int, what: str) -> None:
+        """``u`` of rank ``source``, into that of all others."""
+        self.flush(what)
+        data = to_bytes(u)
+        if not len(data) or self.size == 1:
+            return
+        self._attempt(f"{what}, from rank {source} to all", lambda group: group.broadcast(data, source).wait())
+        if self.rank == source:
+            self.volume.update(broadcasts=1, bytes=len(data))
+        else:
+            from_bytes(u, data)
 
     def flush(self, what: str) -> None:
         """Wait until what was sent has left."""
         if self._sending:
-            self._attempt(f"{what}, sending to rank {self.rank + 1}", lambda _: self._sending.pop()[0].wait())
+            to = self._sending[0][2]
+            self._attempt(f"{what}, sending to rank {to}", lambda _: self._sending.pop()[0].wait())
 
     # Numbers, texts and states, from all to all
 

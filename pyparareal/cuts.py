@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where the blocks of slices of the ranks lie, on every level, and the levels of each as chains of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from .hierarchy import Level
+from .method_runs import PararealRun
+from .propagators import is_fused
+from .time_grid import TimeGrid, shift_points
+
+Array = Any
+
+
+class Cuts:
+    """Where the blocks lie: at points of the coarsest level that is relaxed, so that no slice of any level is cut.
+
+    Attributes
+    ----------
+    ranks : int
+        How many have a block.
+    """
+
+    def __init__(self, levels: list[Level], relaxed_to_the_end: bool, ranks: int) -> None:
+        self.levels = levels
+        relaxed = levels if relaxed_to_the_end else levels[:-1]
+        self.units = relaxed[-1].slices
+        self.ranks = min(ranks, self.units)
+        # Steps of each level in a unit; on a coarsest level that is not relaxed, one.
+        self.steps = [math.prod(level.m for level in relaxed[at:]) for at in range(len(levels))]
+
+    def span(self, rank: int, at: int) -> tuple[int, int]:
+        """First step of a block on a level, and the one after its last; the last block has what fills no unit."""
+        first, last = (self.units * n // self.ranks * self.steps[at] for n in (rank, rank + 1))
+        return first, self.levels[at].grid.steps if rank + 1 == self.ranks else last
+
+    def slices(self, rank: int) -> int:
+        """Slices of a block on the finest level."""
+        first, last = self.span(rank, 0)
+        return (last - first) // self.levels[0].m
+
+    def levels_of(self, rank: int) -> list[Level]:
+        """The levels of a block, each a chain of its own that counts from 0."""
+        return [self._level(at, *self.span(rank, at)) for at in range(len(self.levels))]
+
+    def _level(self, at: int, first: int, last: int) -> Level:
+        level = self.levels[at]
+        # Only the propagators ask for times, and they have their own grids.
+        return dataclasses.replace(level, phi=From(level.phi, first), grid=TimeGrid(0, 1, last - first))
+
+
+class From:
+    """``phi`` with its steps counted from ``first``."""
+
+    def __init__(self, phi: Any, first: int) -> None:
+        self.phi, self.first = phi, first
+        self.batch_invariant, self.fused = phi.batch_invariant, is_fused(phi)
+        self.compares = getattr(phi, "compares", False)
+        for name, method in (("relax", self._relax), ("residual", self._residual), ("step_with", self._step_with)):
+            if hasattr(phi, name):
+                setattr(self, name, method)
+
+    def step(self, u: Array, points: slice) -> Array:
+        return self.phi.step(u, shift_points(points, self.first))
+
+    def _relax(self, u: Array, points: slice, m: int, out: Array | None, **more: Any) -> None:
+        self.phi.relax(u, shift_points(points, self.first), m, out, **more)
+
+    def _residual(self, u_next: Array, u: Array, points: slice) -> Array:
+        return self.phi.residual(u_next, u, shift_points(points, self.first))
+
+    def _step_with(self, u: Array, points: slice, rhs: Array) -> Array:
+        return self.phi.step_with(u, shift_points(points, self.first), rhs)
+
+
+def parareal_levels(run: PararealRun) -> list[Level]:
+    """Parareal as the two levels it is."""
+    iterate = run.iterate
+    fine = Level(iterate.fine, run.grid, run.m, 0, 1.0, None)
+    return [fine, Level(iterate.coarse, run.grid.coarsen(run.m), 1, 0, 1.0, None)]

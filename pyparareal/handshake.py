@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the ranks must have been asked alike before they begin to solve together."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from . import arrays
+from ._version import __version__
+from .cuts import parareal_levels
+from .method_runs import MgritRun, PararealRun, Problem
+from .mgrit import MGRIT
+from .newton import Newton
+
+Array = Any
+
+
+def asked_for(run: PararealRun | MgritRun, problem: Problem, u0: Array, save: str) -> dict[str, str]:
+    """Everything that must be the same on all ranks, by the name that an error says."""
+    torch: Any = sys.modules["torch"]
+    common, method = problem.common, problem.method
+    found = {"pyparareal": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
+    found |= {"u0.shape": str(tuple(u0.shape)), "u0.dtype": str(u0.dtype), "u0.library": arrays.namespace(u0).__name__}
+    found |= {"u0": _digest(arrays.to_numpy(arrays.float64_copy(u0)))}
+    found |= {"grid": repr(problem.grid), "grid.times": _digest(problem.grid.times()), "m": str(problem.m)}
+    found |= {"method": method if isinstance(method, str) else type(method).__name__, "save": save}
+    found |= {"freeze": str(problem.freeze), "on_failure": problem.on_failure}
+    for name in ("tol", "max_iterations", "keep_going", "deterministic"):
+        found[name] = repr(getattr(common, name))
+    found |= {"initial": str(common.guessed), "norm": _name(common.norm), "callback": str(common.callback is not None)}
+    options = method if isinstance(method, MGRIT | Newton) else MGRIT()
+    found |= {field.name: _name(getattr(options, field.name)) for field in dataclasses.fields(options)}
+    return found | dict(_propagators(run))
+
+
+def _propagators(run: PararealRun | MgritRun) -> Iterator[tuple[str, str]]:
+    levels = run.levels if isinstance(run, MgritRun) else parareal_levels(run)
+    for at, level in enumerate(levels):
+        yield ("fine" if at == 0 else f"coarse[{at - 1}]"), f"{type(level.phi).__name__}, {level.grid.steps} steps"
+
+
+def _digest(values: np.ndarray[Any, Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+
+
+def _name(value: Any) -> str:
+    """What can be compared between processes: no addresses."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_name(one) for one in value)}]"
+    plain = value is None or isinstance(value, str | bool | int | float)
+    return repr(value) if plain else getattr(value, "__qualname__", type(value).__name__)
