@@ -27,6 +27,7 @@ def asked_for(run: PararealRun | MgritRun, problem: Problem, u0: Array, save: st
     common, method = problem.common, problem.method
     found = {"pyparareal": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
     found |= {"u0.shape": str(tuple(u0.shape)), "u0.dtype": str(u0.dtype), "u0.library": arrays.namespace(u0).__name__}
+    found |= {"u0.device": getattr(getattr(u0, "device", None), "type", "cpu")}  # which of a kind may differ
     found |= {"u0": _digest(arrays.to_numpy(arrays.float64_copy(u0)))}
     found |= {"grid": repr(problem.grid), "grid.times": _digest(problem.grid.times()), "m": str(problem.m)}
     found |= {"method": method if isinstance(method, str) else type(method).__name__, "save": save}

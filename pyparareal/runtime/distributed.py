@@ -22,8 +22,8 @@ In one cycle a rank sends ``nu_l + 2`` states on every level ``l`` that is relax
 and the coarsest, and one on the coarsest; in an iteration of parareal two, and no more whatever the number of slices.
 
 Before the first state is sent the ranks compare what they were asked; afterwards an error on one is raised on all
-(:mod:`.ranks`), which ends this runtime. States of torch on a GPU go through pinned host memory. Not verified: that,
-and processes on several machines.
+(:mod:`.ranks`), which ends this runtime. States of torch on a GPU go through pinned host memory or by NCCL
+(:mod:`.wires`). Not verified: these, and processes on several machines.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ import numpy as np
 
 from .. import arrays
 from ..errors import RankError
+from . import wires
 from .local import LocalRuntime
 from .protocol import Link
 from .ranks import Ranks
@@ -54,6 +55,7 @@ def distributed(
     *,
     timeout: float = 300.0,
     slices_per_call: int | None = None,
+    wire: str = "auto",
 ) -> DistributedRuntime:
     """A runtime over the ranks of a group; all of them call this, after ``torch.distributed.init_process_group``.
 
@@ -67,6 +69,9 @@ def distributed(
         Seconds that a rank waits for another, at most: longer than a rank's share of an iteration takes.
     slices_per_call : int, optional
         See :class:`.LocalRuntime`.
+    wire : {"auto", "host", "nccl"}
+        How states on CUDA devices travel (:mod:`.wires`): through host memory, or from device to device, which is not
+        verified; "auto" is "nccl" where the group has NCCL for CUDA tensors. Compared between the ranks.
 
     Raises
     ------
@@ -89,10 +94,11 @@ def distributed(
         group = mesh_or_group.get_group(dim)
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(f"mesh_or_group: got {type(group).__name__}, expected a DeviceMesh or a ProcessGroup")
+    chosen = wires.choose(wire, group)
     members = dist.get_process_group_ranks(group)
     made = _MADE[tuple(members)] = _MADE.get(tuple(members), 0) + 1
     store = dist.PrefixStore(f"pyparareal/{members}/{made}", group.get_group_store())
-    ranks = Ranks(store, dist.get_rank(group), len(members), timeout)
+    ranks = Ranks(store, dist.get_rank(group), len(members), timeout, chosen)
     return DistributedRuntime(ranks, slices_per_call=slices_per_call)
 
 
@@ -135,7 +141,7 @@ class DistributedRuntime(LocalRuntime):
 
     def ask(self, asked: dict[str, Any]) -> None:
         """What must be the same on every rank, by name."""
-        self._asked = asked
+        self._asked = asked | {"wire": self._ranks.wire}
 
     def agree(self) -> None:
         """Compare what every rank was asked: the first difference is a ValueError on all, an error of one a RankError.

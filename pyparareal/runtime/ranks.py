@@ -2,7 +2,7 @@
 """What the ranks of a group say to each other, through ``torch.distributed`` with gloo; every wait has a limit.
 
 The caller's ranks get connections of their own, so that their limit holds and their end is nobody else's. States travel
-as bytes, through host memory (pinned, for those on a GPU), and numbers as float64: nothing is rounded on its way.
+as bytes by a wire (:mod:`.wires`), for CUDA tensors maybe NCCL, and numbers as float64: nothing is rounded on its way.
 
 A rank that fails writes why to the store and closes its connections. That wakes whoever waits for it, who reads
 why, closes in turn, and raises :class:`.RankError`; a rank that dies has its connections closed for it. So an error
@@ -17,11 +17,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..errors import RankError
+from .wires import HostWire, NcclWire, Sent, Wire, from_bytes, nccl_group, to_bytes, travels_by_nccl
 
 Array = Any
 GOING, END = 0.0, 1.0  # what a frame of numbers says first
@@ -30,6 +32,8 @@ GOING, END = 0.0, 1.0  # what a frame of numbers says first
 class Ranks:
     """The ``size`` ranks that share ``store``, which nothing else uses; this process is number ``rank``.
 
+    ``wire`` is how states on CUDA devices travel, "host" or "nccl"; all others travel through the host.
+
     Attributes
     ----------
     volume : Counter
@@ -37,15 +41,16 @@ class Ranks:
         ``frames`` of float64 ``numbers`` to all, ``texts``.
     """
 
-    def __init__(self, store: Any, rank: int, size: int, timeout: float) -> None:
+    def __init__(self, store: Any, rank: int, size: int, timeout: float, wire: str = "host") -> None:
         self.torch: Any = sys.modules["torch"]
-        self.rank, self.size, self.timeout = rank, size, timeout
+        self.rank, self.size, self.timeout, self.wire = rank, size, timeout, wire
         self.volume: Counter[str] = Counter()
         self._store = store
         # Not torch.distributed.new_group: it names groups after how many there are, and that may differ by rank.
         gloo = self.torch.distributed.ProcessGroupGloo
         self._group: Any = None
-        self._sending: list[tuple[Any, Any, int]] = []
+        self._wires: dict[str, Wire] = {}
+        self._sending: list[tuple[Sent, int]] = []
         self._talks = 0
         self._ended: str | None = None
         self._store.set(f"here/0/{rank}", "")
@@ -53,6 +58,19 @@ class Ranks:
 
     def _connect(self, gloo: Any) -> None:
         self._group = gloo(self._store, self.rank, self.size, timedelta(seconds=self.timeout))
+        self._wires["host"] = HostWire(self._group, self.rank)
+
+    def _wire(self, u: Array) -> Wire:
+        """What carries ``u``; the group of NCCL is made when it is first needed, as it holds memory of the device."""
+        if not self._by_nccl(u):
+            return self._wires["host"]
+        if "nccl" not in self._wires:
+            group = nccl_group(self._store, self.rank, self.size, self.timeout)
+            self._wires["nccl"] = NcclWire(group, self.rank, self.timeout, lambda: self._told() is not None)
+        return self._wires["nccl"]
+
+    def _by_nccl(self, u: Array) -> bool:
+        return self.wire == "nccl" and travels_by_nccl(u)
 
     # States, from one rank to another
 
@@ -63,39 +81,31 @@ class Ranks:
         """
         self.flush(what)
         to = self.rank + 1 if to is None else to
-        data = to_bytes(u)
-        if not len(data):
+        if not u.nbytes:
             return
-        self._attempt(
-            f"{what}, sending to rank {to}", lambda group: self._sending.append((group.send([data], to, 0), data, to))
-        )
-        self.volume.update(states=1, bytes=len(data))
+        self._attempt(f"{what}, sending to rank {to}", lambda _: self._sending.append((self._wire(u).send(u, to), to)))
+        self.volume.update(states=1, bytes=u.nbytes)
 
     def receive(self, u: Array, what: str, source: int | None = None) -> None:
         """What rank ``source``, the one before if None, sent, into ``u``."""
-        data = to_bytes(u)
-        if not len(data):
+        if not u.nbytes:
             return
         source = self.rank - 1 if source is None else source
-        self._attempt(f"{what}, waiting for rank {source}", lambda group: group.recv([data], source, 0).wait())
-        from_bytes(u, data)
+        self._attempt(f"{what}, waiting for rank {source}", lambda _: self._wire(u).receive(u, source))
 
     def broadcast(self, u: Array, source: int, what: str) -> None:
         """``u`` of rank ``source``, into that of all others."""
         self.flush(what)
-        data = to_bytes(u)
-        if not len(data) or self.size == 1:
+        if not u.nbytes or self.size == 1:
             return
-        self._attempt(f"{what}, from rank {source} to all", lambda group: group.broadcast(data, source).wait())
+        self._attempt(f"{what}, from rank {source} to all", partial(self._broadcast_one, u, source))
         if self.rank == source:
-            self.volume.update(broadcasts=1, bytes=len(data))
-        else:
-            from_bytes(u, data)
+            self.volume.update(broadcasts=1, bytes=u.nbytes)
 
     def flush(self, what: str) -> None:
         """Wait until what was sent has left."""
         if self._sending:
-            to = self._sending[0][2]
+            to = self._sending[0][1]
             self._attempt(f"{what}, sending to rank {to}", lambda _: self._sending.pop()[0].wait())
 
     # Numbers, texts and states, from all to all
@@ -152,15 +162,33 @@ class Ranks:
     def blocks(self, u: Array, rows: Sequence[int], mine: Array, what: str) -> None:
         """``u`` gets the ``rows[r]`` rows of every rank ``r`` one after the other; ``mine`` are those of this one."""
         self.flush(what)
-        size, mine = max(rows) * (u.nbytes // max(len(u), 1)), to_bytes(mine)
+        size = max(rows) * (u.nbytes // max(len(u), 1))
         if not size:
             return
+        if self._by_nccl(u):
+            self._blocks_by_nccl(u, rows, mine, what)
+            return
+        mine = to_bytes(mine)
         padded = self.torch.zeros(size, dtype=self.torch.uint8)
         padded[: len(mine)] = mine
         first = 0
         for count, data in zip(rows, self._all_gather(padded, what), strict=True):
             from_bytes(u[first : first + count], data[: count * (size // max(rows))])
             first += count
+
+    def _blocks_by_nccl(self, u: Array, rows: Sequence[int], mine: Array, what: str) -> None:
+        first = 0
+        for rank, count in enumerate(rows):
+            block = u[first : first + count]
+            if rank == self.rank:
+                block[...] = mine
+            if count and self.size > 1:
+                at = f"{what}, from rank {rank} to all"
+                self._attempt(at, partial(self._broadcast_one, block, rank))
+            first += count
+
+    def _broadcast_one(self, u: Array, source: int, _: Any) -> None:
+        self._wire(u).broadcast(u, source)
 
     def _all_gather(self, data: Any, what: str, key: str | None = None) -> list[Any]:
         found = [self.torch.empty_like(data) for _ in range(self.size)]
@@ -185,6 +213,9 @@ class Ranks:
         with contextlib.suppress(RuntimeError):  # the store may have gone with a rank that kept it
             self._store.compare_set("failure", "", named)
         self._sending.clear()
+        for wire in self._wires.values():
+            wire.close()
+        self._wires.clear()
         self._group = None  # and with it the connections
 
     def _attempt(self, what: str, call: Callable[[Any], Any], key: str | None = None) -> None:
@@ -212,26 +243,6 @@ class Ranks:
             return None
         names = ", ".join(f"rank {r}" for r in away)
         return f"{names} did not come within {self.timeout:g} s" if away else None
-
-
-def to_bytes(u: Array) -> Any:
-    """The states ``u`` as a torch tensor of bytes in host memory, a copy."""
-    torch: Any = sys.modules["torch"]
-    if isinstance(u, np.ndarray):
-        return torch.from_numpy(np.frombuffer(u.tobytes(), np.uint8).copy()) if u.size else torch.empty(0)
-    flat = u.detach().contiguous().reshape(-1).view(torch.uint8)
-    data = torch.empty(flat.shape, dtype=torch.uint8, pin_memory=u.is_cuda)
-    return data.copy_(flat)
-
-
-def from_bytes(u: Array, data: Any) -> None:
-    """The states that :func:`to_bytes` took, into ``u``."""
-    if not len(data):
-        return
-    if isinstance(u, np.ndarray):
-        u[...] = np.frombuffer(data.numpy(), u.dtype).reshape(u.shape)
-    else:
-        u.copy_(data.view(u.dtype).reshape(u.shape))
 
 
 def _short(error: BaseException) -> str:
