@@ -184,9 +184,11 @@ def costs(run: PararealRun | MgritRun) -> dict[str, Any]:
 
 
 def _one_answer(callback: Any, block: BlockRuntime) -> Any:
-    """A callback that asks to stop on all ranks if it does on one."""
+    """A callback that asks to stop on all ranks if it does on one; one with ``within`` is told whose states it gets."""
     if callback is None:
         return None
+    if hasattr(callback, "within"):
+        callback = callback.within(block)
 
     def asked(k: int, u: Array, residual: float) -> bool:
         return bool(block.gather(np.array([float(bool(callback(k, u, residual)))]))[0].any())

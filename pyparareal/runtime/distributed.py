@@ -28,6 +28,7 @@ Before the first state is sent the ranks compare what they were asked; afterward
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -231,6 +232,18 @@ class BlockRuntime(LocalRuntime):
     def gather(self, *values: Array) -> list[np.ndarray[Any, Any]]:
         mine = [arrays.to_numpy(one).astype(np.float64) for one in values]
         return self._ranks.numbers(mine, self._room, self._what("gather"))
+
+    def collect(self, u: Array) -> Array | None:
+        """The C-points of all blocks, one after the other, on rank 0; None on the others, which send theirs."""
+        what, ends = self._what("collect"), np.cumsum(self._counts).tolist()
+        if self._ranks.rank:
+            self._ranks.send(u[1:], what, to=0)
+            return None
+        whole = arrays.empty_like(u, slices=ends[-1] + 1)
+        whole[: len(u)] = u
+        for rank, (first, end) in enumerate(itertools.pairwise(ends), start=1):
+            self._ranks.receive(whole[first + 1 : end + 1], what, source=rank)
+        return whole
 
     def mark(self, name: str) -> AbstractContextManager[None]:
         self._region = name

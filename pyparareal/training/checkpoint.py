@@ -127,7 +127,7 @@ def load(path: Path, identity: dict[str, Any], like: Tensor) -> Progress:
     except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: not a whole checkpoint of training runs ({error})") from error
     ours = json.loads(json.dumps(identity))
-    wrong = sorted(name for name in {*ours, *theirs} if not _same(ours.get(name), theirs.get(name), like))
+    wrong = sorted(name for name in {*ours, *theirs} if not same(ours.get(name), theirs.get(name), like.dtype))
     if wrong:
         name = wrong[0]
         there, here = theirs.get(name), ours.get(name)
@@ -147,12 +147,12 @@ def load(path: Path, identity: dict[str, Any], like: Tensor) -> Progress:
     )
 
 
-def _same(ours: Any, theirs: Any, like: Tensor) -> bool:
+def same(ours: Any, theirs: Any, dtype: torch.dtype) -> bool:
     """Equal; lists of numbers, which were computed, up to what another order of sums does to them."""
     rows = [row for row in (ours, theirs) if isinstance(row, list) and all(isinstance(x, float) for x in row)]
     if len(rows) < 2 or len(ours) != len(theirs):
         return bool(ours == theirs)
-    within = math.sqrt(torch.finfo(like.dtype).eps) * max((abs(x) for x in ours), default=0.0)
+    within = math.sqrt(torch.finfo(dtype).eps) * max((abs(x) for x in ours), default=0.0)
     return all(a == b or abs(a - b) <= within or (a != a and b != b) for a, b in zip(ours, theirs, strict=True))
 
 

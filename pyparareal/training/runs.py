@@ -26,6 +26,7 @@ from . import data as examples
 from . import memory as memories
 from . import optimisers, refusals
 from .mlp import make_step
+from .over_ranks import Group
 from .result import RunsResult
 from .rules import Rules
 from .rules import find as find_rules
@@ -97,7 +98,13 @@ class TrainingRuns:
     fused : bool, optional
         Use the kernel for small networks; default: where it can. True refuses where it cannot, naming why.
     memory : int, optional
-        Bytes to work in; default: half of what is free.
+        Bytes to work in; default: half of what is free. Over ranks the least that any of them has.
+    runtime : DistributedRuntime, optional
+        What :func:`pyparareal.distributed` returns: the slices of a window are spread over its ranks, which all make
+        this object and call :meth:`run` with the same arguments, and all end with the same weights: bit for bit those
+        of one process with the same windows, where the kernel is used or with ``deterministic=True``; else to a few
+        times ``tol``, as a batch of another size rounds otherwise. What is serial, a fallback among it, every rank does
+        for itself. Default: this process alone.
 
     Raises
     ------
@@ -111,31 +118,35 @@ class TrainingRuns:
         levels: int | None = 2, max_coarse: int = 10, tol: float | None = None, max_iterations: int = 50,
         guess: str = "zeros", divergence: float = 1e6, stagnation: int | None = 40, window: int | None = None,
         on_failure: str = "serial", deterministic: bool = False, fused: bool | None = None, memory: int | None = None,
+        runtime: Any = None,
     ) -> None:  # fmt: skip
-        self.weights = weights_of(module)
-        self.module = module
-        if not callable(loss):
-            raise TypeError(f"loss: got {type(loss).__name__}, expected a callable loss(prediction, target)")
-        steps = integer("steps", steps, 1)
-        self.optimiser, base = optimisers.find(optimiser, lr, module, steps)
-        found = find_rules(rules)
-        self.rules = found if alpha_max is None else dataclasses.replace(found, alpha_max=alpha_max)
-        self.settings = Settings(
-            steps, m, cycle, nu, levels, max_coarse, self._tolerance(tol), max_iterations, guess, divergence,
-            stagnation, on_failure, deterministic,
-        )  # fmt: skip
-        refusals.require_repeatable(module)
-        self.examples = examples.read(data, self.rules, steps).to(self.weights.device)
-        if callable(self.rules.data):
-            self.examples.require_function(self.rules.data, self._strides(), steps)
-        self.step, self.why_not_fused = make_step(
-            module, loss, self.examples, fused, weights=self.weights, optimiser=self.optimiser, base=base,
-            rules=self.rules,
-        )  # fmt: skip
-        refusals.require_gradient(self.step, self.examples)
-        self.given_window = window
-        self.window, self.slices_per_call = self._window(window, memory)
-        self.start = self.step.start()
+        self.group = Group(runtime)
+        with self.group.together():
+            self.weights = weights_of(module)
+            self.module = module
+            if not callable(loss):
+                raise TypeError(f"loss: got {type(loss).__name__}, expected a callable loss(prediction, target)")
+            steps = integer("steps", steps, 1)
+            self.optimiser, base = optimisers.find(optimiser, lr, module, steps)
+            found = find_rules(rules)
+            self.rules = found if alpha_max is None else dataclasses.replace(found, alpha_max=alpha_max)
+            self.settings = Settings(
+                steps, m, cycle, nu, levels, max_coarse, self._tolerance(tol), max_iterations, guess, divergence,
+                stagnation, on_failure, deterministic,
+            )  # fmt: skip
+            refusals.require_repeatable(module)
+            self.examples = examples.read(data, self.rules, steps).to(self.weights.device)
+            if callable(self.rules.data):
+                self.examples.require_function(self.rules.data, self._strides(), steps)
+            self.step, self.why_not_fused = make_step(
+                module, loss, self.examples, fused, weights=self.weights, optimiser=self.optimiser, base=base,
+                rules=self.rules,
+            )  # fmt: skip
+            refusals.require_gradient(self.step, self.examples)
+            self.given_window, self.start = self._given(window), self.step.start()
+            memory = None if memory is None else integer("memory", memory, 1)
+            self._agree()
+        self.window, self.slices_per_call = self._window(memory)
 
     def run(
         self,
@@ -149,12 +160,13 @@ class TrainingRuns:
         Parameters
         ----------
         checkpoint : str or path-like, optional
-            Written after every cycle; where there is one, the run goes on from it, to the same bits.
+            Written after every cycle; where there is one, the run goes on from it, to the same bits. Over ranks a
+            file of rank 0, whose C-points are gathered to write it; a run may go on with another number of them.
         callback : callable, optional
-            ``callback(first step of the window, cycle, residual)``.
+            ``callback(first step of the window, cycle, residual)``, on every rank that has slices.
         stop : callable, optional
-            Asked after every cycle (and its checkpoint), and after every window that is trained serially; True ends
-            the run with ``Status.STOPPED``.
+            Asked after every cycle (and its checkpoint), and after every window that is trained serially; True, on any
+            rank that has slices, ends the run with ``Status.STOPPED``.
 
         Raises
         ------
@@ -164,30 +176,30 @@ class TrainingRuns:
             The file is not whole, or of another run; neither is changed.
         OSError
             The checkpoint cannot be written; what was there before still is.
+        RankError
+            A rank failed; the runtime has ended, and a run with another goes on from the checkpoint.
         ConvergenceError
             With ``on_failure="raise"``; its ``solution`` is what "return" would have returned.
         """
-        path = None if checkpoint is None else checkpoints.require_place(checkpoint)
-        for name, function in (("callback", callback), ("stop", stop)):
-            if function is not None and not callable(function):
-                raise TypeError(f"{name}: got {function!r}, expected a function or None")
-        self._require_unchanged()
-        identity = self.identity() if path else {}
-        progress = checkpoints.Progress(self.start)
-        if path and path.exists():
-            progress = checkpoints.load(path, identity, self.start)
+        with self.group.together():
+            for name, function in (("callback", callback), ("stop", stop)):
+                if function is not None and not callable(function):
+                    raise TypeError(f"{name}: got {function!r}, expected a function or None")
+            self._require_unchanged()
+            path, identity, progress = self._place(checkpoint)
+            self.group.agree({"checkpoint": "none" if checkpoint is None else "a path"})
+        if checkpoint is not None:
+            progress = self.group.shared(progress)
             assert progress.sizes is not None
             self.window, self.slices_per_call = progress.sizes
-            if progress.c is not None:
-                progress.parts = (*progress.parts, len(progress.residuals) - sum(progress.parts))
-        else:
-            self._save(path, progress, identity)  # so that a place that cannot be written is met before any step
         while progress.first < self.settings.steps:
             begin = time.perf_counter() - progress.seconds
 
             def after(cycle: Cycle) -> bool:
-                progress.c, progress.residuals = cycle.c, cycle.residuals  # noqa: B023 - of this very window
+                progress.residuals = cycle.residuals  # noqa: B023 - of this very window
                 progress.seconds = time.perf_counter() - begin  # noqa: B023
+                if checkpoint is not None:
+                    progress.c = cycle.whole()  # noqa: B023
                 self._save(path, progress, identity)  # noqa: B023
                 if callback:
                     callback(progress.first, len(cycle.residuals), cycle.residuals[-1])  # noqa: B023
@@ -200,7 +212,8 @@ class TrainingRuns:
             serial = progress.serial or window.failure is not None
             progress = checkpoints.Progress(end, progress.first + window.steps, progress.windows, serial)
             self._save(path, progress, identity)
-            if stop and not window.iterations and progress.first < self.settings.steps and stop():
+            between = not window.iterations and progress.first < self.settings.steps
+            if between and self.group.any(bool(stop and stop()), "asking whether to stop"):
                 return self._result(progress, Status.STOPPED)
         failed = any(window["failure"] for window in progress.windows)
         return self._result(progress, Status.SERIAL_FALLBACK if failed else Status.CONVERGED)
@@ -227,7 +240,7 @@ class TrainingRuns:
         """The window that ``progress`` stands at, and its end state, or None where the run ends here."""
         steps = min(self.window, self.settings.steps - progress.first)
         step = self.step.moved(offset=progress.first, slices_per_call=self.slices_per_call)
-        solver = WindowSolver(step, steps, self.settings)
+        solver = WindowSolver(step, steps, self.settings, self.group)
         window = solver.window
         if progress.serial:
             end = timed(window, lambda: solver.serial(progress.state), self.wait)
@@ -258,6 +271,24 @@ class TrainingRuns:
             progress.first, "torch" if self.why_not_fused else "fused", self.why_not_fused, self.slices_per_call,
         )  # fmt: skip
 
+    def _place(
+        self, checkpoint: str | os.PathLike[str] | None
+    ) -> tuple[Path | None, dict[str, Any], checkpoints.Progress]:
+        """Where this rank writes checkpoints of which run, and where that stands; what rank 0 says holds for all."""
+        if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+            raise TypeError(f"checkpoint: got {type(checkpoint).__name__}, expected a path")
+        progress = checkpoints.Progress(self.start)
+        if checkpoint is None or not self.group.first:
+            return None, {}, progress
+        path, identity = checkpoints.require_place(checkpoint), self.identity()
+        if path.exists():
+            progress = checkpoints.load(path, identity, self.start)
+            if progress.c is not None:
+                progress.parts = (*progress.parts, len(progress.residuals) - sum(progress.parts))
+        else:
+            self._save(path, progress, identity)  # so that a place that cannot be written is met before any step
+        return path, identity, progress
+
     def _save(self, path: Path | None, progress: checkpoints.Progress, identity: dict[str, Any]) -> None:
         if path:
             progress.sizes = self.window, self.slices_per_call
@@ -270,9 +301,12 @@ class TrainingRuns:
 
     def identity(self) -> dict[str, Any]:
         """What a run must have in common with one to continue it."""
+        return {**self._common(), "what loss and forward pass compute": self._probe()}
+
+    def _common(self) -> dict[str, Any]:
         return {
             **dataclasses.asdict(self.settings),
-            "window": None if self.given_window is None else int(self.given_window),
+            "window": self.given_window,
             "weights": checkpoints.digest(self.start),
             "shapes": {name: list(shape) for name, shape in self.weights.shapes.items()},
             "module": str(self.module),
@@ -281,7 +315,6 @@ class TrainingRuns:
             **self._identity_of_rules(),
             "data": checkpoints.digest(self.examples.x, self.examples.y, self.examples.order),
             "path": "torch" if self.why_not_fused else "fused",
-            "what loss and forward pass compute": self._probe(),
         }
 
     def _identity_of_rules(self) -> dict[str, Any]:
@@ -324,14 +357,26 @@ class TrainingRuns:
         flat = self.weights.flat(self.module)
         return max(1e-9, 10 * arrays.epsilon(flat) * float(flat.norm()))
 
-    def _window(self, window: int | None, memory: int | None) -> tuple[int, int | None]:
-        if window is not None:
-            window = integer("window", window, 1)
-            if window % self.settings.m and window < self.settings.steps:
-                raise ValueError(f"window: got {window}, expected a multiple of m = {self.settings.m}")
-        if memory is not None:
-            memory = integer("memory", memory, 1)
-        budget = memories.available(self.weights.device) if memory is None else memory
+    def _agree(self) -> None:
+        """All ranks are to train the same, in windows of the same size."""
+        if self.group.runtime is not None:
+            self.group.agree(self._common())
+
+    def _given(self, window: int | None) -> int | None:
+        if window is None:
+            return None
+        window = integer("window", window, 1)
+        if window % self.settings.m and window < self.settings.steps:
+            raise ValueError(f"window: got {window}, expected a multiple of m = {self.settings.m}")
+        return window
+
+    def _window(self, memory: int | None) -> tuple[int, int | None]:
+        """Steps of a window and gradients at a time; the same on all ranks."""
+        window = self.given_window
+        if self.group.runtime is None:
+            budget = memories.available(self.weights.device) if memory is None else memory
+        else:
+            budget = self.group.budget(memory, self.start, self._probe())
         longest, at_a_time = memories.fitting(self.step, self.settings, budget)
         if window is not None and window > longest and longest < self.settings.steps:
             raise MemoryError(

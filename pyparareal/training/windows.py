@@ -17,11 +17,13 @@ from .. import arrays, checks
 from ..mgrit import MGRIT
 from ..propagators import Propagator, advance, is_fused
 from ..runtime import LocalRuntime
+from ..runtime.distributed import BlockRuntime
 from ..solution import Solution, Status
 from ..solver import solve
-from ..stopping import Limits
+from ..stopping import Limits, spatial_norms, temporal_norm
 from ..time_grid import TimeGrid
 from .optimisers import SGD
+from .over_ranks import Group
 from .settings import Settings
 from .steps import OptimiserStep
 
@@ -100,13 +102,18 @@ class Window:
 class Cycle:
     """Where an iteration stands after a cycle: all that the next one depends on.
 
-    ``c [slices + 1, 1, s (1 + moments)]`` are the C-points; ``parts`` the cycles of every part of an iteration that was
-    interrupted.
+    ``c [slices + 1, 1, s (1 + moments)]`` are the C-points, over ranks those of this rank's ``block``; ``parts`` the
+    cycles of every part of an iteration that was interrupted.
     """
 
     c: Tensor
     residuals: list[float]
     parts: tuple[int, ...] = ()
+    block: BlockRuntime | None = None
+
+    def whole(self) -> Tensor | None:
+        """All C-points; over ranks on rank 0, when all of them ask, and None on the others."""
+        return self.c if self.block is None else self.block.collect(self.c)
 
 
 class WindowSolver:
@@ -116,10 +123,13 @@ class WindowSolver:
     ----------
     step : OptimiserStep
         Of the finest level, its ``offset`` the first step of the window.
+    group : Group, optional
+        The ranks that solve it together; what is serial each of them does for itself.
     """
 
-    def __init__(self, step: OptimiserStep, steps: int, settings: Settings) -> None:
+    def __init__(self, step: OptimiserStep, steps: int, settings: Settings, group: Group | None = None) -> None:
         self.settings, self.steps, self.step = settings, steps, step
+        self.group = group or Group(None)
         self.grid = TimeGrid(0.0, float(steps), steps)
         self.fine: Propagator = checks.propagator("fine", step, self.grid, settings.deterministic)
         self.limits = Limits(settings.divergence, settings.stagnation)
@@ -187,27 +197,19 @@ class WindowSolver:
         return self.serial(self.c[slices], window.exact)
 
     def _cycles(self, levels: int, after: Callable[[Cycle], bool] | None, only_up: bool) -> tuple[Solution, Status]:
-        settings, residuals = self.settings, self.window.residuals
-        failure: Status | None = None
-
-        def callback(k: int, c: Tensor, residual: float) -> bool:
-            nonlocal failure
-            residuals.append(residual)
-            stop = bool(after and after(Cycle(c, residuals)))
-            if residual < self.tol or residual == 0 or not math.isfinite(residual):
-                return False  # the solver sees that itself
-            failure = self.limits.judge(residuals, lambda: 10 * arrays.epsilon(c) * float(c.norm()))
-            return stop or failure is not None
-
-        options = self._options(levels)
+        settings, known = self.settings, list(self.window.residuals)
+        watch = _Watch(self.limits, self.tol, self.window.residuals, after)
         with torch.no_grad():
             solution = solve(
-                self.step, self.c[0], self.grid, m=settings.m, tol=self.tol, method=options, on_failure="return",
-                max_iterations=settings.max_iterations - len(residuals), initial=None if only_up else self.c,
-                callback=callback, deterministic=settings.deterministic,
+                self.step, self.c[0], self.grid, m=settings.m, tol=self.tol, method=self._options(levels),
+                max_iterations=settings.max_iterations - len(known), initial=None if only_up else self.c,
+                callback=watch, deterministic=settings.deterministic, on_failure="return", runtime=self.group.runtime,
             )  # fmt: skip
-        self.window.iterations = len(residuals)
-        return solution, failure or solution.status
+        # A rank without slices was not called back.
+        self.window.residuals = known + list(solution.residuals)
+        self.window.iterations = len(self.window.residuals)
+        failure = self.group.told(watch.failure and watch.failure.name, "telling how a window ended")[0]
+        return solution, Status[failure] if failure else solution.status
 
     def _options(self, levels: int) -> MGRIT:
         settings = self.settings
@@ -251,6 +253,36 @@ class WindowSolver:
         if self.settings.guess == "constant":
             c[1:] = start
         return c
+
+
+@dataclass
+class _Watch:
+    """The callback of a window: whether its history promises nothing more, or ``after`` asks to stop."""
+
+    limits: Limits
+    tol: float
+    residuals: list[float]
+    after: Callable[[Cycle], bool] | None
+    block: BlockRuntime | None = None
+    failure: Status | None = None
+
+    def within(self, block: BlockRuntime) -> _Watch:
+        """The same for C-points that are those of ``block``."""
+        self.block = block
+        return self
+
+    def __call__(self, k: int, c: Tensor, residual: float) -> bool:
+        self.residuals.append(residual)
+        stop = bool(self.after and self.after(Cycle(c, self.residuals, block=self.block)))
+        if residual < self.tol or residual == 0 or not math.isfinite(residual):
+            return False  # the solver sees that itself
+        self.failure = self.limits.judge(self.residuals, lambda: self._round_off(c))
+        return stop or self.failure is not None
+
+    def _round_off(self, c: Tensor) -> float:
+        """10 units in the last place of all states."""
+        states = temporal_norm("l2", spatial_norms("l2", c[1:]), self.block or LocalRuntime())
+        return 10 * arrays.epsilon(c) * states
 
 
 class _Idle:
