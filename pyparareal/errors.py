@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The exceptions that are not a caller's mistake (those are ``ValueError`` and ``TypeError``)."""
+"""The exceptions with names of their own; a caller's mistake is a ``ValueError`` or a ``TypeError``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ class CudaError(PararealError):
 
 class RankError(PararealError):
     """One of several processes failed, died or did not answer in time; the message says which, where, and why."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or belongs to another run; the message names what differs."""
 
 
 class ConvergenceError(PararealError):

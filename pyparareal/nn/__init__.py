@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from . import models as models
     from .automatic import automatic_maps as automatic_maps
     from .automatic import build_parareal as build_parareal
+    from .checkpoints import ShardedCheckpoint as ShardedCheckpoint
     from .layer_parallel import LayerParallel as LayerParallel
     from .parareal_network import PararealNetwork as PararealNetwork
     from .partitioning import Partition as Partition
@@ -33,6 +34,7 @@ __all__ = [
     "PararealNetwork",
     "Partition",
     "Recurrence",
+    "ShardedCheckpoint",
     "automatic_maps",
     "build_parareal",
     "fit_maps",
@@ -50,6 +52,7 @@ _HOME = {
     "PararealNetwork": ".parareal_network",
     "Partition": ".partitioning",
     "Recurrence": ".recurrent",
+    "ShardedCheckpoint": ".checkpoints",
     "automatic_maps": ".automatic",
     "build_parareal": ".automatic",
     "fit_maps": ".warm_start",

@@ -40,7 +40,7 @@ def write_files(directory: Path, contents: Mapping[str, bytes]) -> None:
     finally:
         for path in (*new.values(), *old.values()):
             path.unlink(missing_ok=True)
-    _sync(directory)
+    sync(directory)
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -65,7 +65,7 @@ def _keep(path: Path, copy: Path) -> None:
         shutil.copy2(path, copy)
 
 
-def _sync(directory: Path) -> None:
+def sync(directory: Path) -> None:
     # The renames themselves are on disk only once their directory is.
     handle = os.open(directory, os.O_RDONLY)
     try:

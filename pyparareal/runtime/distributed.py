@@ -100,14 +100,21 @@ def distributed(
     made = _MADE[tuple(members)] = _MADE.get(tuple(members), 0) + 1
     store = dist.PrefixStore(f"pyparareal/{members}/{made}", group.get_group_store())
     ranks = Ranks(store, dist.get_rank(group), len(members), timeout, chosen)
-    return DistributedRuntime(ranks, slices_per_call=slices_per_call)
+    return DistributedRuntime(ranks, slices_per_call=slices_per_call, group=group)
 
 
 class DistributedRuntime(LocalRuntime):
-    """Made by :func:`distributed`. Outside the iterations of a solve every rank works for itself, as in one process."""
+    """Made by :func:`distributed`. Outside the iterations of a solve every rank works for itself, as in one process.
 
-    def __init__(self, ranks: Ranks, *, slices_per_call: int | None = None) -> None:
+    Attributes
+    ----------
+    group : ProcessGroup
+        The caller's, for what torch does itself with the same ranks.
+    """
+
+    def __init__(self, ranks: Ranks, *, slices_per_call: int | None = None, group: Any = None) -> None:
         super().__init__(slices_per_call=slices_per_call)
+        self.group = group
         self._ranks = ranks
         self._asked: dict[str, Any] = {}
         self._agreed = True

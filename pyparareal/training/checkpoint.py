@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError as CheckpointError
 from ..nn.atomic_files import write_files
-from ..nn.training_job.checkpoint import CheckpointError as CheckpointError
 
 FORMAT = "pyparareal-training-runs-3"
 

@@ -16,16 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...errors import CheckpointError as CheckpointError
 from ..atomic_files import write_files
 from .settings import Settings, differences, few
 
 FORMATS = {"checkpoint": "pyparareal-checkpoint-2", "weights": "pyparareal-weights-2"}
 # The first eight bytes are the header's length; a longer header than this is not one of ours.
 MAX_HEADER_BYTES = 100_000_000
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or belongs to another run; the message names what differs."""
 
 
 def save(
