@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .parareal_network import PararealNetwork as PararealNetwork
     from .partitioning import Partition as Partition
     from .partitioning import partition as partition
+    from .ranks import over_ranks as over_ranks
     from .recurrent.gru import GRU as GRU
     from .recurrent.implicit_gru import ImplicitGRU as ImplicitGRU
     from .recurrent.lstm import LSTM as LSTM
@@ -40,6 +41,7 @@ __all__ = [
     "fit_maps",
     "load",
     "models",
+    "over_ranks",
     "partition",
     "save",
 ]
@@ -57,6 +59,7 @@ _HOME = {
     "build_parareal": ".automatic",
     "fit_maps": ".warm_start",
     "load": ".saving",
+    "over_ranks": ".ranks",
     "partition": ".partitioning",
     "save": ".saving",
 }

@@ -135,8 +135,10 @@ class PararealNetwork(ExecutionChoice):
     def corrected(self, x: Tensor) -> Tensor:
         """``U_N [batch, X_N]``: the last part's output with its correction, which the head reads."""
         inputs, outputs = self.run_parts(self.preprocess, self.fine, x)  # x_j and y_j
-        correct = self._correct_residual if self.correction == "residual" else self._correct_difference
-        return correct(inputs, outputs)
+        u = outputs[0]
+        for j, f in enumerate(self.coarse, start=1):
+            u = joined(self.correction, f, j, u, inputs[j], outputs[j])
+        return u
 
     def serial(self) -> nn.Sequential:
         """The serial network ``h . g^N . ... . g^1 . C^1``, sharing this network's parameters.
@@ -193,25 +195,20 @@ class PararealNetwork(ExecutionChoice):
             raise TypeError(f"example: got {type(example).__name__}, expected a tensor [batch, features...]")
         return in_turn(self.preprocess, self.fine, example, meta_output)
 
-    def _correct_residual(self, inputs: list[Tensor], outputs: list[Tensor]) -> Tensor:
-        """Paper: ``r~_{j+1} = r_{j+1} + F^j(r~_j)``; returns ``y_N + F^{N-1}(r~_{N-1})``, all ``[batch, X_j]``."""
-        carried: Tensor | None = None
-        for j, f in enumerate(self.coarse, start=1):
-            residual = outputs[j - 1] - inputs[j]
-            if carried is not None:
-                residual = residual + carried
-            carried = f(residual)
-            require_summable(carried, outputs[j], *_coarse_words(j))
-        return outputs[-1] if carried is None else outputs[-1] + carried
 
-    def _correct_difference(self, inputs: list[Tensor], outputs: list[Tensor]) -> Tensor:
-        """Parareal: ``U_{j+1} = y_{j+1} + (F^j(U_j) - F^j(x_{j+1}))`` from ``U_1 = y_1``; returns ``U_N``."""
-        u = outputs[0]
-        for j, f in enumerate(self.coarse, start=1):
-            g_new, g_old = call_pair(f, u, inputs[j])
-            require_summable(g_new, outputs[j], *_coarse_words(j))
-            u = outputs[j] + (g_new - g_old)
-        return u
+def joined(correction: str, f: nn.Module, j: int, u: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """``U_{j+1} = y_{j+1} + F^j(U_j - x_{j+1})``, or ``y_{j+1} + (F^j(U_j) - F^j(x_{j+1}))``, all ``[batch, X]``.
+
+    ``U_j - x_{j+1}`` is the paper's ``r~_j``. In this order one state has to pass the interface, and the bits of a sum
+    do not depend on where parts ``j`` and ``j + 1`` are.
+    """
+    if correction == "residual":
+        carried = f(u - x)
+        require_summable(carried, y, *_coarse_words(j))
+        return y + carried
+    g_new, g_old = call_pair(f, u, x)
+    require_summable(g_new, y, *_coarse_words(j))
+    return y + (g_new - g_old)
 
 
 def part_sizes(blocks: int, parts: int | Sequence[int] | None = None) -> tuple[int, ...]:

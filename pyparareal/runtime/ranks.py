@@ -52,6 +52,7 @@ class Ranks:
         self._wires: dict[str, Wire] = {}
         self._sending: list[tuple[Sent, int]] = []
         self._talks = 0
+        self._met = 0
         self._ended: str | None = None
         self._store.set(f"here/0/{rank}", "")
         self._attempt("connecting", lambda _: self._connect(gloo), "here/0/")
@@ -190,6 +191,14 @@ class Ranks:
     def _broadcast_one(self, u: Array, source: int, _: Any) -> None:
         self._wire(u).broadcast(u, source)
 
+    def meet(self, values: Sequence[float], what: str) -> list[list[float]]:
+        """The same few numbers of every rank, to see whether all are at the same place; names who does not come."""
+        self._met += 1
+        self._attempt(what, lambda _: self._store.set(f"met/{self.rank}", str(self._met)))
+        self.volume.update(frames=1, numbers=len(values))
+        frame = self.torch.tensor(values, dtype=self.torch.float64)
+        return [one.tolist() for one in self._all_gather(frame, what, "met/")]
+
     def _all_gather(self, data: Any, what: str, key: str | None = None) -> list[Any]:
         found = [self.torch.empty_like(data) for _ in range(self.size)]
         self._attempt(
@@ -238,11 +247,15 @@ class Ranks:
     def _absent(self, key: str | None) -> str | None:
         """Which ranks have not come to what began with ``key``."""
         try:
-            away = [] if key is None else [r for r in range(self.size) if not self._store.check([f"{key}{r}"])]
+            away = [] if key is None else [r for r in range(self.size) if not self._came(key, r)]
         except RuntimeError:
             return None
         names = ", ".join(f"rank {r}" for r in away)
         return f"{names} did not come within {self.timeout:g} s" if away else None
+
+    def _came(self, key: str, rank: int) -> bool:
+        there = bool(self._store.check([f"{key}{rank}"]))
+        return there and (key != "met/" or int(self._store.get(f"{key}{rank}")) >= self._met)
 
 
 def _short(error: BaseException) -> str:

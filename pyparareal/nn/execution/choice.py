@@ -34,13 +34,17 @@ class ExecutionChoice(nn.Module):
     @execution.setter
     def execution(self, name: str) -> None:
         mode = make(name)
-        mode.require(self.preprocess, self.fine)
+        mode.require(*self.own_parts())
         self._execution, self._mode = name, mode
 
     @property
     def measured(self) -> dict[str, Any]:
         """What ``auto`` found: per kind of input the mode, seconds per mode, and why a mode was out of the question."""
         return dict(self._mode.recorded) if isinstance(self._mode, Auto) else {}
+
+    def own_parts(self) -> tuple[Modules, Modules]:
+        """``C^j`` and ``g^j`` of the parts that are run here: all."""
+        return self.preprocess, self.fine
 
     def run_parts(self, preprocess: Modules, fine: Modules, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """``x_j = C^j(x)`` and ``y_j = g^j(x_j)`` of all parts in the chosen mode."""
