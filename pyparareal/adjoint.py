@@ -22,7 +22,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,11 @@ import torch
 from torch import Tensor
 
 from . import arrays, checks
-from .adjoint_step import adjoint_step
+from .adjoint_options import METHODS, ON_FAILURE, options_of
+from .adjoint_options import Adjoint as Adjoint
+from .adjoint_options import BackwardPass as BackwardPass
+from .adjoint_step import Parts
+from .cuts import From
 from .errors import ConvergenceError
 from .hierarchy import Level, Transfer, build_levels
 from .linearise import Source, source_of
@@ -40,77 +44,68 @@ from .newton import Newton
 from .newton_run import NewtonRun
 from .newton_run import check_options as check_newton
 from .norms import NORMS
-from .propagators import Propagator, advance_all
+from .propagators import Propagator, advance, advance_all
 from .relaxation import every_point
+from .runtime import Runtime
 from .solution import Solution, Status
 from .stopping import SpatialNorm, spatial_norms, temporal_norm
 from .time_grid import TimeGrid
 from .vjp import require_graph
 
-METHODS = ("parareal", "mgrit", "newton", "serial")
-ON_FAILURE = ("raise", "serial", "return")
-
 
 @dataclass(frozen=True)
-class Adjoint:
-    """How the backward pass of :func:`pyparareal.solve` solves; what is None is that of the forward solve.
+class Stretch:
+    """A contiguous part of the chain: here all of it, of :mod:`.adjoint_blocks` that of one rank.
 
     Attributes
     ----------
-    method : {"parareal", "mgrit", "newton", "serial"}, MGRIT or Newton, optional
-        "serial": one step after the other, as autograd does it for the chain. With ``skip_first_down=False``
-        MGRIT starts from zero. Newton, for this linear chain, is one reverse scan of the transposed Jacobians, each
-        computed once, and a second relaxation to see that it is right; with ``jacobian="diagonal"`` or "none" it
-        iterates. It has neither damping nor ``trust`` unless a Newton is given here.
-    tol : float, optional
-        As ``tol`` of the forward solve, times ``sum_i |w[i]|``, the norms of the gradients that come in: no
-        ``lambda`` is larger than that where the steps do not amplify. Not times that if MGRIT's ``relative`` is given.
-    max_iterations : int, optional
-        Default: as many as make every slice exact, or ``max_iterations`` of the forward solve if that is more. With
-        ``tol=None`` it is the number of the forward solve, and how exact the gradients are is for you to say.
-    on_failure : {"raise", "serial", "return"}, optional
-        "return" uses the gradients as they are, with a warning unless ``max_iterations`` is given and all that failed.
-    norm : as in :func:`pyparareal.solve`, optional
-    fixed : bool
-        Run ``max_iterations`` iterations, compared with nothing, whatever the tolerance of the forward solve.
-    accept : callable, optional
-        Asked about every pass of iterations that ended well, a :class:`BackwardPass`; if it says no, the pass counts as
-        diverged, whatever ``on_failure``, and the adjoint is solved serially instead.
+    u, w : tensors ``[steps + 1, batch, features...]``
+        States, and the gradients with respect to them.
+    first : int
+        The point of the chain that row 0 is.
+    end : tensor
+        ``w[N]``, of the end of the whole chain.
+    runtime : Runtime
+        With the verbs on the slices of the stretch, from right to left.
     """
 
-    method: str | MGRIT | Newton | None = None
-    tol: float | None = None
-    max_iterations: int | None = None
-    on_failure: str | None = None
-    norm: SpatialNorm | None = None
-    fixed: bool = False
-    accept: Callable[[BackwardPass], bool] | None = None
+    u: Tensor
+    w: Tensor
+    first: int
+    end: Tensor
+    runtime: Runtime
+    parts: Parts = field(default_factory=Parts)
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.u) - 1
+
+    def trailing(self, steps: int, found: Callable[[], Tensor]) -> Tensor:
+        """``lambda [steps + 1, ...]`` at the points right of the last whole slice, from right to left: ``found()``.
+
+        Where the stretch does not reach them, only the last.
+        """
+        return found()
+
+    def local(self, run: MethodRun) -> MethodRun:
+        """``run``, on the slices of the stretch."""
+        return run
+
+    def any(self, answer: bool) -> bool:
+        """Whether it is so on any stretch."""
+        return answer
 
 
 @dataclass(frozen=True)
-class BackwardPass:
-    """How one backward pass went; :attr:`Solution.adjoint` has one for each.
+class Outcome:
+    """How it went along a stretch, and ``lambda`` from left to right: at all its points, or at the first alone.
 
-    Attributes
-    ----------
-    status : Status
-    iterations : int
-    residuals : tuple of float
-        As in :class:`Solution`, of the adjoint; if it was not accepted, of the iterations that were not.
-    failure : Status, optional
-        Why the method failed, if the adjoint was solved serially instead.
-    size : float
-        Norm of ``lambda`` at the C-points, as that of the residuals is taken.
-    path : float
-        How far ``lambda`` goes, in units of itself: ``sum_n |lambda[n] - lambda[n+1]| / |lambda[n]|`` at the C-points.
+    If it failed and is not to be used, ``lambda`` is that of the C-points, from right to left, as ``run`` left it.
     """
 
-    status: Status
-    iterations: int = 0
-    residuals: tuple[float, ...] = ()
-    failure: Status | None = None
-    size: float = math.nan
-    path: float = math.nan
+    went: BackwardPass
+    v: Tensor
+    run: MethodRun | None = None
 
 
 class AdjointChain:
@@ -123,7 +118,7 @@ class AdjointChain:
     """
 
     def __init__(self, problem: Problem, adjoint: Any) -> None:
-        options = _options(adjoint)
+        options = options_of(adjoint)
         self.problem = problem
         self.method = problem.method if options.method is None else options.method
         if not isinstance(self.method, MGRIT | Newton):
@@ -206,78 +201,99 @@ class AdjointChain:
         """Whether there is nothing to iterate on."""
         return len(self.levels) == 1 and not isinstance(self.method, Newton)
 
-    def solve(self, u: Tensor, w: Tensor, *, every: bool) -> tuple[Tensor, BackwardPass]:
-        """``lambda`` at all points of the grid (``every``), or ``lambda[0]`` alone, and how it went.
+    @property
+    def unit(self) -> int:
+        """Steps between the points that every relaxed level has, where blocks of slices may end."""
+        relaxed_to_the_end = isinstance(self.method, MGRIT) and self.method.coarsest_sweeps
+        relaxed = self.levels if relaxed_to_the_end or len(self.levels) == 1 else self.levels[:-1]
+        return math.prod(_factor(level, self.levels) for level in relaxed)
 
-        Parameters
-        ----------
-        u, w : tensors ``[steps + 1, batch, features...]``
-            States, and the gradients with respect to them.
+    def scale(self, dw: Tensor, points: Any) -> float:
+        """``sum_i |w[i]|``, of gradients with respect to the states at some ``points``; the others are zero."""
+        norms = np.zeros(self.problem.grid.steps + 1)
+        norms[points] = arrays.to_numpy(spatial_norms(self.norm, dw))
+        return self.problem.common.runtime.reduce(norms)
+
+    def along(self, at: Stretch, scale: float, *, every: bool) -> Outcome:
+        """``lambda`` at all points of a stretch (``every``), or at its first alone, and how it went.
+
+        ``scale`` is that of the whole chain.
         """
-        m, steps, common = self.levels[0].m, self.problem.grid.steps, self.problem.common
-        scale = common.runtime.reduce(spatial_norms(self.norm, w))
         if scale == 0:
-            return torch.zeros_like(w if every else w[:1]), BackwardPass(Status.CONVERGED)
+            return Outcome(BackwardPass(Status.CONVERGED), torch.zeros_like(at.w if every else at.w[:1]))
+        m, steps = self.levels[0].m, self.problem.grid.steps
         whole = steps - steps % m
-        trailing = self._serial(u, w, steps, steps - whole, 1)
+        trailing = at.trailing(steps - whole, lambda: self._trailing(at, steps, steps - whole))
         if self.serial or not math.isfinite(scale):
-            return self._serially(u, w, trailing, every, None if math.isfinite(scale) else Status.NON_FINITE)
-        run, c, guessed = self._prepare(u[: whole + 1], w[: whole + 1], trailing[-1], scale)
+            return self._serially(at, trailing, None if math.isfinite(scale) else Status.NON_FINITE)
+        run, c, guessed = self._prepare(at, whole, trailing[-1], scale)
+        run = at.local(run)
         status, c = run.run(c, guessed)
-        if status.ok and not checks.finite(c):
+        if status.ok and at.any(not checks.finite(c)):
             status = Status.NON_FINITE
-        went = BackwardPass(status, run.iterations, tuple(run.residuals), None, *self._extent(c))
-        if status.ok and self.accept is not None and not self.accept(went):
-            v, instead = self._serially(u, w, trailing, every, Status.DIVERGED)
-            return v, dataclasses.replace(instead, residuals=went.residuals)
+        at.runtime.shift(c)
+        went = BackwardPass(status, run.iterations, tuple(run.residuals), None, *self._extent(at, c))
+        if status.ok and self.accept is not None and at.any(not self.accept(went)):
+            instead = self._serially(at, trailing, Status.DIVERGED)
+            return Outcome(dataclasses.replace(instead.went, residuals=went.residuals), instead.v)
         if not status.ok and self.on_failure == "serial":
-            return self._serially(u, w, trailing, every, status)
-        if not status.ok:
-            self._complain(run, c, went)
+            return self._serially(at, trailing, status)
+        if not (status.ok or self.on_failure == "return"):
+            return Outcome(went, c, run)
         if not every:
-            return c[-1:], went
+            return Outcome(went, c[-1:], run)
         v = arrays.empty_like(c, slices=(len(c) - 1) * m + 1)
-        every_point(common.runtime, run.fine, TimeGrid(0, 1, len(v) - 1), m, c, v)
-        return _forwards(v[len(v) - 1 - whole :], trailing), went
+        every_point(at.runtime, run.fine, TimeGrid(0, 1, len(v) - 1), m, c, v)
+        return Outcome(went, _forwards(v[len(v) - 1 - (min(at.last, whole) - at.first) :], trailing), run)
 
-    def _extent(self, c: Tensor) -> tuple[float, float]:
+    def _extent(self, at: Stretch, c: Tensor) -> tuple[float, float]:
         """``size`` and ``path`` of a :class:`BackwardPass` with ``lambda`` at the C-points ``c``."""
-        kind, runtime = "inf", self.problem.common.runtime
-        if isinstance(self.method, MGRIT):
-            kind = self.method.temporal_norm
+        kind = self.method.temporal_norm if isinstance(self.method, MGRIT) else "inf"
         norms, steps = spatial_norms(self.norm, c[1:]), spatial_norms(self.norm, c[1:], c[:-1])
-        return temporal_norm(kind, norms, runtime), runtime.reduce(steps / (norms + (norms == 0)))
+        return temporal_norm(kind, norms, at.runtime), at.runtime.reduce(steps / (norms + (norms == 0)))
 
-    def _serially(
-        self, u: Tensor, w: Tensor, trailing: Tensor, every: bool, failure: Status | None
-    ) -> tuple[Tensor, BackwardPass]:
-        m, whole = self.levels[0].m, len(w) - len(trailing)
-        main = self._serial(u[: whole + 1], w[: whole + 1], whole, whole, m, trailing[-1])
-        status = Status.SERIAL if failure is None else Status.SERIAL_FALLBACK
-        went = BackwardPass(status, 0, (), failure, *self._extent(main[::m]))
-        return _forwards(main, trailing) if every else main[-1:], went
-
-    def _serial(self, u: Tensor, w: Tensor, last: int, steps: int, stride: int, start: Tensor | None = None) -> Tensor:
+    def _trailing(self, at: Stretch, last: int, steps: int) -> Tensor:
         """``lambda`` at the points ``last, last - 1, ...``: ``[steps + 1, ...]``, one step after the other."""
-        phi = self._adapt(adjoint_step(self.levels[0].phi, u, last, w), last)
-        v = arrays.empty_like(w, slices=steps + 1)
-        v[0] = w[last] if start is None else start
-        advance_all(phi, v, steps, stride)
+        v = arrays.empty_like(at.w, slices=steps + 1)
+        v[0] = at.end
+        if steps:
+            advance_all(self._step(at, last), v, steps, 1)
         return v
 
-    def _adapt(self, phi: Propagator, last: int) -> Propagator:
-        grid = TimeGrid(0, 1, last)
-        return checks.propagator("adjoint", phi, grid, self.problem.common.deterministic)
+    def _serially(self, at: Stretch, trailing: Tensor, failure: Status | None) -> Outcome:
+        """One step after the other, from stretch to stretch."""
+        m, steps = self.levels[0].m, self.problem.grid.steps
+        whole = steps - steps % m
+        last = min(at.last, whole)
+        phi = self._step(at, whole)
+        mine = phi if last == whole else From(phi, whole - last)
 
-    def _prepare(self, u: Tensor, w: Tensor, end: Tensor, scale: float) -> tuple[MethodRun, Tensor, bool]:
-        """The method on the reversed grid, its C-points with a start, and whether that is a guess."""
-        method, m = self.method, self.levels[0].m
-        steps = self._reversed_steps()
-        states, transfers = self._restricted(u)
-        chains = [
-            adjoint_step(level.phi, v, last, None if depth else w, self._jacobians)
-            for depth, (level, v, last) in enumerate(zip(self.levels, states, steps, strict=True))
-        ]
+        def link(n: int, start: Tensor, end: Tensor) -> None:
+            advance(mine, start, slice(n, n + 1, m), out=end)
+
+        v = arrays.empty_like(at.w, slices=last - at.first + 1)
+        v[0] = trailing[-1]
+        at.runtime.chain(link, v, 0, whole=lambda rows: advance_all(mine, rows, len(rows) - 1, m))
+        status = Status.SERIAL if failure is None else Status.SERIAL_FALLBACK
+        went = BackwardPass(status, 0, (), failure, *self._extent(at, v[::m]))
+        return Outcome(went, _forwards(v, trailing))
+
+    def _step(self, at: Stretch, last: int) -> Propagator:
+        """The finest level's, on the reversed grid of the first ``last`` steps, as far as the stretch goes."""
+        rows = min(at.last, last) - at.first + 1
+        phi = at.parts.adjoint_step(self.levels[0].phi, at.u[:rows], at.first, last, last, at.w[:rows], None)
+        return checks.propagator("adjoint", phi, TimeGrid(0, 1, last), self.problem.common.deterministic)
+
+    def _prepare(self, at: Stretch, whole: int, end: Tensor, scale: float) -> tuple[MethodRun, Tensor, bool]:
+        """The method on the reversed grid, the C-points of the stretch with a start, and whether that is a guess."""
+        method, m, first = self.method, self.levels[0].m, at.first
+        lasts, steps = self.reversed_steps(), min(at.last, whole) - first
+        states, transfers = self._restricted(at.u[: steps + 1])
+        chains = []
+        for depth, (level, v, last) in enumerate(zip(self.levels, states, lasts, strict=True)):
+            w, own = (None, level.grid.steps) if depth else (at.w[: steps + 1], whole)
+            chains.append(at.parts.adjoint_step(level.phi, v, first, own, last, w, self._jacobians))
+            first //= level.m
         relative = isinstance(method, MGRIT) and method.relative
         common = dataclasses.replace(
             self.problem.common,
@@ -287,9 +303,9 @@ class AdjointChain:
             guessed=False,
             callback=None,
         )
-        grid = TimeGrid(0, 1, steps[0])
-        c = arrays.empty_like(w, slices=steps[0] // m + 1)
-        kept = steps[0] // m - (len(w) - 1) // m
+        grid = TimeGrid(0, 1, lasts[0])
+        kept = (lasts[0] - whole) // m if at.last >= whole else 0
+        c = arrays.empty_like(at.w, slices=kept + steps // m + 1)
         c[: kept + 1] = end
         if isinstance(method, Newton):
             c[1:] = 0
@@ -299,7 +315,7 @@ class AdjointChain:
         options = dataclasses.replace(method, levels=len(self.levels), min_coarse=1, transfer=transfers)
         from_zero = method.skip_first_down is False and not method.nested
         c[kept + 1 :] = 0
-        factors = [max(2, level.m) for level in self.levels]  # a coarsest level of one step has the factor 1
+        factors = [_factor(level, self.levels) for level in self.levels]
         return MgritRun(chains[0], chains[1:], grid, factors, options, end, common), c, from_zero
 
     def _most_iterations(self) -> int | None:
@@ -309,17 +325,17 @@ class AdjointChain:
         if self.tol is None:
             return forward
         # Every method's own default is at most the number of slices, a first cycle that only goes up, and a last one.
-        return max(forward, self._reversed_steps()[0] // self.levels[0].m + 2)
+        return max(forward, self.reversed_steps()[0] // self.levels[0].m + 2)
 
-    def _reversed_steps(self) -> list[int]:
+    def reversed_steps(self) -> list[int]:
         """The steps of every level's reversed grid: those of the level, and more where a factor does not divide."""
+        first = self.levels[0].m
         if len(self.levels) == 1:
-            return [self.problem.grid.slices(self.levels[0].m) * self.levels[0].m]
-        factors = [level.m for level in self.levels[:-1]]
-        unit = math.prod(factors[1:])
-        steps = [-(-self.levels[1].grid.steps // unit) * unit * factors[0]]
-        for m in factors:
-            steps.append(steps[-1] // m)
+            return [self.problem.grid.slices(first) * first]
+        unit = self.unit // first
+        steps = [-(-self.levels[1].grid.steps // unit) * unit * first]
+        for level in self.levels[:-1]:
+            steps.append(steps[-1] // level.m)
         return steps
 
     def _restricted(self, u: Tensor) -> tuple[list[Tensor], list[Transfer | None]]:
@@ -334,15 +350,18 @@ class AdjointChain:
             states.append(v)
         return states, transfers
 
-    def _complain(self, run: MethodRun, c: Tensor, went: BackwardPass) -> None:
-        """Raise, or warn of what nobody asked for."""
-        found = self._found(c, run, went)
-        if self.on_failure == "raise":
-            raise ConvergenceError(f"adjoint: {run.report(found)}", found)
+    def require(self, found: Outcome) -> None:
+        """Raise if it failed, with ``lambda`` at all C-points from right to left; or warn of what nobody asked for."""
+        went, run = found.went, found.run
+        if went.status.ok:
+            return
+        if self.on_failure == "raise" and run is not None:
+            solution = self.found(found.v, run, went)
+            raise ConvergenceError(f"adjoint: {run.report(solution)}", solution)
         if went.status is not Status.MAX_ITERATIONS or self.limit is None:
             warnings.warn(f"adjoint: the gradients are inexact: {went.status.value}", RuntimeWarning, stacklevel=2)
 
-    def _found(self, c: Tensor, run: MethodRun, went: BackwardPass) -> Solution:
+    def found(self, c: Tensor, run: MethodRun, went: BackwardPass) -> Solution:
         """``lambda`` at the C-points, as far as it came, for the error that says so."""
         m, slices = run.m, self.problem.grid.slices(run.m)
         v = c[len(c) - 1 - slices :].flip(0)
@@ -350,19 +369,14 @@ class AdjointChain:
         return Solution(v, points, self.problem.grid, went.status, went.iterations, went.residuals, run.stats((0, 0)))
 
 
+def _factor(level: Level, levels: list[Level]) -> int:
+    """``m``; on a coarsest level of one step, which has the factor 1, at least 2: the reversed one may have more."""
+    return level.m if level is not levels[-1] else max(2, level.m)
+
+
 def _forwards(main: Tensor, trailing: Tensor) -> Tensor:
     """``lambda`` at all points in the order of the chain: those of whole slices, then of the trailing steps."""
     return main.flip(0) if len(trailing) == 1 else torch.cat([main.flip(0), trailing.flip(0)[1:]])
-
-
-def _options(adjoint: Any) -> Adjoint:
-    if adjoint is None:
-        return Adjoint()
-    if isinstance(adjoint, str | MGRIT | Newton):
-        return Adjoint(adjoint)
-    if not isinstance(adjoint, Adjoint):
-        raise TypeError(f"got {type(adjoint).__name__}, expected Adjoint, MGRIT, Newton or one of {', '.join(METHODS)}")
-    return adjoint
 
 
 def _transposed(transfer: Transfer, fine: Tensor, coarse: Tensor) -> Transfer:

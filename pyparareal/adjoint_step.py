@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from .cuts import From
 from .linearise import Source
 from .propagators import Propagator
 from .time_grid import count_points
@@ -19,7 +20,10 @@ from .vjp import vjp
 class OwnAdjoint(Protocol):
     """A propagator of torch tensors that brings its derivatives along, where autograd would take longer.
 
-    Its ``step`` need not be differentiable then. Its coarse propagators need the same for MGRIT.
+    Its ``step`` need not be differentiable then. Its coarse propagators need the same for MGRIT. With a third method,
+    ``part(first, last)``, the propagator of the steps ``first .. last - 1`` alone with the same two methods (whose
+    gradients are those of the whole ``parameters``), a rank computes no more than its own block; without it, each is
+    given the states of all points, those of other ranks' zero.
     """
 
     def adjoint(self, u: Tensor, last: int, w: Tensor | None) -> Propagator:
@@ -44,6 +48,76 @@ def adjoint_step(
     return AdjointStep(phi, u, last, w, jacobians)
 
 
+class Parts:
+    """Of the chains of all levels the part of one rank, each made once: it may keep what it needs again."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Any, int]] = {}
+
+    def adjoint_step(
+        self, phi: Any, u: Tensor, first: int, steps: int, last: int, w: Tensor | None, jacobians: Source | None
+    ) -> Propagator:
+        """:func:`adjoint_step` of a chain of ``steps`` steps, of which ``u`` and ``w`` have the rows from ``first`` on.
+
+        Only the steps between these rows can be taken.
+        """
+        if first == 0 and len(u) == steps + 1:
+            return adjoint_step(phi, u, last, w, jacobians)
+        if jacobians is not None or not hasattr(phi, "adjoint"):
+            rows = None if w is None else Rows(w, first, steps + 1)
+            return AdjointStep(phi, Rows(u, first, steps + 1), last, rows, jacobians)
+        if not hasattr(phi, "part"):
+            whole = None if w is None else embedded(w, first, steps + 1)
+            return phi.adjoint(embedded(u, first, steps + 1), last, whole)
+        to_the_end = first + len(u) == steps + 1
+        count = last - first if to_the_end else len(u) - 1
+        return From(self._part(phi, first, len(u) - 1).adjoint(u, count, w), first + count - last)
+
+    def parameter_gradients(
+        self, phi: Any, u: Tensor, w: Tensor, first: int, steps: int, parameters: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        """:meth:`OwnAdjoint.parameter_gradients` of the steps from ``first`` on, as many as there are rows."""
+        if len(u) == steps:
+            return phi.parameter_gradients(u, w, parameters)
+        if hasattr(phi, "part"):
+            return self._part(phi, first, len(u)).parameter_gradients(u, w, parameters)
+        return phi.parameter_gradients(embedded(u, first, steps), embedded(w, first, steps), parameters)
+
+    def _part(self, phi: Any, first: int, count: int) -> Any:
+        """That with at least ``count`` steps from ``first`` on."""
+        part, known = self._made.get(id(phi), (None, 0))
+        if known < count:
+            part = phi.part(first, first + count)
+            self._made[id(phi)] = part, count
+        return part
+
+
+class Rows:
+    """The rows ``first, first + 1, ...`` of an array of ``count``, which nobody else needs.
+
+    Rows that are not there are those nearest to them: where a step is padded, and its result not used.
+    """
+
+    def __init__(self, own: Tensor, first: int, count: int) -> None:
+        self._own, self._first, self._count = own, first, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, points: slice) -> Tensor:
+        here = range(points.start - self._first, points.stop - self._first, points.step)
+        if not len(here) or (here[0] >= 0 and here[-1] < len(self._own)):
+            return self._own[max(here.start, 0) : max(here.stop, 0) : here.step]
+        return self._own[[min(max(n, 0), len(self._own) - 1) for n in here]]
+
+
+def embedded(own: Tensor, first: int, count: int) -> Tensor:
+    """``own`` as the rows from ``first`` on of an array of ``count``, the others zero."""
+    whole = own.new_zeros((count, *own.shape[1:]))
+    whole[first : first + len(own)] = own
+    return whole
+
+
 class AdjointStep:
     """``lambda[i] = J_i^T lambda[i+1] + w[i]`` as a propagator on the reversed grid.
 
@@ -64,7 +138,12 @@ class AdjointStep:
     batch_invariant = False
 
     def __init__(
-        self, phi: Propagator, u: Tensor, last: int, w: Tensor | None = None, jacobians: Source | None = None
+        self,
+        phi: Propagator,
+        u: Tensor | Rows,
+        last: int,
+        w: Tensor | Rows | None = None,
+        jacobians: Source | None = None,
     ) -> None:
         self.phi, self.u, self.last, self.w = phi, u, last, w
         self.steps = last

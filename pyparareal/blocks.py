@@ -92,10 +92,7 @@ class OverRanks:
 
     def run(self, u: Array, guessed: bool) -> tuple[Status, Array]:
         self.runtime.agree()
-        whole = self.whole
-        levels = whole.levels if isinstance(whole, MgritRun) else parareal_levels(whole)
-        relaxed_to_the_end = isinstance(whole, MgritRun) and bool(whole.cycles.options.coarsest_sweeps)
-        cuts = Cuts(levels, relaxed_to_the_end, self.runtime.size)
+        cuts = cuts_of(self.whole, self.runtime.size)
         counts = [cuts.slices(rank) for rank in range(cuts.ranks)]
         with self.runtime.failing() as ranks:
             if ranks.rank < cuts.ranks:
@@ -104,9 +101,10 @@ class OverRanks:
                 ranks.listen(room_for(counts), "waiting for the result, without slices")
                 told, mine = {}, u[:0]
             everyone = ranks.texts(told, "exchanging the results")
-            _require_equal(everyone[: cuts.ranks], ranks)
+            require_equal(everyone[: cuts.ranks], ranks, ("status", "residuals"))
             ranks.blocks(u[1:], counts + [0] * (ranks.size - len(counts)), mine, "gathering the solution")
-        self._take(everyone[: cuts.ranks])
+        self._final = everyone[0]["final"]
+        take(self.whole, everyone[: cuts.ranks])
         return Status[everyone[0]["status"]], u
 
     def _run_block(
@@ -125,20 +123,27 @@ class OverRanks:
         block.finish()
         return told, c[1:]
 
-    def _take(self, told: list[dict[str, Any]]) -> None:
-        """The history is that of every rank; their costs are added up, unless they are spent at the same time."""
-        whole, one = self.whole, told[0]
-        self._final = one["final"]
-        if isinstance(whole, PararealRun):
-            whole.iterate.residuals, whole.iterate.converged = one["residuals"], one["converged"]
-            whole.iterate.fine_steps = sum(rank["fine"] for rank in told)
-            whole.iterate.coarse_steps = sum(rank["coarse"] for rank in told)
-            return
-        cycles = whole.cycles
-        cycles.monitor.history, cycles.cycles, cycles.mode = one["residuals"], one["cycles"], one["mode"]
-        cycles.steps = [sum(steps) for steps in zip(*(rank["steps"] for rank in told), strict=True)]
-        cycles.critical = list(one["critical"])
-        cycles.critical[-1] += sum(rank["chained"] for rank in told[1:])  # of all that waits only the chain is shared
+
+def cuts_of(whole: PararealRun | MgritRun, ranks: int, bounds: list[int] | None = None) -> Cuts:
+    """Where the blocks lie on the levels of ``whole``."""
+    if isinstance(whole, PararealRun):
+        return Cuts(parareal_levels(whole), False, ranks, bounds=bounds)
+    return Cuts(whole.levels, bool(whole.cycles.options.coarsest_sweeps), ranks, bounds=bounds)
+
+
+def take(whole: PararealRun | MgritRun, told: list[dict[str, Any]]) -> None:
+    """The history is that of every rank; their costs are added up, unless they are spent at the same time."""
+    one = told[0]
+    if isinstance(whole, PararealRun):
+        whole.iterate.residuals, whole.iterate.converged = one["residuals"], one["converged"]
+        whole.iterate.fine_steps = sum(rank["fine"] for rank in told)
+        whole.iterate.coarse_steps = sum(rank["coarse"] for rank in told)
+        return
+    cycles = whole.cycles
+    cycles.monitor.history, cycles.cycles, cycles.mode = one["residuals"], one["cycles"], one["mode"]
+    cycles.steps = [sum(steps) for steps in zip(*(rank["steps"] for rank in told), strict=True)]
+    cycles.critical = list(one["critical"])
+    cycles.critical[-1] += sum(rank["chained"] for rank in told[1:])  # of all that waits only the chain is shared
 
 
 def local_run(whole: PararealRun | MgritRun, levels: list[Level], block: BlockRuntime) -> PararealRun | MgritRun:
@@ -196,9 +201,9 @@ def _one_answer(callback: Any, block: BlockRuntime) -> Any:
     return asked
 
 
-def _require_equal(told: list[dict[str, Any]], ranks: Ranks) -> None:
+def require_equal(told: list[dict[str, Any]], ranks: Ranks, names: tuple[str, ...]) -> None:
     """Refuse results that contradict one another: then a propagator does not compute the same on every rank."""
-    for name in ("status", "residuals"):
+    for name in names:
         for rank, theirs in enumerate(told):
             if repr(theirs[name]) != repr(told[0][name]):
                 raise RankError(f"rank {ranks.rank}: the {name} of rank {rank} are not those of rank 0")

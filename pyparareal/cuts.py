@@ -15,8 +15,23 @@ from .time_grid import TimeGrid, shift_points
 Array = Any
 
 
+def bounds_of(steps: int, unit: int, ranks: int) -> list[int]:
+    """Points where blocks of ``steps`` steps begin and end, multiples of ``unit``: for at most ``ranks`` ranks.
+
+    The last block has what fills no unit.
+    """
+    units = max(steps // unit, 1)
+    ranks = min(ranks, units)
+    return [units * n // ranks * unit for n in range(ranks)] + [steps]
+
+
 class Cuts:
     """Where the blocks lie: at points of the coarsest level that is relaxed, so that no slice of any level is cut.
+
+    Parameters
+    ----------
+    bounds : list of int, optional
+        Points of the finest grid between the blocks, the first and the last included; default: :func:`bounds_of`.
 
     Attributes
     ----------
@@ -24,17 +39,20 @@ class Cuts:
         How many have a block.
     """
 
-    def __init__(self, levels: list[Level], relaxed_to_the_end: bool, ranks: int) -> None:
+    def __init__(
+        self, levels: list[Level], relaxed_to_the_end: bool, ranks: int, *, bounds: list[int] | None = None
+    ) -> None:
         self.levels = levels
         relaxed = levels if relaxed_to_the_end else levels[:-1]
-        self.units = relaxed[-1].slices
-        self.ranks = min(ranks, self.units)
         # Steps of each level in a unit; on a coarsest level that is not relaxed, one.
         self.steps = [math.prod(level.m for level in relaxed[at:]) for at in range(len(levels))]
+        self.bounds = bounds_of(levels[0].grid.steps, self.steps[0], ranks) if bounds is None else bounds
+        self.ranks = len(self.bounds) - 1
 
     def span(self, rank: int, at: int) -> tuple[int, int]:
-        """First step of a block on a level, and the one after its last; the last block has what fills no unit."""
-        first, last = (self.units * n // self.ranks * self.steps[at] for n in (rank, rank + 1))
+        """First step of a block on a level, and the one after its last."""
+        scale = self.steps[0] // self.steps[at]
+        first, last = (bound // scale for bound in self.bounds[rank : rank + 2])
         return first, self.levels[at].grid.steps if rank + 1 == self.ranks else last
 
     def slices(self, rank: int) -> int:

@@ -16,11 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from . import arrays, checks
-from .adjoint import AdjointChain, BackwardPass
+from .adjoint import AdjointChain, BackwardPass, Stretch
+from .adjoint_blocks import BackwardOverRanks, in_slices
 from .method_runs import Problem
 from .relaxation import every_point
+from .runtime.distributed import DistributedRuntime
 from .solution import Solution
-from .vjp import constants_of, held_by, independent, own_graph, parameter_gradients, require_repeatable, used_by
+from .vjp import (
+    constants_of,
+    held_by,
+    independent,
+    own_graph,
+    parameter_gradients,
+    require_repeatable,
+    sums_of_slices,
+    used_by,
+)
 
 
 def differentiable(
@@ -116,28 +127,46 @@ class _Backward:
         named = getattr(problem.fine, "fixed_tensors", None)
         self.fixed = constants_of(problem.fine) if named is None else [(t, t._version) for t in named]
         self.autocast = _autocast()
+        runtime = problem.common.runtime
+        self.ranks = BackwardOverRanks(problem, chain, runtime) if isinstance(runtime, DistributedRuntime) else None
+
+    def kept(self, solution: Solution) -> Tensor:
+        """The states from which the backward pass begins."""
+        return solution.u if self.ranks is None else self.ranks.kept(solution)
 
     def gradients(
         self, u: Tensor, points: Any, du: Tensor, parameters: list[Tensor], needed: tuple[bool, ...]
     ) -> tuple[Tensor | None, ...]:
         """Of ``u0``, ``rhs`` and ``parameters``, where ``needed``."""
-        problem, steps = self.problem, self.problem.grid.steps
+        if self.ranks is not None:
+            with self.autocast():
+                return self.ranks.gradients(
+                    u, points, du, parameters, needed, complete=self.complete, passes=self.passes
+                )
+        problem, chain, steps = self.problem, self.chain, self.problem.grid.steps
         w = du.contiguous()
         if len(points) <= steps:
             w = du.new_zeros((steps + 1, *du.shape[1:]))
             w[points.tolist()] = du
+        runtime = problem.common.runtime
         with self.autocast():
             states = u if len(points) > steps else _states(problem, u)
-            every = any(needed[1:])
-            v, went = self.chain.solve(states, w, every=every)
-            self.passes.append(went)
+            found = chain.along(Stretch(states, w, 0, w[-1], runtime), chain.scale(du, points), every=any(needed[1:]))
+            chain.require(found)
+            self.passes.append(found.went)
             of_parameters: list[Tensor | None] = []
             if any(needed[2:]):
-                block = getattr(problem.common.runtime, "slices_per_call", None)
-                of_parameters = parameter_gradients(
-                    self.chain.levels[0].phi, states[:-1], v[1:], parameters, complete=self.complete, block=block
-                )
+                of_parameters = self._of_parameters(states[:-1], found.v[1:], parameters)
+        v = found.v
         return v[0].clone() if needed[0] else None, v[1:] if needed[1] else None, *of_parameters
+
+    def _of_parameters(self, u: Tensor, w: Tensor, parameters: list[Tensor]) -> list[Tensor | None]:
+        phi, problem = self.chain.levels[0].phi, self.problem
+        if in_slices(phi, problem):
+            sums = sums_of_slices(phi, u, w, parameters, complete=self.complete, m=problem.factor)
+            return sums.total()
+        block = getattr(problem.common.runtime, "slices_per_call", None)
+        return parameter_gradients(phi, u, w, parameters, complete=self.complete, block=block)
 
 
 def _states(problem: Problem, u: Tensor) -> Tensor:
@@ -181,7 +210,7 @@ class _Solve(torch.autograd.Function):
         ctx.work, ctx.points, ctx.parameters = backward, solution.points, parameters
         # Saved for torch's own check that nobody has written to them since; steps may count with a tensor themselves.
         fixed = [t for t, version in backward.fixed if t._version == version]
-        ctx.save_for_backward(solution.u, rhs, *parameters, *fixed)
+        ctx.save_for_backward(backward.kept(solution), rhs, *parameters, *fixed)
         return solution.u
 
     @staticmethod

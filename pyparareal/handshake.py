@@ -25,11 +25,11 @@ def asked_for(run: PararealRun | MgritRun, problem: Problem, u0: Array, save: st
     """Everything that must be the same on all ranks, by the name that an error says."""
     torch: Any = sys.modules["torch"]
     common, method = problem.common, problem.method
-    found = {"pyparareal": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
+    found = {"operation": "solve", "pyparareal": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
     found |= {"u0.shape": str(tuple(u0.shape)), "u0.dtype": str(u0.dtype), "u0.library": arrays.namespace(u0).__name__}
     found |= {"u0.device": getattr(getattr(u0, "device", None), "type", "cpu")}  # which of a kind may differ
-    found |= {"u0": _digest(arrays.to_numpy(arrays.float64_copy(u0)))}
-    found |= {"grid": repr(problem.grid), "grid.times": _digest(problem.grid.times()), "m": str(problem.m)}
+    found |= {"u0": digest(arrays.to_numpy(arrays.float64_copy(u0)))}
+    found |= {"grid": repr(problem.grid), "grid.times": digest(problem.grid.times()), "m": str(problem.m)}
     found |= {"method": method if isinstance(method, str) else type(method).__name__, "save": save}
     found |= {"freeze": str(problem.freeze), "on_failure": problem.on_failure}
     for name in ("tol", "max_iterations", "keep_going", "deterministic"):
@@ -46,7 +46,7 @@ def _propagators(run: PararealRun | MgritRun) -> Iterator[tuple[str, str]]:
         yield ("fine" if at == 0 else f"coarse[{at - 1}]"), f"{type(level.phi).__name__}, {level.grid.steps} steps"
 
 
-def _digest(values: np.ndarray[Any, Any]) -> str:
+def digest(values: np.ndarray[Any, Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
 
 

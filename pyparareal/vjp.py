@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import batchnorm, dropout, instancenorm
 
 from .propagators import Propagator, require_like
+from .tree_sum import TreeSum, plus
 
 
 def vjp(phi: Propagator, u: Tensor, points: slice, w: Tensor) -> Tensor:
@@ -33,33 +34,59 @@ def vjp(phi: Propagator, u: Tensor, points: slice, w: Tensor) -> Tensor:
 
 
 def parameter_gradients(
-    phi: Propagator, u: Tensor, w: Tensor, parameters: Sequence[Tensor], *, complete: bool, block: int | None
+    phi: Propagator,
+    u: Tensor,
+    w: Tensor,
+    parameters: Sequence[Tensor],
+    *,
+    complete: bool,
+    block: int | None,
+    begin: int = 0,
 ) -> list[Tensor | None]:
     """``sum_i (dPhi_i/dtheta)(u[i])^T w[i]``, ``u`` and ``w`` ``[steps, ...]``; None where no step uses ``theta``.
 
-    ``block`` steps share a call. ``complete``: the steps must not depend on other tensors that require grad. A
-    propagator with :class:`.OwnAdjoint` computes them itself.
+    ``begin`` is the first step; ``block`` steps share a call. ``complete``: the steps must not depend on other tensors
+    that require grad. A propagator with :class:`.OwnAdjoint` computes them itself.
     """
     if hasattr(phi, "parameter_gradients"):
         return phi.parameter_gradients(u, w, parameters)
     totals: list[Tensor | None] = [None] * len(parameters)
-    size = block or len(u)
+    for found in _of_calls(phi, u, w, parameters, complete, block or len(u), begin):
+        totals = plus(totals, found)
+    return totals
+
+
+def sums_of_slices(
+    phi: Propagator, u: Tensor, w: Tensor, parameters: Sequence[Tensor], *, complete: bool, m: int, begin: int = 0
+) -> TreeSum:
+    """The same, a call for each slice of ``m`` steps, by the fixed tree over the slices; trailing steps are the last.
+
+    The bits depend on no number of blocks that the slices are in.
+    """
+    sums = TreeSum()
+    for n, found in enumerate(_of_calls(phi, u, w, parameters, complete, m, begin), start=begin // m):
+        sums.add(n, 1, found)
+    return sums
+
+
+def _of_calls(
+    phi: Propagator, u: Tensor, w: Tensor, parameters: Sequence[Tensor], complete: bool, size: int, begin: int
+) -> Iterator[list[Tensor | None]]:
+    """Those of every ``size`` steps."""
     for first in range(0, len(u), size):
         last = min(first + size, len(u))
         with torch.enable_grad():
-            stepped = require_like(phi.step(_copy(u[first:last]), slice(first, last, 1)), u[first:last], phi)
+            points = slice(begin + first, begin + last, 1)
+            stepped = require_like(phi.step(_copy(u[first:last]), points), u[first:last], phi)
         if not stepped.requires_grad:
+            yield [None] * len(parameters)
             continue
         if complete:
             require_known(stepped, parameters)
         # What the parameters themselves were computed from is not ours to free.
         with without_hooks(parameters):
             found = torch.autograd.grad(stepped, parameters, w[first:last], allow_unused=True, retain_graph=True)
-        for k, gradient in enumerate(found):
-            if gradient is not None:
-                known = totals[k]
-                totals[k] = gradient if known is None else known + gradient
-    return totals
+        yield list(found)
 
 
 def own_graph() -> Any:

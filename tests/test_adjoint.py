@@ -181,7 +181,7 @@ def test_levels_whose_factor_does_not_divide_are_exact_too():
 def test_reversed_grids_are_no_longer_than_they_must_be(steps, m, levels, expected):
     problem = Problem(steps)
     solution = problem.solve(m=m, method=MGRIT(levels=levels))
-    assert solution.u.grad_fn.work.chain._reversed_steps() == expected
+    assert solution.u.grad_fn.work.chain.reversed_steps() == expected
 
 
 def test_steps_in_front_keep_the_adjoint():

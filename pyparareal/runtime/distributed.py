@@ -16,7 +16,13 @@ Blocks are cut at points that every relaxed level has, so a block has whole slic
 gathered: ``m_0 m_1 ...`` steps, over all levels but the coarsest, are the least a rank can have, and no more ranks work
 than there are such units. The others wait for the result. Choose ``min_coarse`` no smaller than the number of ranks.
 Steps that fill no unit are the last rank's. Trailing steps, and the points between for ``save="all"``, are taken after
-the iteration by every rank for itself, as are serial solves and backward passes.
+the iteration by every rank for itself, as are serial solves.
+
+A backward pass goes the other way, over blocks of the same kind (:mod:`pyparareal.adjoint_blocks`): a rank recomputes
+the states of its own block, takes the adjoint through it and differentiates its own steps. The gradients are those of
+one process, bit for bit for ``u0`` and ``rhs``. Those of parameters are sums over all steps, added up per rank and then
+from rank 0 on: with another number of ranks they differ by the rounding of a sum in another order, and with
+``deterministic=True``, where they are added up by slices on a fixed tree, not at all.
 
 In one cycle a rank sends ``nu_l + 2`` states on every level ``l`` that is relaxed, one more on those between the finest
 and the coarsest, and one on the coarsest; in an iteration of parareal two, and no more whatever the number of slices.
@@ -118,6 +124,7 @@ class DistributedRuntime(LocalRuntime):
         self._ranks = ranks
         self._asked: dict[str, Any] = {}
         self._agreed = True
+        self._what = ""
 
     @property
     def rank(self) -> int:
@@ -133,10 +140,10 @@ class DistributedRuntime(LocalRuntime):
         return Counter(self._ranks.volume)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self, what: str = "comparing the arguments") -> Iterator[None]:
         """Around what all ranks do: an error before :meth:`agree` is told to the others there, and nothing is lost."""
         self._ranks.require_open()
-        self._asked, self._agreed = {}, False
+        self._asked, self._agreed, self._what = {}, False, what
         try:
             yield
         except Exception as error:
@@ -157,7 +164,7 @@ class DistributedRuntime(LocalRuntime):
         Either leaves the runtime as it was.
         """
         self._agreed = True
-        told = self._guarded_texts(self._asked, "comparing the arguments")
+        told = self._guarded_texts(self._asked, self._what)
         for rank, theirs in enumerate(told):
             if "error" in theirs:
                 raise RankError(f"rank {self.rank}: rank {rank} failed: {theirs['error']}")
@@ -168,7 +175,7 @@ class DistributedRuntime(LocalRuntime):
 
     def _tell(self, error: Exception) -> None:
         try:
-            self._guarded_texts({"error": f"{type(error).__name__}: {error}"}, "comparing the arguments")
+            self._guarded_texts({"error": f"{type(error).__name__}: {error}"}, self._what)
         except RankError:
             return  # the caller's own error matters more
 
@@ -195,9 +202,11 @@ class BlockRuntime(LocalRuntime):
     Parameters
     ----------
     counts : sequence of int
-        Slices of every rank that has any, from the left.
+        Slices of every rank that has any, in the order of the chain.
     seconds : dict
         Where :meth:`mark` adds up.
+    mirrored : bool
+        The chain runs from the last of these ranks to rank 0, as an adjoint does.
 
     Attributes
     ----------
@@ -206,12 +215,19 @@ class BlockRuntime(LocalRuntime):
     """
 
     def __init__(
-        self, ranks: Ranks, counts: Sequence[int], seconds: dict[str, float], slices_per_call: int | None
+        self,
+        ranks: Ranks,
+        counts: Sequence[int],
+        seconds: dict[str, float],
+        slices_per_call: int | None,
+        *,
+        mirrored: bool = False,
     ) -> None:
         super().__init__(slices_per_call=slices_per_call)
         self.seconds = seconds
         self._ranks, self._counts, self._room = ranks, list(counts), room_for(counts)
-        self._first = sum(counts[: ranks.rank])
+        self._place, self._mirrored = len(counts) - 1 - ranks.rank if mirrored else ranks.rank, mirrored
+        self._first = sum(counts[: self._place])
         self._region, self.chained = "start", 0
 
     def in_all(self, slices: int) -> int:
@@ -238,7 +254,7 @@ class BlockRuntime(LocalRuntime):
 
     def gather(self, *values: Array) -> list[np.ndarray[Any, Any]]:
         mine = [arrays.to_numpy(one).astype(np.float64) for one in values]
-        return self._ranks.numbers(mine, self._room, self._what("gather"))
+        return self._ranks.numbers(mine, self._room, self._what("gather"), mirrored=self._mirrored)
 
     def collect(self, u: Array) -> Array | None:
         """The C-points of all blocks, one after the other, on rank 0; None on the others, which send theirs."""
@@ -263,16 +279,17 @@ class BlockRuntime(LocalRuntime):
             self._ranks.end(self._room, self._what("finish"))
 
     def _send_end(self, u: Array, what: str) -> None:
-        if self._ranks.rank + 1 < len(self._counts):
-            self._ranks.send(u[-1:], what)
+        if self._place + 1 < len(self._counts):
+            self._ranks.send(u[-1:], what, to=self._ranks.rank + (-1 if self._mirrored else 1))
 
     def _receive_start(self, u: Array, what: str) -> None:
-        if self._ranks.rank > 0:
-            self._ranks.receive(u[:1], what)
+        if self._place > 0:
+            self._ranks.receive(u[:1], what, source=self._ranks.rank + (1 if self._mirrored else -1))
 
     def _what(self, verb: str) -> str:
-        last = self._first + self._counts[self._ranks.rank] - 1
-        return f"{verb} in {self._region}, slices {self._first} to {last}"
+        last = self._first + self._counts[self._place] - 1
+        backward = "backward: " if self._mirrored else ""
+        return f"{backward}{verb} in {self._region}, slices {self._first} to {last}"
 
 
 def room_for(counts: Sequence[int]) -> int:

@@ -111,9 +111,14 @@ class Ranks:
 
     # Numbers, texts and states, from all to all
 
-    def numbers(self, values: Sequence[np.ndarray[Any, Any]], room: int, what: str) -> list[np.ndarray[Any, Any]]:
-        """Each of ``values`` (float64, one-dimensional) joined in the order of the ranks; at most ``room`` in sum."""
-        frames = self._frames(GOING, values, room, what)
+    def numbers(
+        self, values: Sequence[np.ndarray[Any, Any]], room: int, what: str, *, mirrored: bool = False
+    ) -> list[np.ndarray[Any, Any]]:
+        """Each of ``values`` (float64, one-dimensional) joined in the order of the ranks; at most ``room`` in sum.
+
+        ``mirrored``: from the last rank to rank 0.
+        """
+        frames = self._frames(GOING, values, room, what)[:: -1 if mirrored else 1]
         return [np.concatenate([frame[i] for frame in frames]) for i in range(len(values))]
 
     def listen(self, room: int, what: str) -> None:

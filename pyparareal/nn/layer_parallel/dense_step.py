@@ -115,6 +115,10 @@ class DenseStep:
                 found.append(of_z.sum(1) if tensor is self.bias else None)
         return found
 
+    def part(self, first: int, last: int) -> DensePart:
+        """The layers ``first .. last - 1``, see :class:`pyparareal.adjoint_step.OwnAdjoint`."""
+        return DensePart(self, first, last)
+
     def slopes(self, u: Tensor) -> Tensor:
         """``h act'(W[i] u[i] + b[i])`` for ``u [layers, batch..., features]``: the first layers, if there are more.
 
@@ -154,6 +158,30 @@ class DenseStep:
         if self.bias is not None:
             z = z + self.bias[points][:, None]
         return u + self.h * ACTIVATIONS[self.activation](z).reshape(u.shape)
+
+
+class DensePart(DenseStep):
+    """Some of the layers; ``parameters`` and their gradients are those of ``whole``, zero for all other layers."""
+
+    def __init__(self, whole: DenseStep, first: int, last: int) -> None:
+        self.whole, self.layers = whole, slice(first, last)
+        bias = None if whole.bias is None else whole.bias.detach()[self.layers]
+        super().__init__(whole.weight.detach()[self.layers], bias, whole.h, whole.activation)
+        self._keeps = whole._keeps
+
+    def parameter_gradients(self, u: Tensor, w: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+        of_whole = [self.whole.weight, self.whole.bias]
+        mine = [next((own for own, t in zip((self.weight, self.bias), of_whole, strict=True) if t is tensor), None)
+                for tensor in parameters]  # fmt: skip
+        found = super().parameter_gradients(u, w, [self.weight if one is None else one for one in mine])
+        whole: list[Tensor | None] = []
+        for tensor, own, gradient in zip(parameters, mine, found, strict=True):
+            embedded = None
+            if own is not None and gradient is not None:
+                embedded = torch.zeros_like(tensor)
+                embedded[self.layers][: len(gradient)] = gradient
+            whole.append(embedded)
+        return whole
 
 
 class DenseAdjoint:
