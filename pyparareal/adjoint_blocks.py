@@ -25,6 +25,8 @@ from .blocks import costs, cuts_of, local_run, require_equal, take
 from .cuts import From, bounds_of
 from .handshake import digest
 from .method_runs import MethodRun, Problem
+from .newton import Newton
+from .newton_blocks import EACH
 from .relaxation import every_point
 from .runtime.distributed import BlockRuntime, DistributedRuntime, room_for
 from .runtime.ranks import Ranks
@@ -147,12 +149,12 @@ class BackwardOverRanks:
         mirrored = [self._lasts - bound for bound in reversed(self.bounds)]
         mirrored[0], mirrored[-1] = 0, self._lasts
         counts = [(last - first) // self.problem.factor for first, last in pairwise(mirrored)]
-        at, told = None, {}
+        room, at, told = room_for(counts, EACH if isinstance(chain.method, Newton) else 1), None, {}
         found = Outcome(BackwardPass(Status.CONVERGED), torch.zeros_like(du[:1]))
         if scale == 0 and ranks.rank >= self.working:
             return None, found
         if ranks.rank < self.working:
-            verbs = BlockRuntime(ranks, counts, self.runtime.seconds, self.runtime.slices_per_call, mirrored=True)
+            verbs = BlockRuntime(ranks, counts, self.runtime.seconds, self.runtime.slices_per_call, room, mirrored=True)
             at = Block(*self._rows(kept, points, du), self.first, du[-1], verbs, ranks=ranks, bounds=mirrored)
             found = chain.along(at, scale, every=every)
             if scale == 0:
@@ -163,7 +165,7 @@ class BackwardOverRanks:
         else:
             v, trailing = du[-1:].clone(), self.problem.grid.steps - self.whole
             share_trailing(ranks, v, trailing, self.working - 1)
-            ranks.listen(room_for(counts), f"{WHAT}: waiting for the result, without slices")
+            ranks.listen(room, f"{WHAT}: waiting for the result, without slices")
         everyone = ranks.texts(told, f"{WHAT}: exchanging the results")[: self.working]
         require_equal(everyone, ranks, ("went",))
         went = _went(everyone[0]["went"])

@@ -61,6 +61,13 @@ def empty(like: Array, shape: tuple[int, ...], dtype: str | None = None) -> Arra
         return module.empty(shape, kind)
 
 
+def zeros(like: Array, shape: tuple[int, ...]) -> Array:
+    """The same, filled with zeros."""
+    u = empty(like, shape)
+    u[...] = 0
+    return u
+
+
 def empty_like(u: Array, slices: int | None = None) -> Array:
     """An uninitialised contiguous array like ``u``, with another number of slices if given."""
     if slices is None and is_torch(u):  # half the host time of torch.empty with the same arguments spelled out

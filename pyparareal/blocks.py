@@ -16,11 +16,13 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from . import arrays
-from .cuts import Cuts, parareal_levels
+from .cuts import Cuts, levels_of
 from .errors import RankError
 from .handshake import asked_for
 from .hierarchy import Level
 from .method_runs import MethodRun, MgritRun, PararealRun, Problem
+from .newton_blocks import EACH, gather_growth, local_newton
+from .newton_run import NewtonRun
 from .propagators import Propagator
 from .runtime.distributed import BlockRuntime, DistributedRuntime, room_for
 from .runtime.ranks import Ranks
@@ -28,6 +30,8 @@ from .solution import Solution, Stats, Status
 from .stopping import Monitor
 
 Array = Any
+BlockRun = PararealRun | NewtonRun | MgritRun
+BLOCKS = (PararealRun, NewtonRun, MgritRun)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -51,8 +55,8 @@ def over_ranks(run: MethodRun, problem: Problem, u0: Array, save: str) -> Method
     runtime = problem.common.runtime
     if not isinstance(runtime, DistributedRuntime):
         return run
-    if not isinstance(run, PararealRun | MgritRun):
-        raise ValueError("method: got newton, which does not run over ranks yet, expected parareal or mgrit")
+    if not isinstance(run, BLOCKS):
+        raise TypeError(f"method: got a {type(run).__name__}, which does not run over ranks")
     if isinstance(run, MgritRun) and run.cycles.options.storage == "all":
         raise ValueError("storage: got 'all', which does not run over ranks yet, expected 'c'")
     if arrays.namespace(u0).__name__ == "cupy":
@@ -64,10 +68,11 @@ def over_ranks(run: MethodRun, problem: Problem, u0: Array, save: str) -> Method
 class OverRanks:
     """A method that runs in blocks, one per rank; every rank ends with what one process would have."""
 
-    def __init__(self, run: PararealRun | MgritRun, runtime: DistributedRuntime) -> None:
+    def __init__(self, run: BlockRun, runtime: DistributedRuntime) -> None:
         self.whole, self.runtime = run, runtime
         self.fine, self.m = run.fine, run.m
         self._final: float | None = None
+        self._block: BlockRun | None = None
 
     @property
     def serial(self) -> bool:
@@ -98,11 +103,14 @@ class OverRanks:
             if ranks.rank < cuts.ranks:
                 told, mine = self._run_block(ranks, cuts, counts, u, guessed)
             else:
-                ranks.listen(room_for(counts), "waiting for the result, without slices")
+                ranks.listen(room_of(self.whole, counts), "waiting for the result, without slices")
                 told, mine = {}, u[:0]
             everyone = ranks.texts(told, "exchanging the results")
             require_equal(everyone[: cuts.ranks], ranks, ("status", "residuals"))
             ranks.blocks(u[1:], counts + [0] * (ranks.size - len(counts)), mine, "gathering the solution")
+            if isinstance(self.whole, NewtonRun):
+                logs = [one["logs"] for one in everyone[: cuts.ranks]]
+                self.whole.growth = gather_growth(self.whole, self._block, logs, u, ranks)
         self._final = everyone[0]["final"]
         take(self.whole, everyone[: cuts.ranks])
         return Status[everyone[0]["status"]], u
@@ -112,7 +120,8 @@ class OverRanks:
     ) -> tuple[dict[str, Any], Array]:
         """What to tell the others of the solve of this rank's block, and its C-points."""
         first, last = sum(counts[: ranks.rank]), sum(counts[: ranks.rank + 1])
-        block = BlockRuntime(ranks, counts, self.runtime.seconds, self.runtime.slices_per_call)
+        room = room_of(self.whole, counts)
+        block = BlockRuntime(ranks, counts, self.runtime.seconds, self.runtime.slices_per_call, room)
         c = arrays.copy(u[first : last + 1])
         if not guessed:
             c[0] = u[0]
@@ -120,21 +129,25 @@ class OverRanks:
         status, c = mine.run(c, guessed)
         told = {"status": status.name, "residuals": list(mine.residuals), "final": mine.final_residual(c)}
         told |= costs(mine) | {"chained": block.chained}
+        if isinstance(mine, NewtonRun):
+            logs = mine.slice_logs()
+            told["logs"] = None if logs is None else logs.tolist()
+        self._block = mine
         block.finish()
         return told, c[1:]
 
 
-def cuts_of(whole: PararealRun | MgritRun, ranks: int, bounds: list[int] | None = None) -> Cuts:
+def cuts_of(whole: BlockRun, ranks: int, bounds: list[int] | None = None) -> Cuts:
     """Where the blocks lie on the levels of ``whole``."""
-    if isinstance(whole, PararealRun):
-        return Cuts(parareal_levels(whole), False, ranks, bounds=bounds)
-    return Cuts(whole.levels, bool(whole.cycles.options.coarsest_sweeps), ranks, bounds=bounds)
+    levels = levels_of(whole)
+    relaxed_to_the_end = isinstance(whole, MgritRun) and bool(whole.cycles.options.coarsest_sweeps)
+    return Cuts(levels, relaxed_to_the_end or len(levels) == 1, ranks, bounds=bounds)
 
 
-def take(whole: PararealRun | MgritRun, told: list[dict[str, Any]]) -> None:
+def take(whole: BlockRun, told: list[dict[str, Any]]) -> None:
     """The history is that of every rank; their costs are added up, unless they are spent at the same time."""
     one = told[0]
-    if isinstance(whole, PararealRun):
+    if not isinstance(whole, MgritRun):
         whole.iterate.residuals, whole.iterate.converged = one["residuals"], one["converged"]
         whole.iterate.fine_steps = sum(rank["fine"] for rank in told)
         whole.iterate.coarse_steps = sum(rank["coarse"] for rank in told)
@@ -146,7 +159,12 @@ def take(whole: PararealRun | MgritRun, told: list[dict[str, Any]]) -> None:
     cycles.critical[-1] += sum(rank["chained"] for rank in told[1:])  # of all that waits only the chain is shared
 
 
-def local_run(whole: PararealRun | MgritRun, levels: list[Level], block: BlockRuntime) -> PararealRun | MgritRun:
+def room_of(whole: BlockRun, counts: list[int]) -> int:
+    """See :func:`.room_for`."""
+    return room_for(counts, EACH if isinstance(whole, NewtonRun) else 1)
+
+
+def local_run(whole: BlockRun, levels: list[Level], block: BlockRuntime) -> BlockRun:
     """``whole`` on the ``levels`` of a block."""
     mine = copy.copy(whole)
     mine.fine, mine.grid, mine.slices = levels[0].phi, levels[0].grid, levels[0].slices
@@ -162,6 +180,9 @@ def local_run(whole: PararealRun | MgritRun, levels: list[Level], block: BlockRu
             residuals=[],
             converged=[],
         )
+        return mine
+    if isinstance(mine, NewtonRun):
+        mine.iterate = local_newton(mine.iterate, levels, block, _one_answer(mine.iterate.callback, block))
         return mine
     cycles, monitor = mine.cycles, mine.cycles.monitor
     mine.levels = levels
@@ -179,10 +200,10 @@ def local_run(whole: PararealRun | MgritRun, levels: list[Level], block: BlockRu
     return mine
 
 
-def costs(run: PararealRun | MgritRun) -> dict[str, Any]:
+def costs(run: BlockRun) -> dict[str, Any]:
     """What a block took, in numbers."""
-    if isinstance(run, PararealRun):
-        iterate = run.iterate
+    if not isinstance(run, MgritRun):
+        iterate: Any = run.iterate
         return {"fine": iterate.fine_steps, "coarse": iterate.coarse_steps, "converged": iterate.converged}
     cycles = run.cycles
     return {"cycles": cycles.cycles, "mode": cycles.mode, "steps": cycles.steps, "critical": cycles.critical}

@@ -99,6 +99,8 @@ def runtime(given: Any) -> Runtime:
             "do",
             "shift",
             "chain",
+            "scan",
+            "largest",
             "reduce",
             "in_all",
             "left_of",

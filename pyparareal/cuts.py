@@ -8,7 +8,9 @@ import math
 from typing import Any
 
 from .hierarchy import Level
-from .method_runs import PararealRun
+from .method_runs import MgritRun, PararealRun
+from .newton import NewtonIteration
+from .newton_run import NewtonRun
 from .propagators import is_fused
 from .time_grid import TimeGrid, shift_points
 
@@ -94,8 +96,11 @@ class From:
         return self.phi.step_with(u, shift_points(points, self.first), rhs)
 
 
-def parareal_levels(run: PararealRun) -> list[Level]:
-    """Parareal as the two levels it is."""
+def levels_of(run: PararealRun | NewtonRun | MgritRun) -> list[Level]:
+    """Parareal as the two levels it is; Newton's method too, if it has a coarse propagator to guess with."""
+    if isinstance(run, MgritRun):
+        return run.levels
     iterate = run.iterate
+    coarse = iterate.predict if isinstance(iterate, NewtonIteration) else iterate.coarse
     fine = Level(iterate.fine, run.grid, run.m, 0, 1.0, None)
-    return [fine, Level(iterate.coarse, run.grid.coarsen(run.m), 1, 0, 1.0, None)]
+    return [fine] if coarse is None else [fine, Level(coarse, run.grid.coarsen(run.m), 1, 0, 1.0, None)]

@@ -7,6 +7,7 @@ A Jacobian is like the states ``[slices, ...]`` (diagonal) or ``[slices, groups,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,21 +44,51 @@ def growth_of(jacobians: Array, m: int, *, diagonal: bool) -> Growth | None:
     """The :class:`Growth` of a chain of slices of ``m`` steps; None if not even one Jacobian is finite."""
     if not math.prod(jacobians.shape):
         return None
+    logs = slice_logs(jacobians, diagonal=diagonal)
+    finite = leading_finite(logs)
+    part = product_of(jacobians[:finite], diagonal=diagonal) if finite else None
+    return growth_from(logs, m, None if part is None else log_of([part], diagonal=diagonal))
+
+
+def growth_from(logs: Any, m: int, chain: float | None = None) -> Growth | None:
+    """The same from the logarithms of the norms, float64 ``[slices]``, and of that of the product of the finite ones.
+
+    ``logs`` that are NaN or infinite are of Jacobians that are not finite.
+    """
+    known = ~np.isnan(logs) & (logs < math.inf)
+    if not known.any():
+        return None
+    worst = int(np.argmax(np.where(known, logs, -math.inf)))
+    return Growth(float(logs[worst]) / m, worst, None if chain is None else chain / (leading_finite(logs) * m))
+
+
+def slice_logs(jacobians: Array, *, diagonal: bool) -> np.ndarray[Any, Any]:
+    """The largest ``log |J|`` of the batch, float64 ``[slices]`` on the host."""
     with np.errstate(all="ignore"):
-        logs = arrays.to_numpy(log_norms(jacobians, diagonal=diagonal)).reshape(len(jacobians), -1).max(axis=1)
-        known = ~np.isnan(logs) & (logs < math.inf)
-        if not known.any():
-            return None
-        finite = len(known) if known.all() else int(np.argmin(known))
-        product = _of_diagonals if diagonal else _of_blocks
-        chain = product(jacobians[:finite]) / (finite * m) if finite else None
-    return growth_from(np.where(known, logs, -math.inf), m, chain)
+        logs = arrays.to_numpy(log_norms(jacobians, diagonal=diagonal))
+    return logs.reshape(len(jacobians), -1).max(axis=1) if math.prod(logs.shape) else np.zeros(len(jacobians))
 
 
-def growth_from(logs: Any, m: int, chain: float | None = None) -> Growth:
-    """The same from the logarithms of the norms, ``[slices]``."""
-    worst = int(np.argmax(logs))
-    return Growth(float(logs[worst]) / m, worst, chain)
+def leading_finite(logs: Any) -> int:
+    """How many Jacobians are finite before the first that is not."""
+    known = ~np.isnan(logs) & (logs < math.inf)
+    return len(known) if known.all() else int(np.argmin(known))
+
+
+def product_of(jacobians: Array, *, diagonal: bool) -> tuple[Array, ...]:
+    """The product of some neighbouring Jacobians, at least one, for :func:`log_of`: arrays of one row."""
+    with np.errstate(all="ignore"):
+        return (_of_diagonals(jacobians),) if diagonal else _of_blocks(jacobians, 0.0 * _log(_largest(jacobians)))
+
+
+def log_of(parts: Sequence[tuple[Array, ...]], *, diagonal: bool) -> float:
+    """``log |J_{S-1} ... J_0|``, the largest of all groups or features, of the products of parts of the chain."""
+    joined = [arrays.namespace(same[0]).concatenate(same) for same in zip(*parts, strict=True)]
+    with np.errstate(all="ignore"):
+        if diagonal:
+            return float(arrays.to_numpy(joined[0].sum(0)).max())
+        product, logs = _of_blocks(*joined)
+        return float(arrays.to_numpy(logs + log_norms(product, diagonal=False)).max())
 
 
 def log_norms(jacobians: Array, *, diagonal: bool) -> Array:
@@ -88,24 +119,26 @@ def bounded(jacobians: Array, *, diagonal: bool) -> Array:
     return jacobians * scale
 
 
-def _of_diagonals(jacobians: Array) -> float:
-    """``log |J_{S-1} ... J_0|``, the largest of all features."""
+def _of_diagonals(jacobians: Array) -> Array:
+    """The logarithm of the product for each feature, float64 ``[1, features]``."""
     xp = arrays.namespace(jacobians)
     rows = jacobians.reshape(len(jacobians), -1)
-    return float(arrays.to_numpy(xp.log(xp.abs(arrays.float64_copy(rows))).sum(0)).max())
+    return xp.log(xp.abs(arrays.float64_copy(rows))).sum(0)[None]
 
 
-def _of_blocks(jacobians: Array) -> float:
-    """The same, the largest of all groups, by a tree of products, each scaled against over- and underflow."""
-    xp = arrays.namespace(jacobians)
-    product, logs = jacobians, 0.0 * _log(_largest(jacobians))
+def _of_blocks(product: Array, logs: Array) -> tuple[Array, Array]:
+    """The product ``[1, groups, d, d]`` and the logarithm of its scale ``[1, groups]``.
+
+    By a tree of products, each scaled against over- and underflow.
+    """
+    xp = arrays.namespace(product)
     while len(product) > 1:
         size = _largest(product)
         product, logs = product / size, logs + _log(size)
         pairs = len(product) // 2 * 2
         product = xp.concatenate([product[1:pairs:2] @ product[0:pairs:2], product[pairs:]])
         logs = xp.concatenate([logs[1:pairs:2] + logs[0:pairs:2], logs[pairs:]])
-    return float(arrays.to_numpy(logs + log_norms(product, diagonal=False)).max())
+    return product, logs
 
 
 def _largest(jacobians: Array) -> Array:

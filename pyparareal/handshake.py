@@ -13,15 +13,16 @@ import numpy as np
 
 from . import arrays
 from ._version import __version__
-from .cuts import parareal_levels
+from .cuts import levels_of
 from .method_runs import MgritRun, PararealRun, Problem
 from .mgrit import MGRIT
 from .newton import Newton
+from .newton_run import NewtonRun
 
 Array = Any
 
 
-def asked_for(run: PararealRun | MgritRun, problem: Problem, u0: Array, save: str) -> dict[str, str]:
+def asked_for(run: PararealRun | NewtonRun | MgritRun, problem: Problem, u0: Array, save: str) -> dict[str, str]:
     """Everything that must be the same on all ranks, by the name that an error says."""
     torch: Any = sys.modules["torch"]
     common, method = problem.common, problem.method
@@ -40,9 +41,10 @@ def asked_for(run: PararealRun | MgritRun, problem: Problem, u0: Array, save: st
     return found | dict(_propagators(run))
 
 
-def _propagators(run: PararealRun | MgritRun) -> Iterator[tuple[str, str]]:
-    levels = run.levels if isinstance(run, MgritRun) else parareal_levels(run)
-    for at, level in enumerate(levels):
+def _propagators(run: PararealRun | NewtonRun | MgritRun) -> Iterator[tuple[str, str]]:
+    if isinstance(run, NewtonRun):
+        yield "jacobian", run.kind
+    for at, level in enumerate(levels_of(run)):
         yield ("fine" if at == 0 else f"coarse[{at - 1}]"), f"{type(level.phi).__name__}, {level.grid.steps} steps"
 
 

@@ -119,7 +119,7 @@ class NewtonIteration:
 
         With ``guessed`` the other rows are the starting guess.
         """
-        slices = len(u) - 1
+        slices = self.runtime.in_all(len(u) - 1)
         f = arrays.empty_like(u[1:])
         if self.linearised is not None:
             self.jacobians = self.linearised.empty_jacobians(u[1:])
@@ -130,10 +130,10 @@ class NewtonIteration:
 
         done = 0
         for k in range(1, self.max_iterations + 1):
-            norms, updates = self._iterate(u, f, done)
+            norms, updates = self.runtime.gather(*self._iterate(u, f, done))
             done += 1
-            residual = self.runtime.reduce(norms, np.maximum)
-            below = self._below_tolerance(arrays.to_numpy(norms), arrays.to_numpy(updates), self.tol)
+            residual = float(np.max(norms))
+            below = self._below_tolerance(norms, updates, self.tol)
             done += below if self.freeze or done + below == slices else 0
             self.residuals.append(residual)
             self.converged.append(done)
@@ -147,7 +147,7 @@ class NewtonIteration:
 
     def _run_fixed(self, u: Array, f: Array) -> Status:
         """``max_iterations`` of them, or until every slice is exact; residuals are read when all are under way."""
-        last = min(self.max_iterations, len(f))
+        last = min(self.max_iterations, self.runtime.in_all(len(f)))
         norms = [self._iterate(u, f, done)[0] for done in range(last)]
         self.residuals += [self.runtime.reduce(one, np.maximum) for one in norms]
         self.converged += range(1, last + 1)
@@ -169,31 +169,33 @@ class NewtonIteration:
 
         Returns the norms of the residuals before, and of the updates.
         """
-        self._relax(u, f, done)
+        first, second = (self.runtime.left_of(done + i, len(f)) for i in range(2))
+        self._relax(u, f, first)
         with self.runtime.mark("newton.scan"), np.errstate(all="ignore"):
-            norms = self._norms(f[done:], u[done + 1 :])
+            norms = self._norms(f[first:], u[first + 1 :])
             if self.jacobians is None:
-                u[done + 1 :] = f[done:]
+                u[first + 1 :] = f[first:]
                 return norms, norms
-            j = self._damped(self.jacobians[done:])
-            d = linear_chain.solve(j, f[done:] - u[done + 1 :], diagonal=self.diagonal)
-            updates = self._norms(d)
+            j = self._damped(self.jacobians[first:])
+            d = linear_chain.solve(self.runtime, j, f[first:] - u[first + 1 :], done, diagonal=self.diagonal)
+            updates = self._norms(d[1:])
             if self.trust is not None:
-                linear_chain.restrict(d, f[done:], self.trust)
-            u[done + 1] = f[done]  # this slice started from a final state
+                linear_chain.restrict(d, self.runtime.largest(f[first:]), self.trust)
+            u[first + 1 : second + 1] = f[first:second]  # this slice started from a final state
             # Bracket first: d is exactly zero where the start no longer changes, and then the end is F exactly.
-            linear_chain.add_product(f[done + 1 :], j[1:], d[:-1], out=u[done + 2 :], diagonal=self.diagonal)
+            j, d = j[second - first :], d[second - first : -1]
+            linear_chain.add_product(f[second:], j, d, out=u[second + 1 :], diagonal=self.diagonal)
             return norms, updates
 
-    def _relax(self, u: Array, f: Array, done: int) -> None:
-        """``f = F(u)``, and ``J`` where it is used and not known already, of all but the first ``done`` slices."""
+    def _relax(self, u: Array, f: Array, first: int) -> None:
+        """``f = F(u)``, and ``J`` where it is used and not known already, of all but the ``first`` slices."""
         with self.runtime.mark("newton.fine"):
-            starts, points = self.runtime.shift(u)[done:], self.grid.starts(self.m, done, len(f))
+            starts, points = self.runtime.shift(u)[first:], self.grid.starts(self.m, first, len(f))
             j = self.jacobians
             if self.linearised is None or j is None or (self._linear and self.fine_steps):
-                self.runtime.map(self.fine, starts, points, self.m, out=f[done:])
+                self.runtime.map(self.fine, starts, points, self.m, out=f[first:])
             else:
-                self.runtime.map(self.linearised, starts, points, self.m, out=f[done:], jacobians=j[done:])
+                self.runtime.map(self.linearised, starts, points, self.m, out=f[first:], jacobians=j[first:])
             self.fine_steps += self.m * len(starts)
 
     @property
@@ -219,7 +221,7 @@ class NewtonIteration:
         """How many slices have converged, of those after the first one, which is exact."""
         full = self.linearised is not None and self.linearised.kind == "full" and self.damping == 0
         most = (math.inf if self._linear and self.trust is None else max(tol, math.sqrt(tol))) if full else tol
-        if self.runtime.reduce(np.where((norms < tol) & (updates < most), 0.0, 1.0), np.maximum) == 0:
+        if ((norms < tol) & (updates < most)).all():
             return len(norms) - 1
         small = (norms[1:] < tol) & (updates[:-1] < most)
         return leading(small)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import arrays, checks
-from .growth import Growth, growth_from, growth_of
+from .growth import Growth, growth_from, growth_of, slice_logs
 from .linearise import KINDS, Linearised, choose_kind, source_of
 from .method_runs import Common, described_last
 from .newton import Newton, NewtonIteration
@@ -91,13 +91,19 @@ class NewtonRun:
         """Of the last Jacobians; where none are used and the iteration failed, of one tangent per slice."""
         if self.iterate.jacobians is not None:
             return growth_of(self.iterate.jacobians, self.m, diagonal=self.iterate.diagonal)
+        logs = self.slice_logs()
+        return None if logs is None else growth_from(logs, self.m)
+
+    def slice_logs(self) -> np.ndarray[Any, Any] | None:
+        """``log |J|`` of every slice, float64 ``[slices]``, NaN where it is not known; None if nowhere."""
+        if self.iterate.jacobians is not None:
+            return slice_logs(self.iterate.jacobians, diagonal=self.iterate.diagonal)
         if self._failed_at is None or not arrays.is_torch(self._failed_at):
             return None
         from .autograd_jacobians import growth_of_a_tangent
 
         logs = growth_of_a_tangent(self.fine, self._failed_at[:-1], self.grid.starts(self.m), self.m).cpu().numpy()
-        known = np.isfinite(logs)
-        return growth_from(np.where(known, logs, -math.inf), self.m) if known.any() else None
+        return np.where(np.isfinite(logs), logs, math.nan)
 
     def stats(self, filled: tuple[int, int]) -> Stats:
         iterate, growth = self.iterate, self.growth

@@ -8,6 +8,8 @@ the method runs on it as on a chain of its own, numbered from 0. What is left fo
 ==========  =======================================================================================================
 ``shift``   the end state of a block becomes row 0 of the next: one state per neighbour
 ``chain``   a rank takes its steps when the one before has taken its own, and hands the end state on: one state
+``scan``    so far, a rank passes on what the chunks and groups of the scan came to: as much as seven states, or as five
+            and two blocks; the rows follow when that has left. The bits are those of one scan (:mod:`.split_scan`)
 ``reduce``  the numbers of all slices (not their sums) are gathered and combined by the tree, so that its shape, and
             with it every bit, depends on no number of ranks
 ==========  =======================================================================================================
@@ -49,6 +51,7 @@ from . import wires
 from .local import LocalRuntime
 from .protocol import Link
 from .ranks import Ranks
+from .split_scan import Carry, Piece, chunked, walk
 
 Array = Any
 
@@ -205,6 +208,8 @@ class BlockRuntime(LocalRuntime):
         Slices of every rank that has any, in the order of the chain.
     seconds : dict
         Where :meth:`mark` adds up.
+    room : int, optional
+        The most numbers that are gathered at once; default :func:`room_for`.
     mirrored : bool
         The chain runs from the last of these ranks to rank 0, as an adjoint does.
 
@@ -220,12 +225,14 @@ class BlockRuntime(LocalRuntime):
         counts: Sequence[int],
         seconds: dict[str, float],
         slices_per_call: int | None,
+        room: int | None = None,
         *,
         mirrored: bool = False,
     ) -> None:
         super().__init__(slices_per_call=slices_per_call)
         self.seconds = seconds
-        self._ranks, self._counts, self._room = ranks, list(counts), room_for(counts)
+        self._ranks, self._counts = ranks, list(counts)
+        self._room = room_for(counts) if room is None else room
         self._place, self._mirrored = len(counts) - 1 - ranks.rank if mirrored else ranks.rank, mirrored
         self._first = sum(counts[: self._place])
         self._region, self.chained = "start", 0
@@ -248,6 +255,36 @@ class BlockRuntime(LocalRuntime):
         super().chain(link, u, first, whole=whole)
         self._send_end(u, what)
         self.chained += len(u) - 1 - first
+
+    def scan(self, a: Array, b: Array, first: int, u: Array) -> None:
+        u[:1] = 0
+        if not len(b):
+            return
+        what, position = self._what("scan"), max(self._first, first) - first
+        if a.ndim == b.ndim:
+            a, b, u = a[..., None, None], b[..., None], u[..., None]
+        if not chunked(a):
+            if position:
+                self._receive_start(u, what)
+            u[1:] = walk(a, b, u[0] if position else None)
+            self._send_end(u, what)
+            return
+        piece, carry = Piece(a, b, position), Carry()
+        if position:
+            row = Carry().packed(a, b)
+            self._receive_start(row, what)
+            carry = Carry.unpacked(row, a, b, position)
+        carry = piece.pass_on(carry)
+        self._send_end(carry.packed(a, b), what)
+        u[1:] = piece.rows()
+        if piece.first is not None:
+            u[0] = piece.first
+
+    def largest(self, u: Array) -> Array:
+        (found,) = self.gather(super().largest(u)[None])
+        u = arrays.empty(u, ())
+        u[...] = float(found.max())
+        return u
 
     def reduce(self, values: Array, combine: Any = np.add) -> float:
         return super().reduce(self.gather(values)[0], combine)
@@ -292,6 +329,6 @@ class BlockRuntime(LocalRuntime):
         return f"{backward}{verb} in {self._region}, slices {self._first} to {last}"
 
 
-def room_for(counts: Sequence[int]) -> int:
-    """The most numbers that a rank has to say at once: one per slice, and two moves of parareal."""
-    return max(counts) + 2
+def room_for(counts: Sequence[int], each: int = 1) -> int:
+    """The most numbers that a rank has to say at once: ``each`` per slice, and two moves of parareal."""
+    return each * max(counts) + 2

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core, _trace, arrays, reference
+from .. import _core, _trace, arrays, ops, reference
 from ..propagators import Propagator, advance, is_fused, is_of
 from ..time_grid import part_of_points
 from .protocol import Link, Repeat
@@ -59,6 +60,16 @@ class LocalRuntime:
             self.do(whole, u)
         else:
             self.do(_in_turn, link, u, first)
+
+    def scan(self, a: Array, b: Array, first: int, u: Array) -> None:
+        u[:1] = 0
+        (ops.scan_diag if a.ndim == b.ndim else ops.scan_block)(a, b, out=u[1:])
+
+    def largest(self, u: Array) -> Array:
+        if not math.prod(u.shape):
+            return arrays.zeros(u, ())
+        xp = arrays.namespace(u)
+        return xp.amax(xp.abs(u))
 
     def do(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         calls = _kept.calls

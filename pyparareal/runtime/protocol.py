@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The verbs: ``map`` and ``do``, ``shift``, ``chain``, ``reduce``, ``mark``; and ``repeat``, for what comes again.
+"""The verbs: ``map`` and ``do``, ``shift``, ``chain``, ``scan``, ``reduce``, ``mark``; and ``repeat``.
 
-A method that has to know of slices which are not its own asks for their numbers with ``gather``, how many there are
-with ``in_all``, and where its own lie with ``left_of``.
+A method that has to know of slices which are not its own asks for their numbers with ``gather`` and ``largest``, how
+many there are with ``in_all``, and where its own lie with ``left_of``. ``repeat`` is for work that comes again.
 """
 
 from __future__ import annotations
@@ -61,6 +61,19 @@ class Runtime(Protocol):
         ``link`` reads the first state, ``[1, batch, features...]``, and writes the second. ``whole``, where there is
         one, does the same for all rows of the ``u`` it is given, from the first to the last, in one call.
         """
+        ...
+
+    def scan(self, a: Array, b: Array, first: int, u: Array) -> None:
+        """``u[i + 1] = a[i] u[i] + b[i]`` for the slices from number ``first`` of all: a chain that is linear.
+
+        ``a`` and ``b`` are those of our slices from there on. ``a`` like ``b [S, ...]`` is diagonal, ``a [S, ..., d,
+        d]`` has a block for every ``b [S, ..., d]``. ``u [S + 1, ...]`` is written; its row 0 is the left neighbour's
+        end, or 0 before slice ``first``. The bits are those of :func:`pyparareal.ops.scan_block` over all slices.
+        """
+        ...
+
+    def largest(self, u: Array) -> Array:
+        """The largest absolute number in ``u [S, ...]`` of all slices: without axes, like ``u``; 0 if there is none."""
         ...
 
     def reduce(self, values: Array, combine: Any = np.add) -> float:
