@@ -57,8 +57,6 @@ def over_ranks(run: MethodRun, problem: Problem, u0: Array, save: str) -> Method
         return run
     if not isinstance(run, BLOCKS):
         raise TypeError(f"method: got a {type(run).__name__}, which does not run over ranks")
-    if isinstance(run, MgritRun) and run.cycles.options.storage == "all":
-        raise ValueError("storage: got 'all', which does not run over ranks yet, expected 'c'")
     if arrays.namespace(u0).__name__ == "cupy":
         raise TypeError("u0: got a CuPy array, which does not travel between ranks, expected NumPy or torch")
     runtime.ask(asked_for(run, problem, u0, save))

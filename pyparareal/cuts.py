@@ -79,9 +79,9 @@ class From:
         self.phi, self.first = phi, first
         self.batch_invariant, self.fused = phi.batch_invariant, is_fused(phi)
         self.compares = getattr(phi, "compares", False)
-        for name, method in (("relax", self._relax), ("residual", self._residual), ("step_with", self._step_with)):
+        for name in ("relax", "residual", "step_with", "step_from"):
             if hasattr(phi, name):
-                setattr(self, name, method)
+                setattr(self, name, getattr(self, f"_{name}"))
 
     def step(self, u: Array, points: slice) -> Array:
         return self.phi.step(u, shift_points(points, self.first))
@@ -94,6 +94,9 @@ class From:
 
     def _step_with(self, u: Array, points: slice, rhs: Array) -> Array:
         return self.phi.step_with(u, shift_points(points, self.first), rhs)
+
+    def _step_from(self, u: Array, points: slice, guess: Array) -> Array:
+        return self.phi.step_from(u, shift_points(points, self.first), guess)
 
 
 def levels_of(run: PararealRun | NewtonRun | MgritRun) -> list[Level]:

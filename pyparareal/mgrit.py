@@ -172,9 +172,10 @@ class Cycles:
         level = self.levels[0]
         if self.options.storage == "c" or has_residual(level.phi):
             return _equation(level)
-        store = arrays.empty_like(c, slices=level.grid.steps + 1)
-        store[...] = c[:1]
-        ops.inject(c, store, step=level.m)
+        store, whole = arrays.empty_like(c, slices=level.grid.steps + 1), level.slices * level.m
+        # Every point is guessed to be like the C-point before it.
+        store[:whole].reshape(level.slices, level.m, *c.shape[1:])[...] = c[:-1, None]
+        store[whole:] = c[-1:]
         return Stored(level.phi, store)
 
     # One cycle: relax, correct

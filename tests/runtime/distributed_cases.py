@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Problems that several processes must solve as one does, bit for bit; every name makes the arguments of ``solve``."""
 
-import dataclasses
-
 import numpy as np
 import torch
 from mgrit_cases import LOGISTIC, POOR, U0, DecayWithResidual, decay, logistic
@@ -53,6 +51,33 @@ def with_residual():
     return {"fine": DecayWithResidual(grid)} | ask
 
 
+class Searching:
+    """Backward Euler for ``u' = -u^3`` by two Newton steps from a guess: the bits are those of the guess."""
+
+    batch_invariant = True
+
+    def __init__(self, grid):
+        self.grid = grid
+
+    def step(self, u, points):
+        return self.step_from(u, points, u)
+
+    def step_from(self, u, points, guess):
+        h, v = self.grid.dt(), guess
+        for _ in range(2):
+            v = v - (v + h * v**3 - u) / (1 + 3 * h * v**2)
+        return v
+
+    def rediscretise(self, m):
+        return Searching(self.grid.coarsen(m))
+
+
+def searching(**more):
+    grid = TimeGrid(0, 3, 50)
+    ask = {"u0": np.array([[1.7, -0.9]]), "grid": grid, "m": 4, "tol": 1e-11, "on_failure": "return"}
+    return {"fine": Searching(grid), "method": MGRIT(storage="all", levels=2)} | ask | more
+
+
 def guess(slices, seed=3):
     return np.random.default_rng(seed).uniform(0.2, 0.8, (slices + 1, *U0.shape))
 
@@ -91,6 +116,8 @@ CASES = {
     "FCF, residual": with_residual,
     "FCF, modules": lambda: modules() | {"method": MGRIT()},
     "FCF, heat in torch": lambda: in_torch(heat()),
+    "FCF, every point stored": searching,
+    "FCF, every point stored, guessed": lambda: searching(initial=guess(12), save="all"),
     "three levels": lambda: logistic(steps=75, m=3, levels=3),
     "three levels, F-cycle": lambda: logistic(steps=110, m=3, levels=3, cycle="F"),
     "three levels, nested": lambda: logistic(steps=120, m=3, levels=3, nested=True),
@@ -104,9 +131,4 @@ CASES = {
 
 def random_case(seed):
     problem, size, _ = random_options(seed)
-    return problem | {"method": of_c_points(problem["method"])}, size
-
-
-def of_c_points(method):
-    """What runs over ranks: options without a store of all points."""
-    return dataclasses.replace(method, storage="c")
+    return problem, size

@@ -63,8 +63,6 @@ def mistakes(rank):
     yield "callback", on_rank(1, rank, "FCF", callback=raising)
     yield "own mistake", on_rank(1, rank, "FCF", tol=-1.0)
     yield "everyone's mistake", CASES["FCF"]() | {"tol": -1.0}
-    yield "newton", CASES["parareal"]() | {"method": "newton"}
-    yield "storage", CASES["FCF"]() | {"method": MGRIT(storage="all")}
 
 
 def accidents(rank):

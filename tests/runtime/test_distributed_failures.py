@@ -39,8 +39,6 @@ DIFFERENCES = {
     "option": "nu: rank 2 has 2, rank 0 has 1",
     "callback": "callback: rank 1 has True, rank 0 has False",
     "everyone's mistake": "tol: got -1.0",
-    "newton": "method: got newton, which does not run over ranks yet",
-    "storage": "storage: got 'all', which does not run over ranks yet",
 }
 
 
