@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Run bench cases: ``bench/run.py --list | --case NAME ... | --suite quick|full|gpu  [--json FILE|-]``.
+"""Run bench cases: ``bench/run.py --list | --case NAME ... | --suite quick|full|gpu|multi_gpu  [--json FILE|-]``.
 
 The JSON is a list with one self-contained entry per case (fields: :data:`FIELDS`). Exit status: 0 all
 cases ran and agreed with the reference, 1 some case failed (its entry tells why, the others ran),

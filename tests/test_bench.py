@@ -120,7 +120,7 @@ def test_registration_mistakes_are_named(registry):
     register("a.b")
     with pytest.raises(ValueError, match=r"'a\.b': registered twice"):
         register("a.b")
-    with pytest.raises(ValueError, match="suite: got 'slow', expected one of quick, full, gpu"):
+    with pytest.raises(ValueError, match="suite: got 'slow', expected one of quick, full, gpu, multi_gpu"):
         register("c", suite="slow")
     with pytest.raises(ValueError, match="device: got 'tpu', expected one of cpu, cuda"):
         register("c", device="tpu")

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SUITES = ("quick", "full", "gpu")
+SUITES = ("quick", "full", "gpu", "multi_gpu")
 DEVICES = ("cpu", "cuda")
 
 
@@ -38,7 +38,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Case:
-    """A registered case; ``suite="quick"`` runs in the full suite too, ``"gpu"`` only by itself."""
+    """A registered case; ``suite="quick"`` runs in the full suite too, ``"gpu"`` and ``"multi_gpu"``
+    only by themselves."""
 
     name: str
     suite: str
