@@ -115,6 +115,9 @@ def distributed(
 class DistributedRuntime(LocalRuntime):
     """Made by :func:`distributed`. Outside the iterations of a solve every rank works for itself, as in one process.
 
+    It holds connections: a copy is the same runtime, and a pickle has None in its place, with which a module works in
+    its process alone.
+
     Attributes
     ----------
     group : ProcessGroup
@@ -128,6 +131,15 @@ class DistributedRuntime(LocalRuntime):
         self._asked: dict[str, Any] = {}
         self._agreed = True
         self._what = ""
+
+    def __copy__(self) -> DistributedRuntime:
+        return self
+
+    def __deepcopy__(self, _: Any) -> DistributedRuntime:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _none, ()
 
     @property
     def rank(self) -> int:
@@ -327,6 +339,10 @@ class BlockRuntime(LocalRuntime):
         last = self._first + self._counts[self._place] - 1
         backward = "backward: " if self._mirrored else ""
         return f"{backward}{verb} in {self._region}, slices {self._first} to {last}"
+
+
+def _none() -> None:
+    """What a runtime is elsewhere."""
 
 
 def room_for(counts: Sequence[int], each: int = 1) -> int:

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from .. import arrays
 from ..errors import ConvergenceError
+from ..runtime.group import Group
 from ..solution import Status
 from . import checkpoint as checkpoints
 from . import data as examples
 from . import memory as memories
 from . import optimisers, refusals
 from .mlp import make_step
-from .over_ranks import Group
+from .over_ranks import budget, require_same_gradients, shared
 from .result import RunsResult
 from .rules import Rules
 from .rules import find as find_rules
@@ -189,7 +190,7 @@ class TrainingRuns:
             path, identity, progress = self._place(checkpoint)
             self.group.agree({"checkpoint": "none" if checkpoint is None else "a path"})
         if checkpoint is not None:
-            progress = self.group.shared(progress)
+            progress = shared(self.group, progress)
             assert progress.sizes is not None
             self.window, self.slices_per_call = progress.sizes
         while progress.first < self.settings.steps:
@@ -278,7 +279,7 @@ class TrainingRuns:
         if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
             raise TypeError(f"checkpoint: got {type(checkpoint).__name__}, expected a path")
         progress = checkpoints.Progress(self.start)
-        if checkpoint is None or not self.group.first:
+        if checkpoint is None or self.group.rank:
             return None, {}, progress
         path, identity = checkpoints.require_place(checkpoint), self.identity()
         if path.exists():
@@ -359,7 +360,7 @@ class TrainingRuns:
 
     def _agree(self) -> None:
         """All ranks are to train the same, in windows of the same size."""
-        if self.group.runtime is not None:
+        if self.group:
             self.group.agree(self._common())
 
     def _given(self, window: int | None) -> int | None:
@@ -373,14 +374,13 @@ class TrainingRuns:
     def _window(self, memory: int | None) -> tuple[int, int | None]:
         """Steps of a window and gradients at a time; the same on all ranks."""
         window = self.given_window
-        if self.group.runtime is None:
-            budget = memories.available(self.weights.device) if memory is None else memory
-        else:
-            budget = self.group.budget(memory, self.start, self._probe())
-        longest, at_a_time = memories.fitting(self.step, self.settings, budget)
+        if self.group:
+            require_same_gradients(self.group, self._probe(), self.start.dtype)
+        room = budget(self.group, memory, self.weights.device)
+        longest, at_a_time = memories.fitting(self.step, self.settings, room)
         if window is not None and window > longest and longest < self.settings.steps:
             raise MemoryError(
-                f"window: got {window} steps, but {budget / 1e6:.3g} MB hold windows of {longest}; leave it out, or "
+                f"window: got {window} steps, but {room / 1e6:.3g} MB hold windows of {longest}; leave it out, or "
                 "give memory="
             )
         return min(window or longest, self.settings.steps), at_a_time

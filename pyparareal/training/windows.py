@@ -18,12 +18,12 @@ from ..mgrit import MGRIT
 from ..propagators import Propagator, advance, is_fused
 from ..runtime import LocalRuntime
 from ..runtime.distributed import BlockRuntime
+from ..runtime.group import Group
 from ..solution import Solution, Status
 from ..solver import solve
 from ..stopping import Limits, spatial_norms, temporal_norm
 from ..time_grid import TimeGrid
 from .optimisers import SGD
-from .over_ranks import Group
 from .settings import Settings
 from .steps import OptimiserStep
 

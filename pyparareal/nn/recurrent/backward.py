@@ -25,9 +25,11 @@ from torch.autograd.function import once_differentiable
 
 from ...adjoint import BackwardPass
 from ...errors import ConvergenceError
+from ...runtime.group import Group, checksum
 from ...solution import Status
 from ...time_grid import shift_points
 from ...vjp import held_by, leaves, require_known, require_repeatable, without_hooks
+from .share import Share
 
 Array = Any
 
@@ -71,67 +73,135 @@ class ChunkedBackward:
     complete: bool
     autocast: Callable[[], Any]
     passes: list[BackwardPass] = field(default_factory=list)
+    group: Group = field(default_factory=lambda: Group(None))
 
     def gradients(self, u: Tensor, w: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         """Of ``u0`` and the parameters, from the states ``u`` and their gradients ``w``, ``[length + 1, ...]``."""
+        with self.group.together():
+            self._agree(w, parameters)
+        with self.group.failing() as ranks:
+            share = Share(ranks, self.length // self.m, "recurrence, backward")
+            went, start, found = self._gradients(u, w, parameters, share)
+        if start is None:
+            raise ConvergenceError(_failed(went), None)
+        self.passes.append(went)
+        return start, found
+
+    def _agree(self, w: Tensor, parameters: Sequence[Tensor]) -> None:
+        """All ranks are to go back through the same sequence."""
+        if self.group:
+            asked = {"operation": "backward through a recurrence", "length": self.length, "pass": len(self.passes)}
+            asked |= {"gradient of the output": checksum([w]), "parameters": [list(p.shape) for p in parameters]}
+            self.group.agree(asked)
+
+    def _gradients(
+        self, u: Tensor, w: Tensor, parameters: Sequence[Tensor], share: Share
+    ) -> tuple[BackwardPass, Tensor | None, list[Tensor | None]]:
+        """How it went, and the gradients, of which there are none where that is to be raised."""
         done = self.length - self.length % self.m
         end, of_tail = w[done], list[Tensor | None]([None] * len(parameters))
         with self.autocast():
-            if done < self.length:
+            if done < self.length and share.rightmost:
                 tail = Tape(self.step, u[done : done + 1], slice(done, done + 1, 1), self.length - done, w[done:])
                 start, *of_tail = tail.back(None, parameters)
                 end = end + start[0]
-            tape = Tape(self.step, u[0 : done : self.m], slice(0, done - self.m + 1, self.m), self.m, w[: done + 1])
-            if self.complete:
+            tape = None if share.empty else self._tape(u, w, share)
+            if self.complete and tape is not None:
                 for last in tape.states[-1:]:
                     require_known(last, [*parameters, tape.starts])
-            went, found = self._iterate(tape, end, parameters)
-        self.passes.append(went)
+            went, found = _Iteration(self, tape, share).run(end, parameters)
+        if found is None:
+            return went, None, []
         start, *of_chunks = found
-        return start[0] + w[0], [_sum(a, b) for a, b in zip(of_chunks, of_tail, strict=True)]
+        own = [_sum(a, b) for a, b in zip(of_chunks, of_tail, strict=True)]
+        begin = share.of_first(None if start is None or not share.leftmost else start[0] + w[0], w[0])
+        return went, begin, share.summed(own, parameters)
 
-    def _iterate(self, tape: Tape, end: Tensor, parameters: Sequence[Tensor]) -> tuple[BackwardPass, list[Any]]:
+    def _tape(self, u: Tensor, w: Tensor, share: Share) -> Tape:
+        a, b, m = share.first, share.last, self.m
+        points = slice(a * m, (b - 1) * m + 1, m)
+        return Tape(self.step, u[a * m : b * m : m], points, m, w[a * m : b * m + 1], share.rightmost)
+
+
+class _Iteration:
+    """The iteration for ``lambda`` between the chunks of one backward pass, of which ``tape`` has those here."""
+
+    def __init__(self, work: ChunkedBackward, tape: Tape | None, share: Share) -> None:
+        self.work, self.tape, self.share = work, tape, share
+
+    def run(self, end: Tensor, parameters: Sequence[Tensor]) -> tuple[BackwardPass, list[Any] | None]:
         """Until ``lambda`` at the starts of the chunks no longer changes; with gradients of all from the last pass."""
-        slices, residuals, finish = len(tape.starts), list[float](), True
-        v = end.expand(slices, *end.shape).clone()
-        if self.limit == 0:
-            self._one_by_one(tape, v)
-            return BackwardPass(Status.SERIAL), tape.back(v, parameters)
-        v[:-1] = tape.warm_up(self.warm_up)[1:] if self.warm_up and slices > 1 else 0
-        for k in range(1, self.limit + 1):
-            found = tape.back(v, parameters if finish else [])
-            change, size = _largest(found[0][1:] - v[:-1]), max(_largest(found[0]), _largest(end))
+        work, share, residuals, finish = self.work, self.share, list[float](), True
+        slices = share.slices
+        v = end.expand(share.last - share.first, *end.shape).clone()
+        if work.limit == 0:
+            self._one_by_one(v)
+            return BackwardPass(Status.SERIAL), self._back(v, parameters)
+        v = self._moved(v, self._warm_up(v))
+        for k in range(1, work.limit + 1):
+            found = self._back(v, parameters if finish else [])
+            moved = self._moved(v, found[0])
+            inner = len(v) - share.rightmost  # the last end is given
+            ours = [] if self.tape is None else [_largest(moved[:inner] - v[:inner])]
+            sizes = [] if self.tape is None else [_largest(found[0])] + [_largest(end)] * share.rightmost
+            change, size = (float(one.max()) for one in share.numbers(ours, sizes))
             residuals.append(change)
-            v[:-1] = found[0][1:]
+            v = moved
             if not math.isfinite(change + size):
-                return self._failed(tape, v, parameters, BackwardPass(Status.NON_FINITE, k, tuple(residuals)))
-            if k >= slices or (self.tol is not None and change <= self.tol * size):
+                return self._failed(v, parameters, BackwardPass(Status.NON_FINITE, k, tuple(residuals)))
+            if k >= slices or (work.tol is not None and change <= work.tol * size):
                 went = BackwardPass(Status.CONVERGED, k, tuple(residuals))
-                return went, found if finish else tape.back(v, parameters)
+                return went, found if finish else self._back(v, parameters)
             finish = False  # further passes look for lambda alone; one more, with all, follows
-        status = Status.FIXED if self.tol is None else Status.MAX_ITERATIONS
-        return self._failed(tape, v, parameters, BackwardPass(status, self.limit, tuple(residuals)))
+        status = Status.FIXED if work.tol is None else Status.MAX_ITERATIONS
+        return self._failed(v, parameters, BackwardPass(status, work.limit, tuple(residuals)))
 
     def _failed(
-        self, tape: Tape, v: Tensor, parameters: Sequence[Tensor], went: BackwardPass
-    ) -> tuple[BackwardPass, list[Any]]:
+        self, v: Tensor, parameters: Sequence[Tensor], went: BackwardPass
+    ) -> tuple[BackwardPass, list[Any] | None]:
         """What ``on_failure`` says; fixed iterations do not fail."""
-        what = f"recurrence: the backward pass failed after {went.iterations} iterations: {went.status.value}"
         if went.status is Status.FIXED:
-            return went, tape.back(v, parameters)
-        if self.on_failure == "raise":
-            raise ConvergenceError(what, None)
-        if self.on_failure == "return":
-            warnings.warn(f"{what}; the gradients are inexact", RuntimeWarning, stacklevel=2)
-            return went, tape.back(v, parameters)
-        warnings.warn(f"{what}; solved one chunk after the other instead", RuntimeWarning, stacklevel=2)
-        self._one_by_one(tape, v)
-        return BackwardPass(Status.SERIAL_FALLBACK, failure=went.status), tape.back(v, parameters)
+            return went, self._back(v, parameters)
+        if self.work.on_failure == "raise":
+            return went, None
+        if self.work.on_failure == "return":
+            warnings.warn(f"{_failed(went)}; the gradients are inexact", RuntimeWarning, stacklevel=2)
+            return went, self._back(v, parameters)
+        text = f"{_failed(went)}; solved one chunk after the other instead"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        self._one_by_one(v)
+        return BackwardPass(Status.SERIAL_FALLBACK, failure=went.status), self._back(v, parameters)
 
-    def _one_by_one(self, tape: Tape, v: Tensor) -> None:
-        """``lambda`` at the ends of the chunks from that of the last, from right to left."""
+    def _back(self, v: Tensor, parameters: Sequence[Tensor]) -> list[Any]:
+        return [None] * (1 + len(parameters)) if self.tape is None else self.tape.back(v, parameters)
+
+    def _warm_up(self, v: Tensor) -> Tensor:
+        if self.tape is None or not self.work.warm_up or self.share.slices == 1:
+            return torch.zeros_like(v)
+        return self.tape.warm_up(self.work.warm_up)
+
+    def _moved(self, v: Tensor, starts: Tensor | None) -> Tensor:
+        """``lambda`` at the ends of the chunks here, where those that follow have ``starts``."""
+        if starts is None:
+            return v
+        moved = v.clone()
+        moved[:-1] = starts[1:]
+        following = self.share.starts_left(starts[:1], v[:1])
+        if following is not None:
+            moved[-1:] = following
+        return moved
+
+    def _one_by_one(self, v: Tensor) -> None:
+        """``lambda`` at the ends of the chunks from that of the last, from right to left; a rank after the next."""
+        tape, share = self.tape, self.share
+        if tape is None:
+            return
+        if not share.rightmost:
+            v[-1:] = share.from_right(v[:1])
         for n in range(len(v) - 1, 0, -1):
             v[n - 1] = tape.back_one(n, v[n])
+        if not share.leftmost:
+            share.to_left(tape.back_one(0, v[0])[None])
 
 
 class Tape:
@@ -141,10 +211,12 @@ class Tape:
     ----------
     w : tensor ``[slices * m + 1, ...]``
         Gradients of the states, from the first start to the last end; the first is not used.
+    ends : bool
+        Whether nothing follows the last of these chunks.
     """
 
-    def __init__(self, step: Any, u: Tensor, points: slice, m: int, w: Tensor) -> None:
-        self.step, self.points, self.m = step, points, m
+    def __init__(self, step: Any, u: Tensor, points: slice, m: int, w: Tensor, ends: bool = True) -> None:
+        self.step, self.points, self.m, self.ends = step, points, m, ends
         slices = len(u)
         self.given = w[1 : slices * m + 1].unflatten(0, (slices, m)).unbind(1)
         with torch.enable_grad():
@@ -162,7 +234,7 @@ class Tape:
         if v is not None:
             # The last end's own gradient is in v already: lambda there counts it.
             inner = given[-1].clone()
-            inner[-1] = 0
+            inner[len(inner) - self.ends :] = 0
             given[-1] = inner + v
         return self._grad(self.states, [self.starts, *parameters], given)
 
@@ -177,7 +249,7 @@ class Tape:
             start = self.starts[n : n + 1].detach().requires_grad_()
             states = unrolled(self.step, start, points, self.m)
         given = [w[n : n + 1] for w in self.given]
-        last = n + 1 == len(self.starts)
+        last = self.ends and n + 1 == len(self.starts)
         given[-1] = v[None] if last else given[-1] + v
         return self._grad(states, [start], given)[0][0]
 
@@ -238,6 +310,10 @@ def autocast_of_now() -> Callable[[], Any]:
         return stack
 
     return again
+
+
+def _failed(went: BackwardPass) -> str:
+    return f"recurrence: the backward pass failed after {went.iterations} iterations: {went.status.value}"
 
 
 def _largest(v: Tensor) -> float:

@@ -106,7 +106,7 @@ class ImplicitGRU(Recurrence):
         All layers together are one step: the state that is solved for is that of all of them.
     dt : float
         Length of a step.
-    batch_first, settings and further keyword arguments : see :class:`.Recurrence`
+    batch_first, settings, runtime and further keyword arguments : see :class:`.Recurrence`
         The paper's training runs: ``method="mgrit", levels=3, chunk=4, tol=None, max_iterations=2`` and
         ``backward=Adjoint(max_iterations=1, on_failure="return")``. Two iterations are far from the solution: the
         states are then those of another network, which they train.

@@ -126,5 +126,11 @@ def _held(step: Any) -> tuple[list[nn.Module], list[Tensor]]:
     return modules, [part for part in found if isinstance(part, Tensor) and not part.is_inference()]
 
 
+def held_tensors(step: Any) -> list[Tensor]:
+    """The tensors of a propagator, with the parameters and buffers of its modules."""
+    modules, tensors = _held(step)
+    return [*tensors, *(b for module in modules for b in module.buffers())]
+
+
 def _computed(tensor: Tensor) -> bool:
     return tensor.requires_grad and tensor.grad_fn is not None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from ...runtime.group import Group
 from ...solution import Status
 from .cells import HeldGates
 from .packing import Padded, checked_lengths, packed_like, unpacked
@@ -30,6 +31,9 @@ class SolvedLayers(nn.RNNBase):
     ----------
     settings : Settings
         How they are solved; may be replaced at any time.
+    runtime : DistributedRuntime, optional
+        What :func:`pyparareal.distributed` returns, as the keyword ``runtime``: all ranks call the module with the same
+        arguments and get the same results; chunks are spread over them by every method but "auto" and "serial".
     report : list of SequenceReport
         Of the last forward pass: one for every layer and direction, in the order of ``h_n``.
     """
@@ -39,9 +43,9 @@ class SolvedLayers(nn.RNNBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given, options = kwargs.pop("settings", None), {n: kwargs.pop(n) for n in OPTIONS if n in kwargs}
-        settings = settings_of(given, options)
+        settings, runtime = settings_of(given, options), Group(kwargs.pop("runtime", None)).runtime
         super().__init__(*args, **kwargs)
-        self.settings, self.report = settings, []
+        self.settings, self.runtime, self.report = settings, runtime, []
 
     @classmethod
     def from_torch(cls, module: Any, **settings: Any) -> Any:
@@ -100,9 +104,13 @@ class SolvedLayers(nn.RNNBase):
         TypeError, ValueError, RuntimeError
             For arguments that torch refuses too, or ``lengths`` that do not fit.
         """
+        forward = self._forward
         if "torch._dynamo" in sys.modules:  # methods look at values; torch's own module breaks a graph too
-            return torch.compiler.disable(self._forward)(input, hx, lengths)
-        return self._forward(input, hx, lengths)
+            forward = torch.compiler.disable(forward)
+        if self.settings.method in ("auto", "serial"):
+            return forward(input, hx, lengths)
+        with Group(self.runtime).together():
+            return forward(input, hx, lengths)
 
     def _forward(self, input: Any, hx: Any, lengths: Any) -> Any:
         self._update_flat_weights()
@@ -222,7 +230,9 @@ class SolvedLayers(nn.RNNBase):
         known = [p for p in step.parameters if p.requires_grad]
         with torch.autocast(u0.device.type, enabled=False):
             if self.settings.method not in ("auto", "serial"):
-                states, report = solve_sequence(step, u0, step.steps, self.settings, parameters=known)
+                states, report = solve_sequence(
+                    step, u0, step.steps, self.settings, parameters=known, runtime=self.runtime
+                )
                 return states[1:], report
             states = step.states(u0)
         status = Status.SERIAL if bool(torch.isfinite(states.detach()[-1]).all()) else Status.NON_FINITE

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...mgrit import MGRIT
+from ...runtime.group import Group
 from .checks import check_cell, check_inputs, mask_of
 from .choosing import Key, resolved
 from .report import SequenceReport
@@ -41,6 +42,10 @@ class Recurrence(nn.Module):
         Inputs and states are ``[batch, T, ...]``.
     settings : Settings
         How to solve; :class:`.Settings` for all of it, or its fields as further keyword arguments.
+    runtime : DistributedRuntime, optional
+        What :func:`pyparareal.distributed` returns: chunks are spread over its ranks, which all call this with the same
+        arguments and get the same states, to ``tol`` those of one process. "auto" is what rank 0 measured; what is
+        serial every rank does for itself.
 
     Attributes
     ----------
@@ -62,6 +67,7 @@ class Recurrence(nn.Module):
         batch_first: bool = False,
         *,
         settings: Settings | None = None,
+        runtime: Any = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -75,7 +81,7 @@ class Recurrence(nn.Module):
         if coarse is not None and not callable(coarse):
             raise TypeError(f"coarse: got {type(coarse).__name__}, expected a callable coarse(x, h, m) or None")
         self.cell, self.coarse, self.batch_first = cell, coarse, bool(batch_first)
-        self.settings = settings_of(settings, options)
+        self.settings, self.runtime = settings_of(settings, options), Group(runtime).runtime
         self.report: SequenceReport | None = None
         self.choices: dict[Key, tuple[Settings, str]] = {}
         self._checked: set[Any] = set()
@@ -105,9 +111,9 @@ class Recurrence(nn.Module):
         ConvergenceError
             See ``settings.on_failure``.
         """
-        if torch.compiler.is_compiling():
-            return torch.compiler.disable(self._forward)(x, h0, lengths, mask)
-        return self._forward(x, h0, lengths, mask)
+        forward = torch.compiler.disable(self._forward) if torch.compiler.is_compiling() else self._forward
+        with Group(self.runtime).together():
+            return forward(x, h0, lengths, mask)
 
     def _forward(self, x: Any, h0: State, lengths: Any, mask: Any) -> tuple[State, State]:
         tensors, nested = check_inputs(x, self.batch_first)
@@ -131,6 +137,7 @@ class Recurrence(nn.Module):
             self.settings,
             coarse=self._coarse(step, steps),
             choices=self.choices,
+            runtime=self.runtime,
         )
         last = u[-1] if ends is None else u[ends, torch.arange(batch, device=u.device)]
         states = packing.unpack(u[1:])

@@ -20,6 +20,7 @@ from ...errors import ConvergenceError
 from ...mgrit import MGRIT
 from ...newton import Newton
 from ...propagators import require_like
+from ...runtime.group import Group, checksum, plain
 from ...solution import Solution, Status
 from ...solver import solve
 from ...time_grid import TimeGrid
@@ -28,9 +29,11 @@ from .backward import Chunked, ChunkedBackward, autocast_of_now, known_to
 from .choosing import FULL, Key, iterations_of, key_of, measured, resolved
 from .chunks import Chunks
 from .exponent import Exponent, exponent_of
-from .isolation import Isolated
+from .isolation import Isolated, held_tensors
 from .report import SequenceReport
 from .settings import Settings, tolerance_of
+
+CHOSEN = ("method", "chunk", "max_iterations", "warm_up", "jacobian")  # what "auto" decides on
 
 
 def solve_sequence(
@@ -42,6 +45,7 @@ def solve_sequence(
     coarse: Any = None,
     parameters: Iterable[Tensor] | None = None,
     choices: dict[Key, tuple[Settings, str]] | None = None,
+    runtime: Any = None,
 ) -> tuple[Tensor, SequenceReport]:
     """``u[i+1] = step(u[i])`` for ``length`` steps: ``u [length + 1, batch, features...]``, and how it went.
 
@@ -60,7 +64,10 @@ def solve_sequence(
         Without ``coarse`` and ``step.rediscretise`` nothing is carried from chunk to chunk but where they end: "mgrit"
         is then the block Jacobi iteration, right for recurrences that forget.
     choices : dict, optional
-        What "auto" has chosen before; it is looked up and written to.
+        What "auto" has chosen before; it is looked up and written to. Over ranks rank 0 measures and tells.
+    runtime : DistributedRuntime, optional
+        What :func:`pyparareal.distributed` returns: chunks are spread over its ranks, which all ask for the same and
+        get all states. What is serial every rank does for itself.
 
     Raises
     ------
@@ -69,18 +76,22 @@ def solve_sequence(
     ConvergenceError
         If the method fails and ``settings.on_failure`` is "raise".
     """
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ValueError(f"length: got {length!r}, expected an integer of at least 1")
+    group = Group(runtime)
     given = None if parameters is None else list(parameters)
 
     def task(step: Any, u0: Tensor, length: int, given: list[Tensor] | None, begin: int = 0) -> Task:
         if not torch.is_grad_enabled():
-            return Task(step, step, u0, length, settings, coarse, [], True, choices, None, begin)
+            return Task(step, step, u0, length, settings, coarse, [], True, choices, None, begin, group)
         cut = Isolated(step, u0)
         known = known_to(cut.step, u0, None if given is None else cut.known(given))
-        return Task(cut.step, step, u0, length, settings, coarse, known, given is None, choices, cut, begin)
+        return Task(cut.step, step, u0, length, settings, coarse, known, given is None, choices, cut, begin, group)
 
-    whole = task(step, u0, length, given)
+    with group.together():
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise ValueError(f"length: got {length!r}, expected an integer of at least 1")
+        whole = task(step, u0, length, given)
+        if group:
+            group.agree(whole.asked())
     parts = _windows(whole)
     if len(parts) == 1:
         return whole.solve()
@@ -99,7 +110,9 @@ def _windows(task: Task) -> list[int]:
     """The lengths of the windows that memory allows."""
     if not hasattr(task.step, "windows") or task.coarse is not None:
         return [task.length]
-    budget = memory.available(task.u0.device) if task.settings.memory is None else task.settings.memory
+    budget = task.settings.memory
+    if budget is None:
+        budget = task.group.least(memory.available(task.u0.device), task.u0.device)
     per_step = memory.bytes_per_step(task.step, task.u0, task.known)
     settings = resolved(task.settings, task.length, task.u0[0].numel())
     if settings.method == "auto" and task.u0[0].numel() <= FULL:  # which may choose it
@@ -119,6 +132,7 @@ class Task:
     known : the tensors besides ``u0`` that the states are differentiated in
     cut : what puts them together again
     begin : the step of the whole sequence with which the window begins
+    group : the ranks that solve it together
     """
 
     step: Any
@@ -132,6 +146,7 @@ class Task:
     choices: dict[Key, tuple[Settings, str]] | None
     cut: Isolated | None
     begin: int = 0
+    group: Group = dataclasses.field(default_factory=lambda: Group(None))
 
     @property
     def start(self) -> Tensor:
@@ -147,6 +162,16 @@ class Task:
         kind = self.u0.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.u0.dtype
 
+    def asked(self) -> dict[str, Any]:
+        """What must be the same on all ranks, by the name that an error says."""
+        auto = self.settings.method == "auto"
+        chosen = auto and self.choices is not None and key_of(self.u0, self.length, self.gradients) in self.choices
+        return {
+            "operation": "a recurrence", "length": self.length, "gradients": self.gradients,
+            "initial state": checksum([self.u0]), "inputs or weights": checksum(held_tensors(self.plain)),
+            "settings": plain(self.settings), "coarse": self.coarse is not None, "choices": chosen,
+        }  # fmt: skip
+
     def solve(self) -> tuple[Tensor, SequenceReport]:
         if self.settings.method == "auto":
             return self._solve_auto()
@@ -157,7 +182,7 @@ class Task:
         choices, key = {} if self.choices is None else self.choices, key_of(self.u0, self.length, self.gradients)
         if key not in choices:
             tol = self.settings.tolerance(self.dtype) or tolerance_of(self.dtype)
-            choices[key] = measured(self.step, self.u0.detach(), self.length, self.settings, tol)
+            choices[key] = self._measured(tol)
         chosen, why = choices[key]
         # The chunk fits the length it was chosen for; others of the same key get their own.
         chosen = dataclasses.replace(chosen, chunk=self.settings.chunk)
@@ -166,6 +191,16 @@ class Task:
             serial = dataclasses.replace(self.settings, method="serial")
             choices[key] = serial, f"{why}; serial since it failed: {report.failure.value}"
         return u, report
+
+    def _measured(self, tol: float) -> tuple[Settings, str]:
+        """What promises to be fastest, on all ranks what rank 0 has measured."""
+        told: Any = None
+        with self.group.failing():
+            if self.group.rank == 0:
+                found, why = measured(self.step, self.u0.detach(), self.length, self.settings, tol)
+                told = {name: getattr(found, name) for name in CHOSEN}, why
+        chosen, why = self.group.told(told, "telling the method that was chosen")[0]
+        return dataclasses.replace(self.settings, **chosen), why
 
     def _connected(self, u: Tensor, after: Callable[[], None] | None = None) -> Tensor:
         return u if self.cut is None else self.cut.connected(u, self.known, after)
@@ -198,8 +233,8 @@ class Task:
     def _by_chunks(self, settings: Settings) -> tuple[Tensor, SequenceReport]:
         m, warm_up, tol = settings.chunk or 1, settings.warm_up or 0, settings.tolerance(self.dtype)
         limit = iterations_of(settings, self.length)
-        chunks = Chunks(self.step, self.length, m, warm_up, tol, limit)
-        with torch.no_grad():
+        with torch.no_grad(), self.group.failing() as ranks:
+            chunks = Chunks(self.step, self.length, m, warm_up, tol, limit, ranks=ranks)
             status, u = chunks.run(self.u0.detach())
         report = SequenceReport(
             "hybrid", m, self.length, status, len(chunks.passes), tuple(chunks.residuals), tol, chunks.cost,
@@ -209,7 +244,9 @@ class Task:
             return self._failed(u, report, None)
         if self.gradients:
             options = settings.backward_options(self.dtype, limit)
-            backward = ChunkedBackward(self.step, self.length, m, warm_up, *options, self.complete, autocast_of_now())
+            backward = ChunkedBackward(
+                self.step, self.length, m, warm_up, *options, self.complete, autocast_of_now(), group=self.group
+            )
             found = u
             u = self._connected(Chunked.apply(lambda: found, backward, self.start, *self.known))  # type: ignore[no-untyped-call]
             report = dataclasses.replace(report, backward=backward.passes)
@@ -232,6 +269,7 @@ class Task:
             on_failure="return",
             parameters=self.known,  # with what they are computed from left out
             adjoint=self._adjoint(settings, tol),
+            runtime=self.group.runtime,
         )
         report = SequenceReport(
             "mgrit" if own else str(settings.method), settings.chunk or 1, self.length, solution.status,

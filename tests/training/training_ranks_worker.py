@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One rank of the tests of training runs over ranks: ``python ranks_worker.py RANK RANKS FOLDER``.
+"""One rank of the tests of training runs over ranks: ``python training_ranks_worker.py RANK RANKS FOLDER``.
 
 Writes ``FOLDER/<rank>.json``: for the first 1, 2, ... ranks what differs from one process, and what errors say.
 """
