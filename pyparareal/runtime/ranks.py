@@ -240,7 +240,11 @@ class Ranks:
         except RuntimeError as error:
             text = str(error).partition("] ")[2].partition(". This is")[0] or str(error)
             error.__traceback__ = None  # its frames hold the group, whose connections are to close
-        why = self._told() or self._absent(key) or f"lost ({text}); the limit is {self.timeout:g} s"
+        lost, away = f"lost ({text}); the limit is {self.timeout:g} s", self._absent(key)
+        if away:
+            late = "timed out" in text.lower() or "timeout" in text.lower()
+            lost = f"{away} did not come within {self.timeout:g} s" if late else f"{away} did not come, {lost}"
+        why = self._told() or lost
         raise RankError(f"rank {self.rank}: {what}: {why}")
 
     def _told(self) -> str | None:
@@ -255,8 +259,7 @@ class Ranks:
             away = [] if key is None else [r for r in range(self.size) if not self._came(key, r)]
         except RuntimeError:
             return None
-        names = ", ".join(f"rank {r}" for r in away)
-        return f"{names} did not come within {self.timeout:g} s" if away else None
+        return ", ".join(f"rank {r}" for r in away) or None
 
     def _came(self, key: str, rank: int) -> bool:
         there = bool(self._store.check([f"{key}{rank}"]))

@@ -30,9 +30,9 @@ def clip(net: RankedNetwork, max_norm: float, norm_type: float, error_if_nonfini
     total = torch.linalg.vector_norm(stacked, norm_type) if len(stacked) else torch.tensor(0.0)
     if error_if_nonfinite and not torch.isfinite(total):
         raise RuntimeError(f"the norm of order {norm_type} of all gradients is {float(total)}, so none was clipped")
-    factor = torch.clamp(max_norm / (total + 1e-6), max=1.0)
+    factor = float(torch.clamp(max_norm / (total + 1e-6), max=1.0))  # a number: a DTensor takes no other tensor
     for g in own.values():
-        g.detach().mul_(factor.to(g.device))
+        g.detach().mul_(factor)
     return total
 
 

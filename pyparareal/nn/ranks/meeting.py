@@ -17,7 +17,14 @@ from ...errors import RankError
 from ...runtime import DistributedRuntime
 from .chance import consume, peek
 
-OPERATIONS = ("forward pass", "backward pass", "full_state_dict", "load_full_state_dict", "clip_grad_norm_", "traffic")
+OPERATIONS = (
+    "forward pass",
+    "backward pass",
+    "full_state_dict",
+    "load_full_state_dict",
+    "clip_grad_norm_",
+    "communication",
+)
 FINE, NEW, LATE, REFUSED = range(4)  # what a rank says of its input
 
 
@@ -42,6 +49,7 @@ class Meeting:
     def come(self, operation: str, number: int = 0, digest: int = 0, says: int = FINE, seed: int = 0) -> list[Any]:
         """Wait for all ranks at ``operation``; if one is at another, it is an error on all and the end."""
         with self.runtime.failing() as ranks:
+            ranks.require_open()
             if self.unfinished is not None:
                 raise RankError(f"rank {ranks.rank} failed in the {self.unfinished}, which did not come to its end")
             what = f"{operation} {number}" if number else operation

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ... import __version__
 from ...runtime import DistributedRuntime, distributed
 from ..execution.choice import ExecutionChoice
+from ..execution.communication import Traffic
 from ..parareal_network import PararealNetwork
 from . import clipping, forward, state
 from .deal import Deal, deal, described, require_apart
@@ -89,8 +90,10 @@ def over_ranks(
     the input it works). A coarse net that ignores its input has gradients of zero, not None, before it.
 
     *Data parallelism.* Replicas of parts are the other dimension of a mesh: with ``("dp", "pint")``, wrap the result in
-    ``DistributedDataParallel(network, process_group=mesh.get_group("dp"))``, or shard each part by
-    ``fully_shard(part, mesh=mesh["dp"])``. Every replica reads a batch of its own, that of its rank 0 in ``pint``.
+    ``DistributedDataParallel(network, process_group=mesh.get_group("dp"))``, or shard it with FSDP2:
+    ``fully_shard(network.fine[j], mesh=mesh["dp"])`` for ``j in network.own``, then
+    ``fully_shard(network, mesh=mesh["dp"])``; ``load_full_state_dict`` comes before that. Every replica reads a batch
+    of its own, that of its rank 0 in ``pint``.
 
     *Failures.* Before a pass begins the ranks compare shape, dtype, strides and modes: a difference is a ValueError on
     all, and nothing is lost. An error in the first pass of a kind of input loses nothing either; later, an error in a
@@ -163,7 +166,11 @@ class RankedNetwork(ExecutionChoice):
 
     @property
     def sent(self) -> Counter[str]:
-        """Bytes that this rank has sent so far; a copy."""
+        """Bytes that this rank has sent so far, a copy.
+
+        ``forward`` and ``backward`` over the interfaces, which are those of :meth:`communication`; ``input``,
+        ``output`` and ``input gradient`` besides, one that goes to all counted once.
+        """
         return Counter(self.counts)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -210,6 +217,13 @@ class RankedNetwork(ExecutionChoice):
             With ``error_if_nonfinite``, on all ranks; nothing is scaled then.
         """
         return clipping.clip(self, max_norm, norm_type, error_if_nonfinite)
+
+    def communication(self, example: Tensor) -> list[Traffic]:
+        """Bytes over each interface of the whole network in one step on an input like ``example``; all ranks call this.
+
+        Those over the interfaces between ranks are sent; see :meth:`.PararealNetwork.communication`.
+        """
+        return state.traffic_of_all(self, example)
 
     def own_parts(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """``C^j`` and ``g^j`` of the parts of this rank."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..execution.communication import Traffic, traffic
+from ..shapes import meta_output
 from .link import Sent
 
 if TYPE_CHECKING:
@@ -90,6 +92,21 @@ def _require_whole(net: RankedNetwork, state: Mapping[str, Tensor]) -> None:
     if found:
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
         raise ValueError(f"state: of another network, nothing was changed: {'; '.join(found[:3])}{more}")
+
+
+def traffic_of_all(net: RankedNetwork, example: Tensor) -> list[Traffic]:
+    """As if all interfaces were between ranks, from the shapes of the outputs of all parts."""
+    error: Exception | None = None
+    outputs: list[Tensor] = []
+    try:
+        if not isinstance(example, Tensor):
+            raise TypeError(f"example: got {type(example).__name__}, expected a tensor [batch, features...]")
+        outputs = [meta_output(g, meta_output(c, example)) for c, g in zip(*net.own_parts(), strict=True)]
+    except Exception as failed:
+        error = failed
+    net.meeting.come("communication")
+    told = net.meeting.compare("communication", {}, error, sent=[Sent.of(y).tell() for y in outputs])
+    return traffic([Sent.told(kind).room(torch.device("meta")) for theirs in told for kind in theirs["sent"]])
 
 
 def _own(net: RankedNetwork) -> dict[str, Any]:
