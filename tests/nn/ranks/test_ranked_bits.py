@@ -2,6 +2,10 @@
 """Theorem: a parareal network over 1, 2, 3 and 4 processes trains with the bits of one, whatever is done to it."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from ranked_cases import CASES  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.no_sanitize]
 RANKS = 4
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "ranks_parareal_network.py"
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +36,21 @@ def found(tmp_path_factory):
 def test_training_over_ranks_has_the_bits_of_one_process(found, ranks, name):
     """Outputs, losses, gradients of the input, and at the end all weights and statistics, on every rank."""
     assert [of_rank[str(ranks)][name] for of_rank in found[:ranks]] == [[]] * ranks
+
+
+@pytest.mark.skipif(not EXAMPLE.exists(), reason="the sources are not here: run from outside the tree")
+def test_the_example_has_the_bits_of_one_process():
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(EXAMPLE), "1"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the same bits as one process, loss and weights: yes" in done.stdout
+    sent = re.findall(r"(\d+) \(formula (\d+)\)", done.stdout)
+    assert len(sent) == 4
+    assert [int(counted) for counted, _ in sent] == [int(formula) for _, formula in sent]
+    assert int(sent[0][0]) > 0
