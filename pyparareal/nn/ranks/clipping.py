@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,14 +21,17 @@ def clip(net: RankedNetwork, max_norm: float, norm_type: float, error_if_nonfini
     order = {name: i for i, name in enumerate(net.parameter_names)}
     own = {name.replace(COMPILED, ""): p.grad for name, p in net.named_parameters() if p.grad is not None}
     max_norm, norm_type = float(max_norm), float(norm_type)
-    net.meeting.same("clip_grad_norm_", {"max_norm": max_norm, "norm_type": norm_type})
     norms = {order[name]: _norm(g, norm_type) for name, g in own.items()}
+    asked, dtypes = {"max_norm": max_norm, "norm_type": norm_type}, {str(n.dtype)[6:] for n in norms.values()}
+    net.meeting.come("clip_grad_norm_")
+    told = net.meeting.compare("clip_grad_norm_", asked, None, dtypes=sorted(dtypes))
+    everywhere = [getattr(torch, dtype) for theirs in told for dtype in theirs["dtypes"]] or [torch.float32]
     with net.runtime.failing() as ranks:
         numbers = np.array(list(norms), np.float64), np.array([float(n) for n in norms.values()], np.float64)
         index, values = ranks.numbers(numbers, 2 * len(order), "clip_grad_norm_")
     # As torch does: the norm of the norms, in the order of the parameters.
-    stacked = torch.tensor(values[np.argsort(index)], dtype=net.norm_dtype)
-    total = torch.linalg.vector_norm(stacked, norm_type) if len(stacked) else torch.tensor(0.0)
+    stacked = torch.tensor(values[np.argsort(index)], dtype=reduce(torch.promote_types, everywhere))
+    total = torch.linalg.vector_norm(stacked, norm_type) if len(stacked) else stacked.sum()
     if error_if_nonfinite and not torch.isfinite(total):
         raise RuntimeError(f"the norm of order {norm_type} of all gradients is {float(total)}, so none was clipped")
     factor = float(torch.clamp(max_norm / (total + 1e-6), max=1.0))  # a number: a DTensor takes no other tensor

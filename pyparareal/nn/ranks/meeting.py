@@ -46,6 +46,9 @@ class Meeting:
         self.passes, self.late = 0, False
         self.unfinished: str | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Meeting:
+        return self  # copies of a network are on the same ranks
+
     def come(self, operation: str, number: int = 0, digest: int = 0, says: int = FINE, seed: int = 0) -> list[Any]:
         """Wait for all ranks at ``operation``; if one is at another, it is an error on all and the end."""
         with self.runtime.failing() as ranks:

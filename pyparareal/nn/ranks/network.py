@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,7 +83,8 @@ def over_ranks(
     *Statistics.* Batch norm sees the whole batch on its rank, as in one process.
 
     *Modes.* ``execution="parallel"``, ``"batched"`` or ``"auto"`` is for the parts within a rank, as long as none draws
-    random numbers; results are then those of the mode. Parts may be compiled by themselves (``part.compile()``);
+    random numbers; results are then those of the mode. What ``"auto"`` has
+    measured on a rank is not in its state. Parts may be compiled by themselves (``part.compile()``);
     ``torch.compile(network)`` leaves the network as it is. ``torch.utils.checkpoint`` belongs around blocks within
     parts, around the network it is refused, as are second derivatives and ``torch.autograd.grad`` for parameters (for
     the input it works). A coarse net that ignores its input has gradients of zero, not None, before it.
@@ -143,15 +143,13 @@ class RankedNetwork(ExecutionChoice):
     def __init__(self, network: PararealNetwork, runtime: DistributedRuntime, dealt: Deal) -> None:
         super().__init__()
         self.part_sizes, self.correction = network.part_sizes, network.correction
-        self.runtime, self.dealt = runtime, dealt
+        self.dealt = dealt
         self.own = dealt.of_rank[runtime.rank]
         self.meeting, self.counts = Meeting(runtime), Counter[str]()
         self.kinds: dict[Any, forward.Kind] = {}
         tensors = {n: t for n, t in network.state_dict().items() if isinstance(t, Tensor) and n != state.EXTRA}
         self.names = {name: tuple(t.shape) for name, t in tensors.items()}
         self.parameter_names = [name for name, _ in network.named_parameters()]
-        dtypes = [p.dtype for p in network.parameters()]
-        self.norm_dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.float32
         self.preprocess = self._share("preprocess", network.preprocess)
         self.fine = self._share("fine", network.fine)
         self.coarse = self._share("coarse", network.coarse)
@@ -163,6 +161,11 @@ class RankedNetwork(ExecutionChoice):
     def parts(self) -> int:
         """``N``, the number of parts of the whole network."""
         return len(self.part_sizes)
+
+    @property
+    def runtime(self) -> DistributedRuntime:
+        """Whose ranks these are; a copy of the network has the same."""
+        return self.meeting.runtime
 
     @property
     def sent(self) -> Counter[str]:
@@ -180,6 +183,8 @@ class RankedNetwork(ExecutionChoice):
 
     def full_state_dict(self, to: int | None = None) -> dict[str, Tensor]:
         """All tensors of the whole network by name, as copies in host memory; all ranks call this.
+
+        For :func:`pyparareal.nn.save` they go into a whole network: ``whole.load_state_dict(...)``.
 
         Parameters
         ----------
@@ -224,6 +229,15 @@ class RankedNetwork(ExecutionChoice):
         Those over the interfaces between ranks are sent; see :meth:`.PararealNetwork.communication`.
         """
         return state.traffic_of_all(self, example)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> RankedNetwork:
+        self.kinds.clear()  # states may have another dtype or layout from now on
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(f"{prefix}{state.EXTRA}", None)  # measured on this rank, for the parts it has now
 
     def own_parts(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """``C^j`` and ``g^j`` of the parts of this rank."""

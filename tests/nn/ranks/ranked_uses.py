@@ -210,6 +210,35 @@ def modes_within_a_rank(runtime, one):
     return found
 
 
+def copies_and_conversions(runtime, one):
+    """An average of the weights, as a copy that runs; another layout and another dtype between two passes."""
+    alone, net = pair(runtime, conv)
+    found = []
+    for network in (alone, net):
+        torch.manual_seed(2)
+        x = torch.randn(6, 1, 8, 8)
+        averaged = torch.optim.swa_utils.AveragedModel(network)
+        found.append(bits(averaged(x)))
+        network.to(memory_format=torch.channels_last)
+        found.append(bits(network(x)))
+        network.double()
+        network(x.double()).square().mean().backward()
+        clip = getattr(network, "clip_grad_norm_", None)
+        norm = clip(0.01) if clip else nn.utils.clip_grad_norm_(network.parameters(), 0.01)
+        found.append(bits(norm) + str(norm.dtype).encode())
+    return [a == b for a, b in zip(found[:3], found[3:], strict=True)] + [same(alone, net)]
+
+
+def clipped_in_bfloat16(runtime, one):
+    alone, net = pair(runtime, lambda: mlp().bfloat16())
+    norms = []
+    for network in (alone, net):
+        network(torch.ones(X, dtype=torch.bfloat16)).square().mean().backward()
+        clip = getattr(network, "clip_grad_norm_", None)
+        norms.append(bits(clip(0.01) if clip else nn.utils.clip_grad_norm_(network.parameters(), 0.01)))
+    return [norms[0] == norms[1], same(alone, net)]
+
+
 # Randomness
 
 

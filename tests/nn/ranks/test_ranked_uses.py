@@ -44,6 +44,8 @@ def found(tmp_path_factory):
         "checkpointed_blocks",
         "compiled_parts",
         "compiled_network",
+        "copies_and_conversions",
+        "clipped_in_bfloat16",
         "no_draw_leaves_no_trace",
         "draws_that_begin_late",
         "on_the_meta_device",
