@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...runtime.group import checksum
 from .evaluation import Kind, Plan, Rows
 from .trial import try_kind
 
@@ -94,6 +95,14 @@ class Frozen:
     def draws(self) -> bool:
         """Whether a layer depends on chance."""
         return any(kind.plan.sites or kind.plan.seeded for kind in self._kinds)
+
+    def fingerprint(self) -> dict[str, str]:
+        """What must be the same in all processes that take these layers together, by the name that an error says."""
+        held = [*self.parameters, *self.fixed_tensors, *(t for kind in self._kinds for t in kind.buffers.values())]
+        masks = [mask for kind in self._kinds for mask in kind.masks]
+        seeds = [torch.tensor(kind.seeds) for kind in self._kinds]
+        drawn = checksum([*masks, *seeds]) if self.draws else "none"
+        return {"parameters or buffers": checksum(held), "random numbers of the layers": drawn}
 
     def blocks(self, u: Tensor, layers: range) -> Tensor:
         """``y[n] = block_(layers[n])(u[n])``, ``u`` and ``y`` ``[slices, batch, features...]``."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ... import checks
 from ...adjoint import BackwardPass
+from ...runtime.group import Group, checksum, plain
 from ...solution import Solution, Status
 from ...vjp import own_graph
 from .dense_step import dense_step, may_be_dense
@@ -76,6 +77,15 @@ class LayerParallel(nn.Module):
         :func:`pyparareal.ops.relax_dense` where they run (float64 and float32 on CPUs), in both modes; the activations
         are Tanh, ReLU, Sigmoid, SiLU and :class:`.SmoothReLU`. They round otherwise than torch: with False,
         ``mode="serial"`` is torch's network bit for bit.
+    runtime : DistributedRuntime, optional
+        What :func:`pyparareal.distributed` returns: the slices of layers are spread over its ranks, which all make the
+        network with the same parameters and random state, call it with the same ``u``, and get the same value and the
+        gradients of all parameters. Bit for bit those of one process with ``kernels``, but for sums of gradients, which
+        are added up rank by rank; of torch's own layers to rounding, since a batch of another size may round otherwise.
+        A rank keeps the states at the C-points of its own layers for the backward pass and computes the others again,
+        whatever ``recompute`` says. Taken one after the other, as after a failure, layers run on every rank, and so do
+        opening, closing, buffer layers and what a forward pass changes in the buffers of blocks. ``state_dict`` and
+        pickles are without it. Around it ``DistributedDataParallel`` over the other dimension of a mesh.
 
     Attributes
     ----------
@@ -119,8 +129,10 @@ class LayerParallel(nn.Module):
         on_failure: str = "serial",
         mode: str = "parallel",
         kernels: bool = True,
+        runtime: Any = None,
     ) -> None:
         super().__init__()
+        self.runtime = Group(runtime).runtime
         checks.choose("on_failure", on_failure, ON_FAILURE)
         checks.choose("mode", mode, MODES)
         if not isinstance(recompute, bool):
@@ -186,6 +198,12 @@ class LayerParallel(nn.Module):
         ConvergenceError
             See ``on_failure``. Exceptions of blocks are passed on as they are.
         """
+        if self.mode != "parallel":
+            return self._whole(u)
+        with Group(self.runtime).together():
+            return self._whole(u)
+
+    def _whole(self, u: Tensor) -> Tensor:
         if self.opening is not None:
             u = self.opening(u)
         if self.before is not None:
@@ -215,9 +233,13 @@ class LayerParallel(nn.Module):
             return self._serially(u)
         frozen = self._frozen(u)
         step = self._propagator(frozen, u)
-        every = frozen.changes_buffers or (torch.is_grad_enabled() and not self.recompute)
+        self._agree(u, frozen, forward, backward, plan)
+        alone = self.runtime is None
+        every = frozen.changes_buffers or (alone and torch.is_grad_enabled() and not self.recompute)
         accept = None if plan is None or self.policy is None else self.policy.accepts
-        solution, direction = solved(step, u, self.m, forward, backward, self.on_failure, every=every, accept=accept)
+        solution, direction = solved(
+            step, u, self.m, forward, backward, self.on_failure, every=every, accept=accept, runtime=self.runtime
+        )
         passes = solution.adjoint if solution.adjoint is not None else []
         report = self._new_report(solution.stats.levels, direction, passes, backward)
         self.report = report
@@ -225,6 +247,20 @@ class LayerParallel(nn.Module):
             frozen.commit(solution.u.detach())
         self._watch(solution, report, plan if trains else None)
         return solution.u[-1].clone()  # not the memory of all layers, nor what the backward pass will read
+
+    def _agree(self, u: Tensor, frozen: Frozen, forward: Settings, backward: Settings, plan: Plan | None) -> None:
+        """All ranks are to take the same layers."""
+        group = Group(self.runtime)
+        if group:
+            group.agree(
+                {
+                    "operation": "parallel layers", "layers": self.stack.layers, "m": plain(self.m),
+                    "forward": plain(forward), "backward": plain(backward), "plan": plain(plan),
+                    "on_failure": self.on_failure, "kernels": self.kernels, "training": self.training,
+                    "gradients": torch.is_grad_enabled(), "input of the layers": checksum([u]),
+                }
+                | frozen.fingerprint()
+            )  # fmt: skip
 
     @property
     def _slices(self) -> int:
@@ -323,6 +359,7 @@ class LayerParallel(nn.Module):
             on_failure=self.on_failure,
             mode=self.mode,
             kernels=self.kernels,
+            runtime=self.runtime,
         )
         return net.train(self.training)
 

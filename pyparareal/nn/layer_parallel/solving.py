@@ -15,6 +15,7 @@ from torch import Tensor
 from ...adjoint import Adjoint, BackwardPass
 from ...errors import ConvergenceError
 from ...mgrit import MGRIT
+from ...runtime import Runtime
 from ...solution import Solution, Status
 from ...solver import serial_solve, solve
 from ...time_grid import TimeGrid
@@ -32,6 +33,7 @@ def solved(
     *,
     every: bool,
     accept: Callable[[Direction], bool] | None = None,
+    runtime: Runtime | None = None,
 ) -> tuple[Solution, Direction]:
     """``u [batch, features...]`` through all layers of ``step``, differentiable, and how that went.
 
@@ -44,6 +46,8 @@ def solved(
         Keep the states of all layers, and not only those at the C-points.
     accept : callable, optional
         Asked about each direction, once it is iterated on; if it says no, layers are taken one after the other instead.
+    runtime : Runtime, optional
+        Where the iterations run; what is serial instead runs here.
 
     Raises
     ------
@@ -70,6 +74,7 @@ def solved(
         on_failure="return",
         parameters=_parameters(step),
         adjoint=_adjoint(backward, on_failure, accepted),
+        runtime=runtime,
     )
     if solution.status.ok:
         direction = _direction(solution, forward, slices, None)
@@ -137,7 +142,7 @@ def _direction(solution: Solution, settings: Settings, slices: int, failure: Sta
         status = Status.SERIAL_FALLBACK if failure else solution.status
         return Direction(status, failure=failure, floor=_floor(solution.u, solution.grid.steps))
     stride = solution.stats.m if len(solution.points) > slices + 2 else 1
-    c = solution.u.detach()[::stride][1 : slices + 1]
+    c = solution.u.detach()[::stride][1 : slices + 1].contiguous()  # a view would be added up in another order
     size = float(torch.linalg.vector_norm(c.float() if c.dtype.itemsize < 4 else c))
     return Direction(
         solution.status,
