@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One rank of the tests of failures of networks: ``python ranked_failing_worker.py RANK RANKS FOLDER``.
+"""One rank of the tests of failures of networks: ``python ranked_failing_worker.py RANK RANKS FOLDER [CASE]``.
 
 Each case makes a runtime and a network of its own and lets something go wrong in its second step;
 ``FOLDER/<rank>.json`` has, by name, what this rank raised and, after it, what the next step says. In the last case
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from pyparareal import distributed
 from pyparareal.nn import over_ranks
 
-LIMIT, SHORT = 30.0, 3.0  # seconds; the short one is for the ranks that are waited for
+LIMIT, SHORT = 60.0, 4.0  # seconds; the short one is for the ranks that are waited for
 X = (8, 4)
 
 
@@ -120,8 +120,8 @@ CASES = {
     "raise in backward of 1": in_backward(1, boom),
     "raise in backward of 2": in_backward(2, boom),
     "no backward": no_backward,
-    "late": slow(2 * SHORT),
-    "slow": slow(SHORT / 3),
+    "late": slow(1.5 * SHORT),
+    "slow": slow(1),
     "selected": selected,
     "older output": older_output,
     "checkpoint around": around,
@@ -129,6 +129,7 @@ CASES = {
     "other operation": other_operation,
     "dead": in_forward(1, die),
 }
+ALONE = {"dead in backward": in_backward(1, die)}  # it ends with rank 1, too
 
 
 def outcome(call, *arguments):
@@ -139,13 +140,13 @@ def outcome(call, *arguments):
     return ["", ""]
 
 
-def main(rank, ranks, folder):
+def main(rank, ranks, folder, one=None):
     faulthandler.dump_traceback_later(170, exit=True)
     join(rank, ranks, folder)
     found = {}
-    for name, step in CASES.items():
+    for name, step in (CASES if one is None else {one: ALONE[one]}).items():
         torch.distributed.barrier()  # until those that are late have raised, too
-        runtime = distributed(timeout=SHORT if name in ("late", "slow") else LIMIT)
+        runtime = distributed(timeout=SHORT if name == "late" else LIMIT)
         net = over_ranks(mlp(), runtime)
         loss_of(net).backward()
         began = time.monotonic()
@@ -157,4 +158,4 @@ def main(rank, ranks, folder):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])

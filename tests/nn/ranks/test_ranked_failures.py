@@ -90,7 +90,7 @@ def test_a_rank_that_does_not_come_is_named_after_the_limit(found):
         kind, message = of_rank["late"]
         assert kind == "RankError"
         assert message.startswith(f"rank {rank}: backward pass 2, waiting for all 3 ranks: ")
-        assert message.endswith("rank 1 did not come within 3 s")
+        assert message.endswith("rank 1 did not come within 4 s")
 
 
 def test_a_slow_rank_is_waited_for(found):
@@ -127,3 +127,15 @@ def test_a_dead_rank_is_an_error_of_the_others(found):
         assert message.startswith(f"rank {rank}: forward pass 2, ")
         assert "rank 1: lost (" in message or "from rank 2 to all: lost (" in message
         assert found[rank]["seconds of dead"] < LIMIT
+
+
+def test_a_rank_that_dies_in_its_backward_pass_is_an_error_of_the_others(tmp_path):
+    codes, output = launch(Path(__file__).parent / "ranked_failing_worker.py", RANKS, tmp_path, "dead in backward")
+    assert codes == [0, -signal.SIGKILL, 0], "\n".join(output)
+    first, last = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 2))
+    assert first["dead in backward"][0] == "RankError"
+    assert first["dead in backward"][1].startswith("rank 0: backward pass 2, output, waiting for rank 1: lost (")
+    assert last["dead in backward"] == ["", ""]  # it had no need of rank 1 for its own
+    assert last["after dead in backward"][0] == "RankError"
+    assert "rank 1" in last["after dead in backward"][1]
+    assert max(one["seconds of dead in backward"] for one in (first, last)) < LIMIT

@@ -25,7 +25,7 @@ TOLERANCE = 10 * 64 * 10 * 2.0**-53
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uses")
-    codes, output = launch(Path(__file__).parent / "uses_worker.py", RANKS, folder)
+    codes, output = launch(Path(__file__).parent / "ranked_uses_worker.py", RANKS, folder)
     assert codes == [0] * RANKS, "\n".join(output)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One rank of the tests of what is done with a network over ranks: ``python uses_worker.py RANK RANKS FOLDER``.
+"""One rank of the tests of what is done with a network over ranks: ``python ranked_uses_worker.py RANK RANKS FOLDER``.
 
 Writes ``FOLDER/<rank>.json``: what each use of ``ranked_uses`` returned or raised.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One rank of the test of replicas: ``python replicas_worker.py RANK RANKS FOLDER``, a mesh of 2 x 2 ranks.
+"""One rank of the test of replicas: ``python ranked_replicas_worker.py RANK RANKS FOLDER``, a mesh of 2 x 2 ranks.
 
 Writes ``FOLDER/<rank>.json``: for each way of data parallelism the largest relative errors of a gradient, a weight and
 a buffer, against one process that has the whole batch.

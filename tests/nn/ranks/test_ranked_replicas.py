@@ -24,7 +24,7 @@ TOLERANCE = 16 * 16 * 10 * 100 * 2.0**-53
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("replicas")
-    codes, output = launch(Path(__file__).parent / "replicas_worker.py", RANKS, folder)
+    codes, output = launch(Path(__file__).parent / "ranked_replicas_worker.py", RANKS, folder)
     assert codes == [0] * RANKS, "\n".join(output)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
 
