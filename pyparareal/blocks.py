@@ -16,7 +16,8 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from . import arrays
-from .cuts import Cuts, levels_of
+from .coarse_blocks import joined_cycles
+from .cuts import Cuts, deepest_for, levels_of
 from .errors import RankError
 from .handshake import asked_for
 from .hierarchy import Level
@@ -25,6 +26,7 @@ from .newton_blocks import EACH, gather_growth, local_newton
 from .newton_run import NewtonRun
 from .propagators import Propagator
 from .runtime.distributed import BlockRuntime, DistributedRuntime, room_for
+from .runtime.model import Relaxed, cheapest
 from .runtime.ranks import Ranks
 from .solution import Solution, Stats, Status
 from .stopping import Monitor
@@ -59,7 +61,8 @@ def over_ranks(run: MethodRun, problem: Problem, u0: Array, save: str) -> Method
         raise TypeError(f"method: got a {type(run).__name__}, which does not run over ranks")
     if arrays.namespace(u0).__name__ == "cupy":
         raise TypeError("u0: got a CuPy array, which does not travel between ranks, expected NumPy or torch")
-    runtime.ask(asked_for(run, problem, u0, save))
+    asked = asked_for(run, problem, u0, save) | {"coarse": str(runtime.coarse), "costs": repr(runtime.costs)}
+    runtime.ask(asked)
     return OverRanks(run, runtime)
 
 
@@ -95,11 +98,11 @@ class OverRanks:
 
     def run(self, u: Array, guessed: bool) -> tuple[Status, Array]:
         self.runtime.agree()
-        cuts = cuts_of(self.whole, self.runtime.size)
+        cuts, how = cuts_for(self.whole, self.runtime, u)
         counts = [cuts.slices(rank) for rank in range(cuts.ranks)]
         with self.runtime.failing() as ranks:
             if ranks.rank < cuts.ranks:
-                told, mine = self._run_block(ranks, cuts, counts, u, guessed)
+                told, mine = self._run_block(ranks, cuts, how, u, guessed)
             else:
                 ranks.listen(room_of(self.whole, counts), "waiting for the result, without slices")
                 told, mine = {}, u[:0]
@@ -113,10 +116,9 @@ class OverRanks:
         take(self.whole, everyone[: cuts.ranks])
         return Status[everyone[0]["status"]], u
 
-    def _run_block(
-        self, ranks: Ranks, cuts: Cuts, counts: list[int], u: Array, guessed: bool
-    ) -> tuple[dict[str, Any], Array]:
+    def _run_block(self, ranks: Ranks, cuts: Cuts, how: str, u: Array, guessed: bool) -> tuple[dict[str, Any], Array]:
         """What to tell the others of the solve of this rank's block, and its C-points."""
+        counts = [cuts.slices(rank) for rank in range(cuts.ranks)]
         first, last = sum(counts[: ranks.rank]), sum(counts[: ranks.rank + 1])
         room = room_of(self.whole, counts)
         block = BlockRuntime(ranks, counts, self.runtime.seconds, self.runtime.slices_per_call, room)
@@ -124,6 +126,8 @@ class OverRanks:
         if not guessed:
             c[0] = u[0]
         mine = local_run(self.whole, cuts.levels_of(ranks.rank), block)
+        if isinstance(mine, MgritRun) and isinstance(self.whole, MgritRun) and how != "chain":
+            mine.cycles = joined_cycles(mine.cycles, self.whole.cycles, cuts, gathered=how == "gathered")
         status, c = mine.run(c, guessed)
         told = {"status": status.name, "residuals": list(mine.residuals), "final": mine.final_residual(c)}
         told |= costs(mine) | {"chained": block.chained}
@@ -140,6 +144,23 @@ def cuts_of(whole: BlockRun, ranks: int, bounds: list[int] | None = None) -> Cut
     levels = levels_of(whole)
     relaxed_to_the_end = isinstance(whole, MgritRun) and bool(whole.cycles.options.coarsest_sweeps)
     return Cuts(levels, relaxed_to_the_end or len(levels) == 1, ranks, bounds=bounds)
+
+
+def cuts_for(whole: BlockRun, runtime: DistributedRuntime, u: Array) -> tuple[Cuts, str]:
+    """The same for a solve from states like ``u``, and which of ``COARSE`` it is."""
+    if not isinstance(whole, MgritRun):
+        return cuts_of(whole, runtime.size), "chain"
+    levels, options = whole.levels, whole.cycles.options
+    relaxed = levels if options.coarsest_sweeps else levels[:-1]
+    how = runtime.coarse
+    if how is None:
+        shapes = [Relaxed(level.slices, level.m, level.nu) for level in relaxed]
+        serial = 0 if options.coarsest_sweeps else levels[-1].grid.steps
+        how = cheapest(runtime.costs, u[:1].nbytes, shapes, serial, runtime.size, options.cycle)
+    deepest = deepest_for(relaxed, runtime.size)
+    if how == "chain" or deepest + 1 == len(levels):
+        return cuts_of(whole, runtime.size), "chain"
+    return Cuts(levels, bool(options.coarsest_sweeps), runtime.size, deepest=deepest), how
 
 
 def take(whole: BlockRun, told: list[dict[str, Any]]) -> None:

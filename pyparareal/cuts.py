@@ -28,10 +28,12 @@ def bounds_of(steps: int, unit: int, ranks: int) -> list[int]:
 
 
 class Cuts:
-    """Where the blocks lie: at points of the coarsest level that is relaxed, so that no slice of any level is cut.
+    """Where the blocks lie: at points of a level that is relaxed, so that no slice of it or of a finer one is cut.
 
     Parameters
     ----------
+    deepest : int, optional
+        That level; default: the coarsest that is relaxed. Those after the next one are not cut at all.
     bounds : list of int, optional
         Points of the finest grid between the blocks, the first and the last included; default: :func:`bounds_of`.
 
@@ -42,10 +44,17 @@ class Cuts:
     """
 
     def __init__(
-        self, levels: list[Level], relaxed_to_the_end: bool, ranks: int, *, bounds: list[int] | None = None
+        self,
+        levels: list[Level],
+        relaxed_to_the_end: bool,
+        ranks: int,
+        *,
+        bounds: list[int] | None = None,
+        deepest: int | None = None,
     ) -> None:
         self.levels = levels
-        relaxed = levels if relaxed_to_the_end else levels[:-1]
+        relaxed = (levels if relaxed_to_the_end else levels[:-1])[: None if deepest is None else deepest + 1]
+        self.cut = min(len(relaxed) + 1, len(levels))  # levels that are
         # Steps of each level in a unit; on a coarsest level that is not relaxed, one.
         self.steps = [math.prod(level.m for level in relaxed[at:]) for at in range(len(levels))]
         self.bounds = bounds_of(levels[0].grid.steps, self.steps[0], ranks) if bounds is None else bounds
@@ -63,13 +72,19 @@ class Cuts:
         return (last - first) // self.levels[0].m
 
     def levels_of(self, rank: int) -> list[Level]:
-        """The levels of a block, each a chain of its own that counts from 0."""
-        return [self._level(at, *self.span(rank, at)) for at in range(len(self.levels))]
+        """The levels of a block, each a chain of its own that counts from 0, and those that are not cut."""
+        return [self._level(at, *self.span(rank, at)) for at in range(self.cut)] + self.levels[self.cut :]
+
+    def ends(self, at: int) -> list[int]:
+        """Steps of a level before the end of each block."""
+        return [self.span(rank, at)[1] for rank in range(self.ranks)]
 
     def _level(self, at: int, first: int, last: int) -> Level:
         level = self.levels[at]
         # Only the propagators ask for times, and they have their own grids.
-        return dataclasses.replace(level, phi=From(level.phi, first), grid=TimeGrid(0, 1, last - first))
+        grid = TimeGrid(0, 1, last - first)
+        # Of the last level that is cut, which is not relaxed in blocks, there may be too few steps for a slice.
+        return dataclasses.replace(level, phi=From(level.phi, first), grid=grid, m=min(level.m, grid.steps))
 
 
 class From:
@@ -107,3 +122,8 @@ def levels_of(run: PararealRun | NewtonRun | MgritRun) -> list[Level]:
     coarse = iterate.predict if isinstance(iterate, NewtonIteration) else iterate.coarse
     fine = Level(iterate.fine, run.grid, run.m, 0, 1.0, None)
     return [fine] if coarse is None else [fine, Level(coarse, run.grid.coarsen(run.m), 1, 0, 1.0, None)]
+
+
+def deepest_for(levels: list[Level], ranks: int) -> int:
+    """The coarsest of the ``levels``, which are relaxed, that has a slice for every rank; 0 if none has."""
+    return max((at for at, level in enumerate(levels) if level.slices >= ranks), default=0)

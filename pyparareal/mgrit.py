@@ -255,19 +255,23 @@ class Cycles:
         transfer = self.levels[at].transfer
         v = transfer.restrict(c) if transfer else c
         u = arrays.copy(v) if transfer else c  # v may be a view of c
-        equation = _equation(self.levels[at + 1])
-        if at + 2 == len(self.levels):
-            self._solve(at + 1, equation, u, "V")
-        else:
-            coarser = self._c_points(at + 1, u)
-            self._from_coarser(at + 1, coarser, visit=visit)
-            if visit:
-                coarser = self._cycle(at + 1, equation, coarser, "V")
-            self._every_point(at + 1, equation, coarser, u)
+        self._solve_anew(at + 1, u, visit=visit)
         if transfer and self.options.nested:
             c[1:] = transfer.up(u, c)[1:]
         elif transfer:  # what the coarse space cannot hold stays as it was guessed
             c[1:] += transfer.up(u - v, c)[1:]
+
+    def _solve_anew(self, at: int, u: Array, *, visit: bool) -> None:
+        """``u[i+1] = Phi_l(u[i])``, the level's own chain, from the levels below and, to ``visit``, a V-cycle."""
+        equation = _equation(self.levels[at])
+        if at + 1 == len(self.levels):
+            self._solve(at, equation, u, "V")
+            return
+        c = self._c_points(at, u)
+        self._from_coarser(at, c, visit=visit)
+        if visit:
+            c = self._cycle(at, equation, c, "V")
+        self._every_point(at, equation, c, u)
 
     # What a cycle is made of
 

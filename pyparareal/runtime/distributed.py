@@ -14,11 +14,19 @@ the method runs on it as on a chain of its own, numbered from 0. What is left fo
             with it every bit, depends on no number of ranks
 ==========  =======================================================================================================
 
-Blocks are cut at points that every relaxed level has, so a block has whole slices on each level and no level is ever
-gathered: ``m_0 m_1 ...`` steps, over all levels but the coarsest, are the least a rank can have, and no more ranks work
-than there are such units. The others wait for the result. Choose ``min_coarse`` no smaller than the number of ranks.
-Steps that fill no unit are the last rank's. Trailing steps, and the points between for ``save="all"``, are taken after
-the iteration by every rank for itself, as are serial solves.
+Blocks are cut at points of one relaxed level, so a block has whole slices on it and on all finer ones: ``m_0 m_1 ...``
+steps, up to that level, are the least a rank can have, and no more ranks work than there are such units. The others
+wait for the result. Steps that fill no unit are the last rank's. For MGRIT there is a choice of that level:
+
+=============  ====================================================================================================
+``chain``      the coarsest that is relaxed; the chain of the one after it goes from rank to rank, as parareal's does
+``redundant``  the coarsest with a unit for every rank; every rank solves all that comes after it, whole
+``gathered``   the same, but the first rank solves it, and sends each rank its part
+=============  ====================================================================================================
+
+By default it is what takes the least time by a model (:func:`.model.cheapest`): with enough units, ``chain``. Trailing
+steps, and the points between for ``save="all"``, are taken after the iteration by every rank for itself, as are serial
+solves.
 
 A backward pass goes the other way, over blocks of the same kind (:mod:`pyparareal.adjoint_blocks`): a rank recomputes
 the states of its own block, takes the adjoint through it and differentiates its own steps. The gradients are those of
@@ -26,8 +34,17 @@ one process, bit for bit for ``u0`` and ``rhs``. Those of parameters are sums ov
 from rank 0 on: with another number of ranks they differ by the rounding of a sum in another order, and with
 ``deterministic=True``, where they are added up by slices on a fixed tree, not at all.
 
-In one cycle a rank sends ``nu_l + 2`` states on every level ``l`` that is relaxed, one more on those between the finest
-and the coarsest, and one on the coarsest; in an iteration of parareal two, and no more whatever the number of slices.
+In one V-cycle a rank sends ``nu_l + 2`` states on every level ``l`` that is relaxed in blocks, one more if that is not
+the finest; in an iteration of parareal two, and no more whatever the number of slices. Beyond that
+
+* ``chain``: one state on the coarsest level;
+* ``redundant``: ``R - 1`` messages, with two states for each unit of all blocks but the right neighbour's, or three if
+  what is solved is more than a serial chain; those of the first block come with one state more;
+* ``gathered``: one message, with as much for its own units, to the first rank, which sends each rank a state for each
+  of its units.
+
+An equation that brings its residual needs one state where this pair needs two, or none where there is no right-hand
+side; so does the first cycle, if it only goes up.
 
 Before the first state is sent the ranks compare what they were asked; afterwards an error on one is raised on all
 (:mod:`.ranks`), which ends this runtime. States of torch on a GPU go through pinned host memory or by NCCL
@@ -49,6 +66,7 @@ from .. import arrays
 from ..errors import RankError
 from . import wires
 from .local import LocalRuntime
+from .model import COARSE, RankCosts
 from .protocol import Link
 from .ranks import Ranks
 from .split_scan import Carry, Piece, chunked, walk
@@ -66,6 +84,8 @@ def distributed(
     timeout: float = 300.0,
     slices_per_call: int | None = None,
     wire: str = "auto",
+    coarse: str | None = None,
+    costs: RankCosts | None = None,
 ) -> DistributedRuntime:
     """A runtime over the ranks of a group; all of them call this, after ``torch.distributed.init_process_group``.
 
@@ -82,6 +102,11 @@ def distributed(
     wire : {"auto", "host", "nccl"}
         How states on CUDA devices travel (:mod:`.wires`): through host memory, or from device to device, which is not
         verified; "auto" is "nccl" where the group has NCCL for CUDA tensors. Compared between the ranks.
+    coarse : {"chain", "redundant", "gathered"}, optional
+        Of MGRIT, where the coarse levels are solved (see above); the bits are the same. Default: what ``costs`` say
+        takes the least time.
+    costs : RankCosts, optional
+        Seconds of a message and of a step, to choose by; measure them on your machine.
 
     Raises
     ------
@@ -104,12 +129,18 @@ def distributed(
         group = mesh_or_group.get_group(dim)
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(f"mesh_or_group: got {type(group).__name__}, expected a DeviceMesh or a ProcessGroup")
+    if coarse not in (None, *COARSE):
+        raise ValueError(f"coarse: got {coarse!r}, expected one of {', '.join(map(repr, COARSE))}, or None")
+    if not isinstance(costs, RankCosts | None):
+        raise TypeError(f"costs: got {type(costs).__name__}, expected RankCosts or None")
     chosen = wires.choose(wire, group)
     members = dist.get_process_group_ranks(group)
     made = _MADE[tuple(members)] = _MADE.get(tuple(members), 0) + 1
     store = dist.PrefixStore(f"pyparareal/{members}/{made}", group.get_group_store())
     ranks = Ranks(store, dist.get_rank(group), len(members), timeout, chosen)
-    return DistributedRuntime(ranks, slices_per_call=slices_per_call, group=group)
+    return DistributedRuntime(
+        ranks, slices_per_call=slices_per_call, group=group, coarse=coarse, costs=costs or RankCosts()
+    )
 
 
 class DistributedRuntime(LocalRuntime):
@@ -122,11 +153,20 @@ class DistributedRuntime(LocalRuntime):
     ----------
     group : ProcessGroup
         The caller's, for what torch does itself with the same ranks.
+    coarse, costs : see :func:`distributed`
     """
 
-    def __init__(self, ranks: Ranks, *, slices_per_call: int | None = None, group: Any = None) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        *,
+        slices_per_call: int | None = None,
+        group: Any = None,
+        coarse: str | None = None,
+        costs: RankCosts | None = None,
+    ) -> None:
         super().__init__(slices_per_call=slices_per_call)
-        self.group = group
+        self.group, self.coarse, self.costs = group, coarse, costs or RankCosts()
         self._ranks = ranks
         self._asked: dict[str, Any] = {}
         self._agreed = True
@@ -316,6 +356,49 @@ class BlockRuntime(LocalRuntime):
         for rank, (first, end) in enumerate(itertools.pairwise(ends), start=1):
             self._ranks.receive(whole[first + 1 : end + 1], what, source=rank)
         return whole
+
+    @property
+    def place(self) -> int:
+        """Which of the blocks this is, in the order of the chain."""
+        return self._place
+
+    def join(self, mine: Array, rows: Sequence[int], *, everywhere: bool) -> list[Array] | None:
+        """What every block has, of ``rows[n]`` rows like ``mine``: on all ranks, or on the first, and None elsewhere.
+
+        Everywhere: along a ring, so that each rank sends what all but its right neighbour had.
+        """
+        what, blocks, place = self._what("join"), len(rows), self._place
+        found = [mine if n == place else arrays.empty_like(mine, slices=rows[n]) for n in range(blocks)]
+        if everywhere:
+            for k in range(blocks - 1):
+                sent, room = found[(place - k) % blocks], found[(place - k - 1) % blocks]
+                if place % 2:  # a wire that waits for the other side must find it receiving
+                    self._ranks.receive(room, what, source=self._at(place - 1))
+                self._ranks.send(sent, what, to=self._at(place + 1))
+                if not place % 2:
+                    self._ranks.receive(room, what, source=self._at(place - 1))
+            return found
+        if place:
+            self._ranks.send(mine, what, to=self._at(0))
+            return None
+        for n in range(1, blocks):
+            self._ranks.receive(found[n], what, source=self._at(n))
+        return found
+
+    def spread(self, parts: Sequence[Array] | None, mine: Array) -> None:
+        """``mine`` gets its part of those that the first rank has."""
+        what = self._what("spread")
+        if parts is None:
+            self._ranks.receive(mine, what, source=self._at(0))
+            return
+        for n in range(1, len(parts)):
+            self._ranks.send(parts[n], what, to=self._at(n))
+        mine[...] = parts[0]
+
+    def _at(self, place: int) -> int:
+        """The rank that has a block, counted around."""
+        place %= len(self._counts)
+        return len(self._counts) - 1 - place if self._mirrored else place
 
     def mark(self, name: str) -> AbstractContextManager[None]:
         self._region = name

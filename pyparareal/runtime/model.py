@@ -7,7 +7,7 @@ the one it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,98 @@ from ..time_grid import part_of_points
 from .local import LocalRuntime
 
 Array = Any
+
+
+COARSE = ("chain", "redundant", "gathered")  # see :mod:`.distributed`
+
+
+@dataclass(frozen=True)
+class RankCosts:
+    """What ranks choose by where coarse levels are solved; the defaults are round figures for processes of one machine.
+
+    Attributes
+    ----------
+    latency : float
+        Seconds of an empty message from one rank to another.
+    bandwidth : float
+        Bytes per second of a long one.
+    step : float
+        Seconds of one step of one slice, on any level.
+    """
+
+    latency: float = 1e-4
+    bandwidth: float = 1e9
+    step: float = 1e-4
+
+    def __post_init__(self) -> None:
+        for name, least in (("latency", 0.0), ("bandwidth", 1.0), ("step", 0.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
+                raise ValueError(f"{name}: got {value!r}, expected a finite number of at least {least:g}")
+
+    def message(self, nbytes: float) -> float:
+        """Seconds of a message."""
+        return self.latency + nbytes / self.bandwidth
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """A level that is relaxed: its slices of ``m`` steps, and C-relaxations."""
+
+    slices: int
+    m: int
+    nu: int
+
+
+def cheapest(
+    costs: RankCosts, nbytes: int, levels: Sequence[Relaxed], serial: int, ranks: int, cycle: str = "V"
+) -> str:
+    """Which of ``COARSE`` takes the least time per cycle, the first of those that take the same.
+
+    Parameters
+    ----------
+    nbytes : int
+        Of a state.
+    levels : sequence of Relaxed
+        The finest first.
+    serial : int
+        Steps of the level after them, that are taken one after the other; 0 if there is none.
+    """
+    seconds = [cycle_seconds(costs, nbytes, levels, serial, ranks, how, cycle) for how in COARSE]
+    return COARSE[seconds.index(min(seconds))]
+
+
+def cycle_seconds(
+    costs: RankCosts, nbytes: int, levels: Sequence[Relaxed], serial: int, ranks: int, how: str, cycle: str = "V"
+) -> float:
+    """Predicted seconds of one cycle on ``ranks`` ranks.
+
+    A level in blocks costs the largest share of its ``(nu + 1) m`` relaxation steps per slice, of the one step of the
+    next level, and on all but the finest of ``m - 1`` of interpolation; a level solved whole costs all of these, and a
+    serial chain its steps. Messages follow one another, as many as :mod:`.distributed` says.
+    """
+    cut = (
+        len(levels)
+        if how == "chain"
+        else 1 + max((n for n, one in enumerate(levels) if one.slices >= ranks), default=0)
+    )
+    ranks = max(1, min(ranks, levels[cut - 1].slices))
+    visits = [{"V": 1, "F": n + 1, "W": 2**n}[cycle] for n in range(len(levels))]
+    total = visits[-1] * serial * costs.step
+    for n, level in enumerate(levels):
+        each = (level.nu + 1) * level.m + 1 + (level.m - 1) * (n > 0)
+        share = -(-level.slices // ranks) if n < cut else level.slices
+        total += visits[n] * share * each * costs.step
+        if n < cut and ranks > 1:
+            total += visits[n] * (level.nu + 2 + (n > 0)) * costs.message(nbytes)
+    if ranks == 1 or (cut == len(levels) and not serial):
+        return total
+    if how == "chain":
+        return total + visits[-1] * (ranks - 1) * costs.message(nbytes)
+    units = -(-levels[cut - 1].slices // ranks)
+    told = costs.message(units * nbytes * (2 if cut == len(levels) else 3))
+    back = costs.message(units * nbytes) if how == "gathered" else 0.0
+    return total + visits[cut - 1] * (ranks - 1) * (told + back)
 
 
 @dataclass(frozen=True)
