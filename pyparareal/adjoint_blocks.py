@@ -28,7 +28,8 @@ from .method_runs import MethodRun, Problem
 from .newton import Newton
 from .newton_blocks import EACH
 from .relaxation import every_point
-from .runtime.distributed import BlockRuntime, DistributedRuntime, room_for
+from .runtime.block import BlockRuntime, room_for
+from .runtime.distributed import DistributedRuntime
 from .runtime.ranks import Ranks
 from .solution import Solution, Stats, Status
 from .time_grid import TimeGrid

@@ -25,7 +25,8 @@ from .method_runs import MethodRun, MgritRun, PararealRun, Problem
 from .newton_blocks import EACH, gather_growth, local_newton
 from .newton_run import NewtonRun
 from .propagators import Propagator
-from .runtime.distributed import BlockRuntime, DistributedRuntime, room_for
+from .runtime.block import BlockRuntime, room_for
+from .runtime.distributed import DistributedRuntime
 from .runtime.model import Relaxed, cheapest
 from .runtime.ranks import Ranks
 from .solution import Solution, Stats, Status

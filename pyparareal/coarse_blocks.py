@@ -21,7 +21,7 @@ from .cuts import Cuts
 from .equations import WithResidual, pair
 from .mgrit import Cycles
 from .runtime import LocalRuntime
-from .runtime.distributed import BlockRuntime
+from .runtime.block import BlockRuntime
 
 Array = Any
 

@@ -16,7 +16,7 @@ from .hierarchy import Level
 from .linearise import Linearised
 from .newton import NewtonIteration
 from .newton_run import NewtonRun
-from .runtime.distributed import BlockRuntime
+from .runtime.block import BlockRuntime
 from .runtime.ranks import Ranks
 from .time_grid import shift_points
 

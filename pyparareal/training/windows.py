@@ -17,7 +17,7 @@ from .. import arrays, checks
 from ..mgrit import MGRIT
 from ..propagators import Propagator, advance, is_fused
 from ..runtime import LocalRuntime
-from ..runtime.distributed import BlockRuntime
+from ..runtime.block import BlockRuntime
 from ..runtime.group import Group
 from ..solution import Solution, Status
 from ..solver import solve
