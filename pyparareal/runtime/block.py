@@ -190,3 +190,8 @@ class BlockRuntime(LocalRuntime):
         last = self._first + self._counts[self._place] - 1
         backward = "backward: " if self._mirrored else ""
         return f"{backward}{verb} in {self._region}, slices {self._first} to {last}"
+
+
+def room_for(counts: Sequence[int], each: int = 1) -> int:
+    """The most numbers that a rank has to say at once: ``each`` per slice, and two moves of parareal."""
+    return each * max(counts) + 2

@@ -247,8 +247,3 @@ class DistributedRuntime(LocalRuntime):
 
 def _none() -> None:
     """What a runtime is elsewhere."""
-
-
-def room_for(counts: Sequence[int], each: int = 1) -> int:
-    """The most numbers that a rank has to say at once: ``each`` per slice, and two moves of parareal."""
-    return each * max(counts) + 2
