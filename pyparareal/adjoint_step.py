@@ -135,7 +135,7 @@ class AdjointStep:
         Those of ``phi``; :attr:`source` has their transposes.
     """
 
-    batch_invariant = False
+    batch_invariant, stays = False, True
 
     def __init__(
         self,

@@ -88,8 +88,8 @@ def finite(u: Array) -> bool:
     return bool(np.isfinite(arrays.to_numpy(ops.slice_norms(u, norm="max_abs"))).all())
 
 
-def runtime(given: Any) -> Runtime:
-    """``given``, or a :class:`.LocalRuntime` for None."""
+def runtime(given: Any, u0: Array) -> Runtime:
+    """``given``, or a :class:`.LocalRuntime` for None; one that takes not all states says so of ``u0``."""
     if given is None:
         return LocalRuntime()
     missing = [
@@ -113,4 +113,6 @@ def runtime(given: Any) -> Runtime:
     ]
     if missing:
         raise TypeError(f"runtime: got {type(given).__name__} without {', '.join(missing)}, expected a Runtime or None")
+    if hasattr(given, "accept"):
+        given.accept(u0)
     return given

@@ -62,6 +62,8 @@ class Stored:
     no notice.
     """
 
+    per_step, one_device = ("u",), True
+
     def __init__(self, phi: Propagator, u: Array) -> None:
         self.phi, self.u, self._guessed = phi, u, hasattr(phi, "step_from")
         self.batch_invariant = phi.batch_invariant
@@ -82,6 +84,8 @@ class Pair:
     result itself; with the one right-hand side ``f - g`` it would be so to rounding only, and for a poor coarse
     propagator never.
     """
+
+    per_step: tuple[str, ...] = ("f", "g")
 
     def __init__(self, phi: Propagator, f: Array, g: Array) -> None:
         self.phi, self.f, self.g = phi, f, g
@@ -110,6 +114,8 @@ def pair(phi: Propagator, f: Array, g: Array) -> Pair:
 
 class WithResidual:
     """``A_i(u[i+1], u[i]) = rhs[i]`` for a propagator that brings its own residual; no ``rhs`` means zero."""
+
+    per_step: tuple[str, ...] = ("rhs",)
 
     def __init__(self, phi: ResidualPropagator, rhs: Array | None = None) -> None:
         self.phi, self.rhs = phi, rhs

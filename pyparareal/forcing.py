@@ -23,6 +23,8 @@ class Forced:
     ``rediscretise``, where ``phi`` has it, is that of ``phi``: without the right-hand side.
     """
 
+    per_step: tuple[str, ...] = ("rhs",)
+
     def __init__(self, phi: Propagator, rhs: Array) -> None:
         self.phi, self.rhs = phi, rhs
         self.batch_invariant = phi.batch_invariant

@@ -57,6 +57,10 @@ class Tridiagonal:
             raise ValueError(f"lower, upper: got shapes {self.lower.shape}, {self.upper.shape}, expected ({n - 1},)")
         self._factors: dict[Any, tuple[Array, Array, Array]] = {}
 
+    def on(self, device: str) -> Tridiagonal:
+        """Itself: its factors are kept by device (:mod:`pyparareal.runtime.replicas`)."""
+        return self
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.diagonal.shape

@@ -121,7 +121,8 @@ def solve(
         tolerance and ``on_failure`` of the solve. The gradients are those of the chain at the states found,
         exact to the two tolerances. Modules in training mode with BatchNorm or dropout are refused.
     runtime : Runtime, optional
-        Where the work runs; default :class:`LocalRuntime`. :class:`GraphRuntime`: cycles of MGRIT as CUDA graphs.
+        Where the work runs; default :class:`LocalRuntime`, with ``devices=[...]`` on several GPUs or in several
+        threads. :class:`GraphRuntime`: cycles of MGRIT as CUDA graphs.
         :func:`pyparareal.distributed`: in several processes, which all call this and get the same solution.
 
     Raises
@@ -138,7 +139,7 @@ def solve(
         raise TypeError(f"freeze: got {freeze!r}, expected True or False")
     u0, grid = checks.initial_value(u0), checks.grid(grid)
     start = arrays.detached(u0)
-    runtime = checks.runtime(runtime)
+    runtime = checks.runtime(runtime, start)
     if tol is None and max_iterations is None:
         raise ValueError("max_iterations: got None with tol=None, expected how many iterations to run")
     tol = None if tol is None else checks.tolerance(tol)
@@ -231,7 +232,7 @@ def serial_solve(
     start = arrays.detached(u0)
     grid.slices(m)
     chain = checks.propagator("fine", forced(fine, rhs, start, grid), grid, deterministic)
-    runtime = checks.runtime(runtime)
+    runtime = checks.runtime(runtime, start)
     common = Common(0.0, None, None, False, deterministic, False, runtime, None)
 
     def compute() -> Solution:

@@ -7,4 +7,6 @@ from .distributed import DistributedRuntime as DistributedRuntime
 from .distributed import distributed as distributed
 from .graph import GraphRuntime as GraphRuntime
 from .local import LocalRuntime as LocalRuntime
+from .placement import PlacedRuntime as PlacedRuntime
 from .protocol import Runtime as Runtime
+from .replicas import per_device as per_device

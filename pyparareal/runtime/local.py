@@ -36,9 +36,19 @@ class LocalRuntime:
     slices_per_call : int, optional
         Cut the batch into calls of at most so many slices, to bound the memory of a step. With a
         batch-invariant propagator this does not change a bit of the result.
+    devices, shares : sequences, optional
+        Cut it into blocks that advance at the same time on several devices, or in several threads:
+        :class:`.PlacedRuntime`, which the object then is.
     """
 
-    def __init__(self, *, slices_per_call: int | None = None) -> None:
+    def __new__(cls, *_: Any, devices: Any = None, shares: Any = None, **__: Any) -> LocalRuntime:
+        if cls is LocalRuntime and (devices is not None or shares is not None):
+            from .placement import PlacedRuntime
+
+            return super().__new__(PlacedRuntime)
+        return super().__new__(cls)
+
+    def __init__(self, *, slices_per_call: int | None = None, devices: Any = None, shares: Any = None) -> None:
         if slices_per_call is not None and slices_per_call < 1:
             raise ValueError(f"slices_per_call: got {slices_per_call}, expected at least 1")
         self.slices_per_call = slices_per_call
@@ -47,10 +57,7 @@ class LocalRuntime:
     def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, **fused: Any) -> None:
         if not len(u):
             return
-        if self.slices_per_call is None:
-            self.do(_steps(phi, u, points, m, out, **fused))
-        else:
-            self.do(_in_parts, self.slices_per_call, phi, u, points, m, out, **fused)
+        self.do(steps_of(self.slices_per_call, phi, u, points, m, out, **fused))
 
     def shift(self, u: Array) -> Array:
         return u[:-1]  # one range holds all slices: the left neighbour's end is the row before
@@ -107,6 +114,15 @@ class LocalRuntime:
 def _in_turn(link: Link, u: Array, first: int) -> None:
     for n in range(first, len(u) - 1):
         link(n, u[n : n + 1], u[n + 1 : n + 2])
+
+
+def steps_of(
+    size: int | None, phi: Propagator, u: Array, points: slice, m: int, out: Any, **fused: Any
+) -> Callable[[], None]:
+    """The call that takes them, ``size`` slices at a time."""
+    if size is None:
+        return _steps(phi, u, points, m, out, **fused)
+    return partial(_in_parts, size, phi, u, points, m, out, **fused)
 
 
 def _in_parts(size: int, phi: Propagator, u: Array, points: slice, m: int, out: Any, **fused: Any) -> None:

@@ -30,9 +30,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...runtime.team import Context
 from . import Modules, States, streams
 from .serial import Serial, require_meeting, run_part
-from .team import Context, team
+from .team import context, team
 
 PartStates = tuple[Tensor, Tensor]  # x_j, y_j
 
@@ -73,12 +74,12 @@ class Parallel:
 
     def _run_threads(self, preprocess: Modules, fine: Modules, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         parts = list(zip(preprocess, fine, strict=True))
-        context = Context.current()
+        here = context()
         modules = [m for part in parts for member in part for m in member.modules()]
-        run = partial(self._forward, tuple(m.training for m in modules), context)
+        run = partial(self._forward, tuple(m.training for m in modules), here)
         parameters = [list(dict.fromkeys(p for m in part for p in m.parameters() if p.requires_grad)) for part in parts]
         wanted = list(dict.fromkeys(chain(*parameters)))
-        if context.grad and (wanted or x.requires_grad):
+        if here.grad and (wanted or x.requires_grad):
             states = _Parts.apply(parts, run, parameters, x, *wanted)  # type: ignore[no-untyped-call]
             return list(states[: len(parts)]), list(states[len(parts) :])
         pairs = run([partial(_part, j, part, x) for j, part in enumerate(parts)])
@@ -155,7 +156,7 @@ class _Parts(torch.autograd.Function):
             for j, pair in enumerate(ctx.pairs)
         ]
         with _hooks_held(ctx.wanted):
-            found = team(count).run(tasks, Context.current())
+            found = team(count).run(tasks, context())
         # In the order in which autograd adds up the serial network's: the last part's first.
         sums: dict[int, Tensor] = {}
         of_x: Tensor | None = None

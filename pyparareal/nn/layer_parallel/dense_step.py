@@ -57,6 +57,7 @@ class DenseStep:
     kernel_devices: tuple[str, ...] = ("cpu",)
     precision = "exact"
     fused, compares, batch_invariant = True, True, True
+    per_step = ("weight", "bias")
 
     def __init__(self, weight: Tensor, bias: Tensor | None, h: float, activation: str = "tanh") -> None:
         self.weight, self.bias, self.h, self.activation = weight, bias, h, activation
@@ -191,7 +192,7 @@ class DenseAdjoint:
     the end of ``u`` have slopes of zero, which keep ``lambda`` (but for the sign of a zero).
     """
 
-    fused, compares, batch_invariant = True, True, True
+    fused, compares, batch_invariant, stays = True, True, True, True
 
     def __init__(self, phi: DenseStep, u: Tensor, last: int, w: Tensor | None) -> None:
         kept, self.steps = last - (len(u) - 1), last

@@ -41,6 +41,7 @@ class HeldGates:
     batch_invariant = False
     fused = False
     jacobians: tuple[str, ...] = ("full", "diagonal")
+    per_step = ("gates",)
 
     def __init__(self, gates: Tensor, hold: int) -> None:
         self.gates, self.hold, self.steps = gates, hold, len(gates)

@@ -1,0 +1,476 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Several devices in one process have the bits of one; here they are threads, on a machine with a GPU its streams."""
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'pyparareal[torch]'")
+
+from distributed_cases import CASES, parareal  # noqa: E402
+from mgrit_cases import POOR  # noqa: E402
+from newton_cases import Cell, Logistic  # noqa: E402
+from test_adjoint import Problem  # noqa: E402
+from test_kept_cycles import heat, random_options, told_of  # noqa: E402
+
+from pyparareal import MGRIT, DistributedRuntime, GraphRuntime, LocalRuntime, Newton, TimeGrid, arrays, solve  # noqa: E402
+from pyparareal.propagators import Map  # noqa: E402
+from pyparareal.runtime import PlacedRuntime  # noqa: E402
+from pyparareal.runtime.placement import Work  # noqa: E402
+
+pytestmark = [
+    *(pytest.mark.filterwarnings(f"ignore:{w}:RuntimeWarning") for w in ("overflow", "invalid value", "divide by")),
+    pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning"),  # coarse steps take NumPy's sin
+]
+
+U0 = np.array([[0.37, 0.2]])
+PLACES = {
+    "one": {"devices": ["cpu"]},
+    "two": {"devices": ["cpu", torch.device("cpu")]},
+    "three, uneven": {"devices": ["cpu"] * 3, "shares": [2, 1, 0.5]},
+    "nine, two slices a call": {"devices": ["cpu"] * 9, "slices_per_call": 2},  # more than there are slices, at times
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """What a block has: matrix products may round otherwise with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def bits(u):
+    return arrays.to_numpy(u.float() if u.dtype == torch.bfloat16 else u).tobytes() if u is not None else None
+
+
+def require_same(problem, places, **more):
+    """The same bits, history and cost on one device and on ``places``."""
+    alone = solve(**problem() | more, runtime=LocalRuntime())
+    placed = solve(**problem() | more, runtime=LocalRuntime(**places))
+    assert bits(placed.u) == bits(alone.u)
+    assert repr((placed.status, placed.residuals)) == repr((alone.status, alone.residuals))
+    for name in ("fine_steps", "coarse_steps", "critical_fine_steps", "steps_per_level", "converged_slices"):
+        assert getattr(placed.stats, name) == getattr(alone.stats, name)
+    return alone
+
+
+# The theorem
+
+
+@pytest.mark.parametrize("places", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_on_several_devices_have_the_bits_of_one(name, places):
+    require_same(CASES[name], places)
+
+
+@pytest.mark.parametrize("storage", ["numpy", "torch"])
+@pytest.mark.parametrize("jacobian", ["full", "diagonal", "none"])
+def test_newton_has_the_bits_of_one_device(jacobian, storage):
+    def problem():
+        u0 = U0 if storage == "numpy" else torch.from_numpy(U0)
+        ask = {"tol": 0.0, "on_failure": "return", "keep_going": True, "method": Newton(jacobian)}
+        return {"fine": Logistic(slope=0.5), "u0": u0, "grid": TimeGrid(0, 1, 27), "m": 2} | ask
+
+    require_same(problem, PLACES["three, uneven"])
+
+
+def test_newton_by_autograd_has_the_bits_of_one_device():
+    def problem():
+        cell = Cell(24, like=torch.zeros(1, dtype=torch.float64))
+        ask = {"tol": 1e-12, "deterministic": True, "method": Newton("full")}
+        return {"fine": Plain(cell), "u0": cell.u0, "grid": cell.grid, "m": 1} | ask
+
+    assert 2 < require_same(problem, PLACES["two"]).iterations < 12  # the Jacobians were of use
+
+
+class Plain:
+    """A cell that keeps its Jacobians to itself."""
+
+    batch_invariant = False
+
+    def __init__(self, cell):
+        self.cell = cell
+
+    def step(self, u, points):
+        return self.cell.step(u, points)
+
+
+@pytest.mark.parametrize("first", range(0, 40, 10))
+def test_any_options_of_mgrit_give_the_bits_of_one_device(first):
+    """Fused relaxations with everything that they take and return."""
+    for seed in range(first, first + 10):
+        problem, size, disturbed = random_options(seed)
+        alone = told_of(LocalRuntime(slices_per_call=size), problem, disturbed)
+        placed = told_of(LocalRuntime(slices_per_call=size, devices=["cpu"] * 2), problem, disturbed)
+        for here, there in zip(alone[0], placed[0], strict=True):
+            assert here.tobytes() == there.tobytes(), seed
+        np.testing.assert_array_equal(alone[1], placed[1], f"seed {seed}")
+        assert alone[2] == placed[2], seed
+
+
+@pytest.mark.parametrize("method", ["parareal", MGRIT(levels=3, min_coarse=1, stagnation=None), Newton("full")])
+def test_gradients_have_the_bits_of_one_device(method):
+    """The backward pass stays on the device of the states."""
+    found = []
+    for places in ({}, PLACES["three, uneven"]):
+        problem = Problem(30)
+        # A tolerance above rounding: states that differ by it would give gradients that differ.
+        u = solve(problem.phi, problem.u0, problem.grid, m=3, tol=1e-5, rhs=problem.rhs, method=method,
+                  runtime=LocalRuntime(**places)).u  # fmt: skip
+        u.square().sum().backward()
+        found.append([bits(u.detach()), *(bits(t.grad) for t in problem.inputs)])
+    assert found[0] == found[1]
+    assert None not in found[0]
+
+
+@pytest.mark.parametrize("method", ["parareal", MGRIT(levels=3, min_coarse=1, stagnation=None), Newton("full")])
+def test_the_backward_pass_stays_in_the_thread_of_its_caller(method):
+    forward, backward = set(), set()
+    weight = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+
+    def step(u):
+        (backward if u.requires_grad else forward).add(threading.get_ident())
+        return weight * torch.tanh(u)
+
+    u0, grid = torch.full((2, 3), 0.4, dtype=torch.float64, requires_grad=True), TimeGrid(0, 1, 24)
+    runtime = LocalRuntime(devices=["cpu"] * 2)
+    coarse = None if isinstance(method, Newton) else [lambda u: weight**3 * u] * 2
+    coarse = coarse[0] if method == "parareal" else coarse
+    u = solve(step, u0, grid, m=3, tol=1e-9, coarse=coarse, method=method, runtime=runtime).u
+    threads = forward | backward
+    backward.clear()
+    u.sum().backward()
+    assert len(threads) > 1
+    assert backward == {threading.get_ident()}
+
+
+def test_the_rows_of_a_block_are_those_of_its_steps():
+    work = Work(None, None, slice(3, 12, 4), 2, None, {}, None)  # steps 3, 4, 7, 8, 11, 12
+    assert work.rows == range(3, 13)
+
+
+# Who takes what
+
+
+@given(st.integers(0, 50), st.lists(st.integers(1, 9) | st.floats(0.01, 100), min_size=1, max_size=7))
+def test_blocks_are_contiguous_and_as_large_as_their_shares(slices, shares):
+    blocks = LocalRuntime(devices=["cpu"] * len(shares), shares=shares).blocks(slices)
+    assert [n for block in blocks for n in range(block.first, block.last)] == list(range(slices))
+    assert all(block.first < block.last for block in blocks)
+    assert [block.entry for block in blocks] == sorted({block.entry for block in blocks})
+    for block in blocks:
+        exact = slices * shares[block.entry] / sum(shares)
+        assert abs(block.last - block.first - exact) < 1 + 1e-9
+    if slices and not blocks[0].entry:
+        assert blocks[0].first == 0
+    assert not slices or blocks[0].entry == 0  # a single slice stays where the states are
+
+
+class Meeting:
+    """A step that only returns when as many threads are in it at the same time."""
+
+    batch_invariant = True
+
+    def __init__(self, threads):
+        self.barrier, self.seen = threading.Barrier(threads, timeout=20), []
+
+    def step(self, u, points):
+        self.barrier.wait()
+        self.seen.append((len(u), points, torch.get_num_threads(), torch.is_grad_enabled(), threading.get_ident()))
+        return u + 1
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_blocks_advance_at_the_same_time_with_one_intra_op_thread_each(grad):
+    torch.set_num_threads(2)
+    phi, u = Meeting(3), np.zeros((7, 1))
+    out = np.empty_like(u)
+    with torch.set_grad_enabled(grad):
+        LocalRuntime(devices=["cpu"] * 3, shares=[4, 2, 1]).map(phi, u, slice(1, 20, 3), 2, out=out)
+    assert (out == 2).all()
+    assert torch.get_num_threads() == 2
+    assert len({seen[4] for seen in phi.seen}) == 3
+    expected = [(4, slice(1, 13, 3)), (2, slice(13, 19, 3)), (1, slice(19, 22, 3))]
+    expected += [(n, slice(p.start + 1, p.stop + 1, 3)) for n, p in expected]
+    got = sorted((count, list(range(*p.indices(99))), *rest) for count, p, *rest, _ in phi.seen)
+    assert got == sorted((count, list(range(*p.indices(99))), 1, grad) for count, p in expected)
+
+
+def test_a_call_takes_no_more_slices_than_it_may_on_each_device():
+    sizes = []
+
+    def step(u):
+        sizes.append(len(u))
+        return u + 1
+
+    runtime = LocalRuntime(devices=["cpu"] * 2, slices_per_call=2)
+    u = np.zeros((9, 1))
+    runtime.map(Map(step), u, slice(0, 9, 1), out=u)
+    assert (u == 1).all()
+    assert sorted(sizes) == [1, 2, 2, 2, 2]  # 5 and 4
+
+
+# Errors
+
+
+class Boom(ArithmeticError):
+    pass
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_an_error_in_one_block_is_raised_unchanged_when_all_have_ended(bad):
+    boom, ended = Boom("here"), []
+    others = threading.Barrier(3, timeout=20)
+
+    def step(u, points):
+        others.wait()
+        if points.start == 2 * bad:
+            raise boom
+        for _ in range(200):
+            u = u + 1
+        ended.append(points.start)
+        return u
+
+    runtime = LocalRuntime(devices=["cpu"] * 3)
+    u, phi = np.zeros((6, 100)), Map(step, pass_points=True)
+    with pytest.raises(Boom) as caught:
+        runtime.map(phi, u, slice(0, 6, 1), out=np.empty_like(u))
+    assert caught.value is boom
+    assert sorted(ended) == [n for n in (0, 2, 4) if n != 2 * bad]
+    require_same(parareal, {"devices": ["cpu"] * 3})  # nothing is broken
+
+
+def test_error_states_of_numpy_reach_the_threads():
+    def step(u):
+        return u / (u - u)
+
+    u = np.ones((4, 1))
+    with np.errstate(all="raise"), pytest.raises(FloatingPointError):
+        LocalRuntime(devices=["cpu"] * 2).map(Map(step), u, slice(0, 4, 1), out=np.empty_like(u))
+
+
+def test_autocast_reaches_the_threads():
+    dtypes = []
+    net = torch.nn.Linear(3, 3).requires_grad_(False)
+
+    def step(u):
+        y = net(u)
+        dtypes.append(y.dtype)
+        return u + y.to(u.dtype)
+
+    u = torch.ones(4, 2, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        LocalRuntime(devices=["cpu"] * 2).map(Map(step), u, slice(0, 4, 1), out=u)
+    assert dtypes == [torch.bfloat16] * 2
+
+
+def test_a_solve_within_a_block_does_not_wait_for_its_own_threads():
+    runtime = LocalRuntime(devices=["cpu"] * 2)
+
+    def step(u):
+        runtime.map(Map(lambda v: v + 1), u, slice(0, len(u), 1), out=u)
+        return u
+
+    u = np.zeros((8, 1))
+    runtime.map(Map(step), u, slice(0, 8, 1), 3, out=u)
+    assert (u == 3).all()
+
+
+WRONG = [
+    ({"devices": []}, ValueError, "devices: got none, expected at least one"),
+    ({"devices": "cpu"}, TypeError, r"devices: got 'cpu', expected a sequence such as \['cuda:0', 'cuda:1'\]"),
+    ({"shares": [1]}, TypeError, "devices: got None, expected a sequence"),
+    ({"devices": ["tpu"]}, ValueError, "devices: got 'tpu', expected 'cpu' or 'cuda:N'"),
+    ({"devices": ["cuda:x"]}, ValueError, "devices: got 'cuda:x', expected 'cpu' or 'cuda:N'"),
+    ({"devices": ["cpu:1"]}, ValueError, "devices: got 'cpu:1', expected 'cpu' or 'cuda:N'"),
+    ({"devices": [0]}, TypeError, "devices: got int for a device, expected a str or a torch.device"),
+    ({"devices": ["cpu", "cuda:99"]}, ValueError, "devices: got 'cuda:99', expected a CUDA device that is there"),
+    ({"devices": ["cpu"] * 2, "shares": [1]}, ValueError, "shares: got 1, expected one for each of the 2 devices"),
+    ({"devices": ["cpu"], "shares": [0]}, ValueError, "shares: got 0, expected finite numbers above 0"),
+    ({"devices": ["cpu"], "shares": [True]}, TypeError, "shares: got True, expected numbers"),
+    ({"devices": ["cpu"], "shares": 2}, TypeError, "shares: got 2, expected a number for each of the 1 devices"),
+    ({"devices": ["cpu"], "slices_per_call": 0}, ValueError, "slices_per_call: got 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "message"), WRONG, ids=lambda v: str(v)[:40])
+def test_what_is_no_device_is_refused(options, kind, message):
+    with pytest.raises(kind, match=message):
+        LocalRuntime(**options)
+
+
+def never(u):
+    raise AssertionError("a step was taken")
+
+
+@pytest.mark.parametrize("method", ["parareal", "mgrit", "newton"])
+def test_states_that_are_elsewhere_are_refused_before_any_step(method, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    runtime = LocalRuntime(devices=["cuda:0", "cuda:1"])
+    ask = {"grid": TimeGrid(0, 1, 8), "m": 2, "tol": 0.0, "coarse": never, "method": method, "runtime": runtime}
+    with pytest.raises(ValueError, match="u0: got a NumPy array, expected torch on a CUDA device for the devices cuda"):
+        solve(never, U0, **ask)
+    with pytest.raises(ValueError, match="u0: got a tensor on cpu, expected torch on a CUDA device"):
+        solve(never, torch.from_numpy(U0), **ask)
+    with pytest.raises(ValueError, match="u0: got a tensor on cpu"):
+        runtime.map(Map(never), torch.zeros(3, 1), slice(0, 3, 1), out=torch.zeros(3, 1))
+
+
+def test_only_the_plain_runtime_becomes_a_placed_one():
+    assert type(LocalRuntime()) is LocalRuntime
+    assert type(LocalRuntime(slices_per_call=3)) is LocalRuntime
+    placed = LocalRuntime(devices=["cpu"], slices_per_call=3)
+    assert type(placed) is PlacedRuntime
+    assert placed.slices_per_call == 3
+    with pytest.raises(TypeError, match="devices"):
+        GraphRuntime(devices=["cpu"])
+    assert not issubclass(DistributedRuntime, PlacedRuntime)
+
+
+@pytest.mark.no_sanitize
+def test_without_torch_there_are_threads_too():
+    code = """if True:
+        import sys, threading, numpy as np
+        from pyparareal import LocalRuntime, TimeGrid, solve
+        from pyparareal.propagators import Map
+        meeting = threading.Barrier(2, timeout=20)
+        def step(u):
+            meeting.wait()
+            runtime.map(Map(lambda v: 3.9 * v * (1 - v)), u, slice(0, len(u), 1), out=u)  # in this thread
+            return u
+        runtime, u = LocalRuntime(devices=["cpu", "cpu"]), np.full((4, 1), 0.3)
+        runtime.map(Map(step), u, slice(0, 4, 1), 2, out=u)
+        assert len(set(u.ravel())) == 1
+        def boom(u):
+            raise LookupError("boom")
+        try:
+            runtime.map(Map(boom), u, slice(0, 4, 1), out=u)
+        except LookupError:
+            assert "torch" not in sys.modules
+            print("fine")
+    """
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "fine\n", done.stderr
+
+
+# GPUs: two streams of one device, two devices where there are two
+
+
+def on_gpu(case, name="cuda:0"):
+    moved = {"u0": torch.as_tensor(case["u0"]).to(name)}
+    # Of the coarse steps some take a sine or cosine of NumPy.
+    waves = Map(lambda u: 0.8 * torch.sin(2.5 * u), batch_invariant=True), POOR[2], POOR[2]
+    there = dict(zip(map(id, POOR), waves, strict=True))
+    coarse = case.get("coarse")
+    if isinstance(coarse, list):
+        moved["coarse"] = [there.get(id(one), one) for one in coarse]
+    elif coarse is not None:
+        moved["coarse"] = there.get(id(coarse), coarse)
+    moved |= {key: torch.as_tensor(case[key]).to(name) for key in ("rhs", "initial") if case.get(key) is not None}
+    return case | moved
+
+
+GPU_CASES = {
+    "parareal": parareal,
+    "parareal, forced": CASES["parareal, forced"],
+    "parareal, heat": CASES["parareal, heat"],
+    "parareal, float32": CASES["parareal, float32"],
+    "FCF, every point": CASES["FCF, every point"],
+    "FCF, heat": lambda: heat(levels=3),
+    "FCF, heat, every point": lambda: heat() | {"save": "all"},
+    "three levels": CASES["three levels"],
+    "FCF, residual": CASES["FCF, residual"],
+    "Newton": lambda: parareal() | {"fine": Logistic(slope=0.5), "method": Newton("full")},
+    "Newton, diagonal": lambda: parareal() | {"fine": Logistic(slope=0.5), "method": Newton("diagonal")},
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("name", GPU_CASES)
+def test_streams_have_the_bits_of_one(name, copies, monkeypatch):
+    from pyparareal.runtime import device_streams
+
+    if copies:  # as if the second entry were another device
+        monkeypatch.setattr(device_streams, "Here", device_streams.Elsewhere)
+    require_same(lambda: on_gpu(GPU_CASES[name]()), {"devices": ["cuda:0"] * 2})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("copies", [False, True])
+def test_nobody_reads_too_early(copies, monkeypatch):
+    """Each block is delayed before and after its work, by about 10 ms: longer than everything else here takes."""
+    from pyparareal.runtime import device_streams
+
+    if copies:
+        monkeypatch.setattr(device_streams, "Here", device_streams.Elsewhere)
+        room = device_streams.Elsewhere._room
+
+        def late(self, like):
+            torch.cuda._sleep(20_000_000)
+            return room(self, like)
+
+        monkeypatch.setattr(device_streams.Elsewhere, "_room", late)
+    streams = set()
+
+    def step(u):
+        streams.add(torch.cuda.current_stream().cuda_stream)
+        torch.cuda._sleep(20_000_000)
+        v = 3.9 * u * (1 - u)
+        torch.cuda._sleep(20_000_000)
+        return v
+
+    def plain(u):
+        return 3.9 * u * (1 - u)
+
+    torch.cuda._sleep(20_000_000)
+    u = torch.rand(8, 3, device="cuda")  # ready only after the delay
+    expected, got = torch.empty_like(u), torch.empty_like(u)
+    runtime = LocalRuntime(devices=["cuda:0"] * 2)
+    for _ in range(3):
+        LocalRuntime().map(Map(plain), u, slice(0, 8, 1), 2, out=expected)
+        runtime.map(Map(step), u, slice(0, 8, 1), 2, out=got)
+        assert torch.equal(got, expected)
+        u = got.clone()
+        got.zero_()
+    assert len(streams) == 2
+    assert torch.cuda.current_stream().cuda_stream not in streams
+
+
+@pytest.mark.gpu
+def test_an_error_on_one_stream_leaves_the_others_joined():
+    def step(u, points):
+        if points.start:
+            raise Boom
+        torch.cuda._sleep(20_000_000)
+        return u + 1
+
+    u = torch.zeros(4, 1, device="cuda")
+    with pytest.raises(Boom):
+        LocalRuntime(devices=["cuda:0"] * 2).map(Map(step, pass_points=True), u, slice(0, 4, 1), out=u)
+    assert u.cpu().ravel().tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [*GPU_CASES, "modules"])
+def test_two_gpus_have_the_bits_of_one(name):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    problem = GPU_CASES.get(name, lambda: CASES["parareal, modules"]())
+
+    def placed():
+        case = on_gpu(problem())
+        for key in ("fine", "coarse"):
+            if isinstance(case.get(key), torch.nn.Module):
+                case[key].to("cuda:0")
+        return case
+
+    for devices in (["cuda:0", "cuda:1"], ["cuda:1"], ["cuda:1", "cuda:0", "cuda:1"]):
+        require_same(placed, {"devices": devices})
