@@ -5,14 +5,13 @@ Writes ``FOLDER/<rank>.json``: for each case the mode that ran and the largest r
 """
 
 import json
-import os
 import sys
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 from execution_nets import residual_net
+from processes import join
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -96,12 +95,9 @@ def cases(rank, ranks):
 
 
 def main(rank, ranks, folder):
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    join(rank, ranks, folder)
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(3)  # a thread per part in parallel mode
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
-    )
     try:
         found = dict(cases(rank, ranks))
     finally:

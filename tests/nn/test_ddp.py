@@ -2,9 +2,6 @@
 """DistributedDataParallel around a network in every mode: two processes, one gradient."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("torch was built without gloo", allow_module_level=True)
+
+from processes import launch  # noqa: E402
 
 RANKS = 2
 # float64, three steps of gradient descent on sums of at most 16 * 7 terms through about 12 layers: as in
@@ -25,28 +24,8 @@ SETUPS = ("", ", static graph", ", many buckets", ", unused looked for", ", accu
 def found(tmp_path_factory):
     """What each rank wrote. All ranks end within the time, or all are ended."""
     folder = tmp_path_factory.mktemp("ddp")
-    here = Path(__file__).parent
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(here / "ddp_worker.py")]
-    workers = [
-        subprocess.Popen(
-            [*command, str(rank), str(RANKS), str(folder)],
-            cwd=here,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        output = [worker.communicate(timeout=180)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-            worker.stdout.close()
-    assert [worker.returncode for worker in workers] == [0] * RANKS, "\n".join(output)
+    codes, output = launch(Path(__file__).parent / "ddp_worker.py", RANKS, folder)
+    assert codes == [0] * RANKS, "\n".join(output)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
 
 

@@ -6,13 +6,12 @@ Writes ``FOLDER/<rank>.json``: for each case the largest difference of a gradien
 
 import json
 import math
-import os
 import sys
 import warnings
-from datetime import timedelta
 from pathlib import Path
 
 import torch
+from processes import join
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -113,12 +112,8 @@ def cases(rank, ranks):
 
 
 def main(rank, ranks, folder):
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of torch's own collectives
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
-    )
+    join(rank, ranks, folder)
     try:
         found = dict(cases(rank, ranks))
     finally:

@@ -2,9 +2,6 @@
 """Two processes with a share of the batch each have the gradients of one with all of it: DDP, FSDP2 of the whole."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("torch was built without gloo", allow_module_level=True)
+
+from processes import launch  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 RANKS = 2
@@ -25,25 +24,8 @@ TOLERANCE = 26 * 48 * 3 * 10 * 2.0**-53
 def found(tmp_path_factory):
     """What each rank wrote. All ranks end within the time, or all are ended."""
     folder = tmp_path_factory.mktemp("layers")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "layer_parallel_worker.py"), str(rank), str(RANKS), str(folder)],
-            cwd=HERE,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        output = [worker.communicate(timeout=180)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-            worker.stdout.close()
-    assert [worker.returncode for worker in workers] == [0] * RANKS, "\n".join(output)
+    codes, output = launch(HERE / "layer_parallel_worker.py", RANKS, folder)
+    assert codes == [0] * RANKS, "\n".join(output)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
 
 

@@ -5,13 +5,12 @@ Writes ``FOLDER/<rank>.json``: for each kind and method the largest difference o
 """
 
 import json
-import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 from gru_cases import layers
+from processes import join
 from torch.nn.parallel import DistributedDataParallel
 
 STEPS, BATCH = 17, 3
@@ -35,11 +34,7 @@ def worst(kind, method, rank, ranks):
 
 
 def main(rank, ranks, folder):
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
-    )
+    join(rank, ranks, folder)
     try:
         found = {f"{k} {m}": worst(k, m, rank, ranks) for k in ("GRU", "LSTM") for m in ("serial", "mgrit", "hybrid")}
     finally:

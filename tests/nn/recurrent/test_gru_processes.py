@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'pyparareal[torch]'")
 
 from gru_cases import tolerance  # noqa: E402
+from processes import launch  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 EXAMPLE = HERE.parents[2] / "examples" / "sequence_gru.py"
@@ -25,26 +26,8 @@ RANKS = 2
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo"
 )
 def test_gradients_of_two_processes_are_those_of_one_with_the_whole_batch(tmp_path):
-    command = [sys.executable, str(HERE / "gru_ddp_worker.py")]
-    workers = [
-        subprocess.Popen(
-            [*command, str(rank), str(RANKS), str(tmp_path)],
-            cwd=HERE,
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        output = [worker.communicate(timeout=180)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-            worker.stdout.close()
-    assert [worker.returncode for worker in workers] == [0] * RANKS, "\n".join(output)
+    codes, output = launch(HERE / "gru_ddp_worker.py", RANKS, tmp_path)
+    assert codes == [0] * RANKS, "\n".join(output)
     for rank in range(RANKS):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert len(found) == 6
