@@ -69,6 +69,9 @@ BITS = {
 NEAR = {
     "mgrit": lambda r: gru(method="mgrit", chunk=6, runtime=r),
     "mgrit, three levels": lambda r: gru(method="mgrit", chunk=4, levels=3, nu=1, runtime=r),
+    "newton": lambda r: gru(method="newton", runtime=r),
+    "newton, whole Jacobians": lambda r: gru(method="newton", jacobian="full", chunk=2, runtime=r),
+    "chunks and newton": lambda r: gru(method="hybrid", jacobian="full", chunk=6, runtime=r),
     "a cell": lambda r: cell(**CHUNKS, runtime=r),
     "a cell, mgrit": lambda r: cell(method="mgrit", chunk=8, runtime=r),
     "a cell, auto": lambda r: cell(runtime=r),
