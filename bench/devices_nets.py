@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from bench import ranks
@@ -12,28 +13,38 @@ from bench import ranks
 LAYERS, WIDTH, BATCH, CLASSES = 64, 256, 256, 10
 MICRO_BATCHES = (1, 2, 4, 8)
 ROUNDS = 7
+H = 1 / 16
 
 
-def layer(width: int) -> Any:
+def slopes() -> list[Any]:
+    """``tanh(linear(u))`` of every layer, the same on every rank."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    return [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()).to(ranks.device()) for _ in range(LAYERS)]
+
+
+@cache
+def residual() -> type[Any]:
     from torch import nn
 
     class Residual(nn.Module):
-        def __init__(self) -> None:
+        """``u + slope(u) / 16``."""
+
+        def __init__(self, slope: nn.Module) -> None:
             super().__init__()
-            self.linear = nn.Linear(width, width)
+            self.slope = slope
 
         def forward(self, u: Any) -> Any:
-            return u + self.linear(u).tanh() / 16
+            return u + H * self.slope(u)
 
-    return Residual()
+    return Residual
 
 
 def blocks() -> list[Any]:
     """The layers, the same on every rank."""
-    import torch
-
-    torch.manual_seed(0)
-    return [layer(WIDTH).to(ranks.device()) for _ in range(LAYERS)]
+    return [residual()(slope) for slope in slopes()]
 
 
 def cut() -> Any:
@@ -130,10 +141,9 @@ def networks_on_a_rank() -> dict[str, Any]:
         mine = {f"{halves[rank][int(name.split('.')[0])]}.{name.split('.', 1)[1]}": g for name, g in found.items()}
         errors[f"pipeline_{m}"] = _error(mine, exact) / math.sqrt(2)
         work[f"pipeline_{m}"] = pipeline
-    parallel = LayerParallel(blocks(), m=4, forward=2, backward=2, closing=head(), runtime=runtime)
+    parallel = LayerParallel(slopes(), h=H, m=4, forward=2, backward=2, closing=head(), runtime=runtime)
     layers = Step(parallel)
-    found, body = layers.gradients(), dict(_serial_gradients(parallel))
-    errors["layer_parallel"] = _error(body or found, exact) / math.sqrt(2)
+    errors["layer_parallel"] = _error(_by_layer(layers.gradients()), exact) / math.sqrt(2)
     ours = Step(over_ranks(cut(), runtime))
     errors["parareal_net"] = _error(ours.gradients(), Step(cut()).gradients()) / math.sqrt(2)
     samples = ranks.in_turn(work | {"layer_parallel": layers, "parareal_net": ours}, ROUNDS)
@@ -141,11 +151,15 @@ def networks_on_a_rank() -> dict[str, Any]:
     return {"errors": errors, "samples": told, "metrics": {}}
 
 
-def _serial_gradients(net: Any) -> list[tuple[str, Any]]:
-    """Gradients of layers solved in parallel, under the names of the serial network."""
-    found = []
-    for name, p in net.stack.named_parameters():
-        found += [(f"{row}.{name.split('.', 1)[-1]}", g) for row, g in enumerate(p.grad)]
+def _by_layer(stacked: dict[str, Any]) -> dict[str, Any]:
+    """Gradients of all layers at once, ``stack.stacked.0.<name> [layers, ...]``, under the names of the blocks."""
+    found = {}
+    for name, gradient in stacked.items():
+        if name.startswith("closing."):
+            found[f"{LAYERS}.{name.removeprefix('closing.')}"] = gradient
+            continue
+        inside = name.removeprefix("stack.stacked.0.")
+        found |= {f"{row}.slope.{inside}": of_layer for row, of_layer in enumerate(gradient)}
     return found
 
 
