@@ -6,6 +6,7 @@ from __future__ import annotations
 from .distributed import DistributedRuntime as DistributedRuntime
 from .distributed import distributed as distributed
 from .graph import GraphRuntime as GraphRuntime
+from .joining import join as join
 from .local import LocalRuntime as LocalRuntime
 from .placement import PlacedRuntime as PlacedRuntime
 from .protocol import Runtime as Runtime

@@ -11,9 +11,11 @@ runs along the chain of waits within a moment, and only a rank that hangs is wai
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -27,6 +29,7 @@ from .wires import HostWire, NcclWire, Sent, Wire, from_bytes, nccl_group, to_by
 
 Array = Any
 GOING, END = 0.0, 1.0  # what a frame of numbers says first
+_OPEN: weakref.WeakSet[Ranks] = weakref.WeakSet()
 
 
 class Ranks:
@@ -56,6 +59,7 @@ class Ranks:
         self._ended: str | None = None
         self._store.set(f"here/0/{rank}", "")
         self._attempt("connecting", lambda _: self._connect(gloo), "here/0/")
+        _OPEN.add(self)
 
     def _connect(self, gloo: Any) -> None:
         self._group = gloo(self._store, self.rank, self.size, timedelta(seconds=self.timeout))
@@ -226,11 +230,15 @@ class Ranks:
         named = self._ended if isinstance(error, RankError) else f"rank {self.rank} failed: {self._ended}"
         with contextlib.suppress(RuntimeError):  # the store may have gone with a rank that kept it
             self._store.compare_set("failure", "", named)
+        self.close()
+
+    def close(self) -> None:
+        """End the connections; whoever waits for this rank is woken."""
         self._sending.clear()
         for wire in self._wires.values():
             wire.close()
         self._wires.clear()
-        self._group = None  # and with it the connections
+        self._group = None
 
     def _attempt(self, what: str, call: Callable[[Any], Any], key: str | None = None) -> None:
         self.require_open()
@@ -264,6 +272,13 @@ class Ranks:
     def _came(self, key: str, rank: int) -> bool:
         there = bool(self._store.check([f"{key}{rank}"]))
         return there and (key != "met/" or int(self._store.get(f"{key}{rank}")) >= self._met)
+
+
+@atexit.register
+def _close_all() -> None:
+    """The threads of gloo abort the process if its connections are still there when the interpreter goes."""
+    for ranks in list(_OPEN):
+        ranks.close()
 
 
 def _short(error: BaseException) -> str:

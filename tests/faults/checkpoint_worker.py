@@ -6,6 +6,8 @@
 
 import contextlib
 import json
+import os
+import signal
 import sys
 import traceback
 import warnings
@@ -217,6 +219,20 @@ def global_tensors(rank, groups, runtimes, folder):
         yield "in one", "" if torch.equal(plain, whole) else str(plain)
 
 
+def death(rank, runtime, folder):
+    """The last rank dies while all write; the others notice, and what was there before is whole."""
+    checkpoint, good = ShardedCheckpoint(folder, runtime), a_share(rank, runtime.size, 1)
+    checkpoint.save(1, good)
+    if rank == runtime.size - 1:
+        yield "alive", ""
+        sharded.write_tensors = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    yield "noticed", raised(lambda: checkpoint.save(2, good), "RankError", "writing the files")
+    yield "ended", raised(lambda: checkpoint.save(2, good), "RankError", "this runtime ended with an error")
+    alone = a_share(0, 1, 2)
+    found = ShardedCheckpoint(folder).load(alone)
+    yield "whole", "" if found.step == 1 and bits(alone) == bits(a_share(0, 1, 1)) else repr(found)
+
+
 def main():
     rank, ranks, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     join(rank, ranks, folder)
@@ -230,8 +246,9 @@ def main():
         found |= accidents(rank, runtimes[3], folder / "accidents")
     dist.barrier()
     found |= global_tensors(rank, groups, runtimes, folder / "global")
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    for name, what in death(rank, runtimes[4], folder / "death"):
+        found[name] = what
+        (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ _FILE = re.compile(r"shard-\d{5,}-model-\d{5}-of-\d{5}\.safetensors")  # the nam
 _MAX_MANIFEST_BYTES = 1 << 30
 _FIELDS = {"step": int, "ranks": int, "files": dict, "tensors": dict, "plain": dict}
 
-_held: dict[str, Any] = {}  # lock files of this process, by folder
+_held: dict[str, int] = {}  # open lock files of this process, by folder
 
 
 class NewerFormatError(CheckpointError):
@@ -87,14 +87,14 @@ class StepFolders:
         name = str(self.folder.resolve())
         if name in _held:
             return
-        file = (self.folder / ".lock").open("a")
+        file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.close()
+            os.close(file)
             raise ValueError(f"folder: got {self.folder}, into which another run is writing") from None
         except OSError:
-            file.close()
+            os.close(file)
             raise
         _held[name] = file
 

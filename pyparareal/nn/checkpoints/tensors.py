@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, RankError
 
 
 def is_global(tensor: Tensor) -> bool:
@@ -35,6 +35,8 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], runtime: Any) -> 
     ------
     OSError
         A rank could not write; raised on all.
+    RankError
+        A rank died.
     """
     dcp, storage = torch_checkpoint()
     seen: set[int] = set()
@@ -51,6 +53,8 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], runtime: Any) -> 
     except dcp.CheckpointException as error:  # a BaseException
         rank, (why, _) = next(iter(error.failures.items()))
         raise OSError(f"rank {rank}: {type(why).__name__}: {why}") from error
+    except RuntimeError as error:  # of the group's connections: DCP collects what goes wrong on a rank
+        raise RankError(f"rank {runtime.rank}: writing the files: a rank was lost ({error})") from error
 
 
 def read_tensors(folder: Path, targets: Mapping[str, Tensor]) -> None:
