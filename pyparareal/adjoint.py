@@ -36,6 +36,7 @@ from .adjoint_options import BackwardPass as BackwardPass
 from .adjoint_step import Parts
 from .cuts import From
 from .errors import ConvergenceError
+from .handshake import method_name
 from .hierarchy import Level, Transfer, build_levels
 from .linearise import Source, source_of
 from .method_runs import MethodRun, MgritRun, PararealRun, Problem, check_options
@@ -207,6 +208,12 @@ class AdjointChain:
         relaxed_to_the_end = isinstance(self.method, MGRIT) and self.method.coarsest_sweeps
         relaxed = self.levels if relaxed_to_the_end or len(self.levels) == 1 else self.levels[:-1]
         return math.prod(_factor(level, self.levels) for level in relaxed)
+
+    def asked(self) -> dict[str, str]:
+        """What must be the same on all ranks, by the name that an error says."""
+        options = {"tol": self.tol, "max_iterations": self.limit, "on_failure": self.on_failure}
+        found = {f"adjoint.{name}": repr(value) for name, value in options.items()}
+        return found | {"adjoint.method": method_name(self.method), "adjoint.accept": str(self.accept is not None)}
 
     def scale(self, dw: Tensor, points: Any) -> float:
         """``sum_i |w[i]|``, of gradients with respect to the states at some ``points``; the others are zero."""

@@ -22,7 +22,7 @@ from . import arrays
 from .adjoint import AdjointChain, Outcome, Stretch
 from .adjoint_options import BackwardPass
 from .blocks import costs, cuts_of, local_run, require_equal, take
-from .cuts import From, bounds_of
+from .cuts import From
 from .handshake import digest
 from .method_runs import MethodRun, Problem
 from .newton import Newton
@@ -82,11 +82,14 @@ class BackwardOverRanks:
 
     def __init__(self, problem: Problem, chain: AdjointChain, runtime: DistributedRuntime) -> None:
         self.problem, self.chain, self.runtime = problem, chain, runtime
-        steps, m = problem.grid.steps, problem.factor
-        self.whole = steps - steps % m
-        self.bounds = bounds_of(self.whole, chain.unit, runtime.size)
-        self.bounds[-1] = steps
-        self.working = len(self.bounds) - 1
+        steps = problem.grid.steps
+        self.whole = steps - steps % problem.factor
+        self.bounds: list[int] = []  # those of the forward solve
+
+    @property
+    def working(self) -> int:
+        """How many ranks have a block."""
+        return len(self.bounds) - 1
 
     @property
     def first(self) -> int:
@@ -95,15 +98,6 @@ class BackwardOverRanks:
     @property
     def last(self) -> int:
         return self.bounds[min(self.runtime.rank + 1, self.working)]
-
-    def kept(self, solution: Solution) -> Tensor:
-        """The states of this rank's block that ``solution`` has: the C-points, or all."""
-        m, states = self.problem.factor, solution.u
-        if self.runtime.rank >= self.working:
-            return states[:0].clone()
-        if len(solution.points) > self.problem.grid.steps:
-            return states[self.first : self.last + 1].clone()
-        return states[self.first // m : self.last // m + 1].clone()
 
     def gradients(
         self,
@@ -131,16 +125,12 @@ class BackwardOverRanks:
         self, du: Tensor, points: Any, needed: tuple[bool, ...], parameters: list[Tensor], passes: int
     ) -> dict[str, str]:
         """What must be the same on all ranks, by the name that an error says."""
-        chain = self.chain
         found = {"operation": WHAT, "grid": repr(self.problem.grid), "m": str(self.problem.m), "pass": str(passes)}
         found |= {"gradient.shape": str(tuple(du.shape)), "gradient.dtype": str(du.dtype)}
         found |= {"gradient.points": digest(points)}
         found |= {"gradient": digest(arrays.to_numpy(du.contiguous().view(torch.uint8)))}
         found |= {"needed": str(needed), "parameters": str([tuple(p.shape) for p in parameters])}
-        options = {"tol": chain.tol, "max_iterations": chain.limit, "on_failure": chain.on_failure}
-        return found | {f"adjoint.{name}": repr(value) for name, value in options.items()} | {
-            "adjoint.method": repr(chain.method), "adjoint.accept": str(chain.accept is not None)
-        }  # fmt: skip
+        return found | self.chain.asked()
 
     def _along(
         self, ranks: Ranks, kept: Tensor, points: Any, du: Tensor, *, every: bool
@@ -185,7 +175,8 @@ class BackwardOverRanks:
         if len(kept) <= last - first:
             u = arrays.empty_like(kept, slices=last - first + 1)
             phi = From(self.problem.chain, first)
-            every_point(self.problem.common.runtime, phi, TimeGrid(0, 1, last - first), m, kept, u)
+            c = kept[: (last - first) // m + 1]
+            every_point(self.problem.common.runtime, phi, TimeGrid(0, 1, last - first), m, c, u)
         if len(points) > self.problem.grid.steps:
             return u, du[first : last + 1].contiguous()
         w = torch.zeros_like(u)

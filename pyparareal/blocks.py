@@ -10,14 +10,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from . import arrays
+from . import arrays, checks
 from .coarse_blocks import joined_cycles
-from .cuts import Cuts, deepest_for, levels_of
+from .cuts import Cuts, From, bounds_of, deepest_for, levels_of
 from .errors import RankError
 from .handshake import asked_for
 from .hierarchy import Level
@@ -29,8 +31,10 @@ from .runtime.block import BlockRuntime, room_for
 from .runtime.distributed import DistributedRuntime
 from .runtime.model import Relaxed, cheapest
 from .runtime.ranks import Ranks
-from .solution import Solution, Stats, Status
+from .solution import Status
+from .states import Found, filled, points_of, serial_states, settled_status
 from .stopping import Monitor
+from .time_grid import TimeGrid
 
 Array = Any
 BlockRun = PararealRun | NewtonRun | MgritRun
@@ -53,104 +57,141 @@ def together(solve: Callable[P, T]) -> Callable[P, T]:
     return wrapped
 
 
-def over_ranks(run: MethodRun, problem: Problem, u0: Array, save: str) -> MethodRun:
-    """``run``, spread over the ranks if the runtime has any."""
+def over_ranks(run: MethodRun | None, problem: Problem, u0: Array, save: str) -> OverRanks | None:
+    """What spreads ``run``, or a serial solve if there is none, over the ranks; None if the runtime has none."""
     runtime = problem.common.runtime
     if not isinstance(runtime, DistributedRuntime):
-        return run
-    if not isinstance(run, BLOCKS):
+        return None
+    if run is not None and not isinstance(run, BLOCKS):
         raise TypeError(f"method: got a {type(run).__name__}, which does not run over ranks")
     if arrays.namespace(u0).__name__ == "cupy":
         raise TypeError("u0: got a CuPy array, which does not travel between ranks, expected NumPy or torch")
     asked = asked_for(run, problem, u0, save) | {"coarse": str(runtime.coarse), "costs": repr(runtime.costs)}
     runtime.ask(asked)
-    return OverRanks(run, runtime)
+    return OverRanks(runtime, asked)
 
 
 class OverRanks:
-    """A method that runs in blocks, one per rank; every rank ends with what one process would have."""
+    """A solve in blocks, one per rank; every rank ends with what one process would have, or its end.
 
-    def __init__(self, run: BlockRun, runtime: DistributedRuntime) -> None:
-        self.whole, self.runtime = run, runtime
-        self.fine, self.m = run.fine, run.m
-        self._final: float | None = None
-        self._block: BlockRun | None = None
+    Each rank keeps the states of its own block for a backward pass, whose blocks these are too.
+    """
 
-    @property
-    def serial(self) -> bool:
-        return self.whole.serial
+    def __init__(self, runtime: DistributedRuntime, asked: dict[str, str]) -> None:
+        self.runtime, self._asked = runtime, asked
+        self._fit, self._keeps = 1, False
 
-    @property
-    def residuals(self) -> list[float]:
-        return self.whole.residuals
-
-    @property
-    def iterations(self) -> int:
-        return self.whole.iterations
-
-    def final_residual(self, u: Array) -> float | None:
-        return self._final
-
-    def stats(self, filled: tuple[int, int]) -> Stats:
-        return self.whole.stats(filled)
-
-    def report(self, solution: Solution) -> str:
-        return self.whole.report(solution)
-
-    def run(self, u: Array, guessed: bool) -> tuple[Status, Array]:
+    def agree(self, adjoint: Any) -> None:
+        """Before the first state is sent; ``adjoint`` is the chain of the backward passes, if there may be any."""
+        self._keeps = adjoint is not None
+        more = {"differentiable": str(self._keeps)}
+        if adjoint is not None:
+            self._fit, more = adjoint.unit, more | adjoint.asked()
+        self.runtime.ask(self._asked | more)
         self.runtime.agree()
-        cuts, how = cuts_for(self.whole, self.runtime, u)
+
+    def found(self, whole: Any, u: Array, guessed: bool, grid: TimeGrid, save: str) -> Found:
+        """What ``whole`` finds from the C-points ``u``, of which only the first need be there if they are no guess."""
+        cuts, how = cuts_for(whole, self.runtime, u, self._fit)
         counts = [cuts.slices(rank) for rank in range(cuts.ranks)]
         with self.runtime.failing() as ranks:
+            told: dict[str, Any] = {}
+            block, mine, kept = None, u[:0], u[:0]
             if ranks.rank < cuts.ranks:
-                told, mine = self._run_block(ranks, cuts, how, u, guessed)
+                block, told, mine, kept = self._run_block(whole, ranks, cuts, how, u, guessed, save)
             else:
-                ranks.listen(room_of(self.whole, counts), "waiting for the result, without slices")
-                told, mine = {}, u[:0]
-            everyone = ranks.texts(told, "exchanging the results")
-            require_equal(everyone[: cuts.ranks], ranks, ("status", "residuals"))
-            ranks.blocks(u[1:], counts + [0] * (ranks.size - len(counts)), mine, "gathering the solution")
-            if isinstance(self.whole, NewtonRun):
-                logs = [one["logs"] for one in everyone[: cuts.ranks]]
-                self.whole.growth = gather_growth(self.whole, self._block, logs, u, ranks)
-        self._final = everyone[0]["final"]
-        take(self.whole, everyone[: cuts.ranks])
-        return Status[everyone[0]["status"]], u
+                ranks.listen(room_of(whole, counts), "waiting for the result, without slices")
+            everyone = ranks.texts(told, "exchanging the results")[: cuts.ranks]
+            require_equal(everyone, ranks, ("status", "residuals"))
+            found = _gathered(ranks, cuts.bounds, u[0], mine, points_of(grid, whole.m, save), "gathering the solution")
+            if self._keeps and save == "coarse" and len(kept):
+                kept[0] = found[cuts.bounds[ranks.rank] // whole.m]
+            if isinstance(whole, NewtonRun):
+                whole.growth = gather_growth(whole, block, [one["logs"] for one in everyone], found, ranks)
+        take(whole, everyone)
+        one, steps = everyone[0], [told["filled"] for told in everyone]
+        status = Status[next((told["settled"] for told in everyone if told["settled"] != one["status"]), one["status"])]
+        filled = sum(total for total, _ in steps), max(critical for _, critical in steps)
+        return Found(status, found, one["final"], filled, kept, cuts.bounds)
 
-    def _run_block(self, ranks: Ranks, cuts: Cuts, how: str, u: Array, guessed: bool) -> tuple[dict[str, Any], Array]:
-        """What to tell the others of the solve of this rank's block, and its C-points."""
+    def _run_block(
+        self, whole: BlockRun, ranks: Ranks, cuts: Cuts, how: str, u: Array, guessed: bool, save: str
+    ) -> tuple[BlockRun, dict[str, Any], Array, Array]:
+        """This rank's run; what to tell the others of it; its states to return; those for a backward pass."""
         counts = [cuts.slices(rank) for rank in range(cuts.ranks)]
         first, last = sum(counts[: ranks.rank]), sum(counts[: ranks.rank + 1])
-        room = room_of(self.whole, counts)
-        block = BlockRuntime(ranks, counts, self.runtime.seconds, self.runtime.slices_per_call, room)
-        c = arrays.copy(u[first : last + 1])
-        if not guessed:
+        room = room_of(whole, counts)
+        verbs = BlockRuntime(ranks, counts, self.runtime.seconds, self.runtime.slices_per_call, room)
+        if guessed:
+            c = arrays.copy(u[first : last + 1])
+        else:
+            c = arrays.empty_like(u, slices=last - first + 1)
             c[0] = u[0]
-        mine = local_run(self.whole, cuts.levels_of(ranks.rank), block)
-        if isinstance(mine, MgritRun) and isinstance(self.whole, MgritRun) and how != "chain":
-            mine.cycles = joined_cycles(mine.cycles, self.whole.cycles, cuts, gathered=how == "gathered")
+        mine = local_run(whole, cuts.levels_of(ranks.rank), verbs)
+        if isinstance(mine, MgritRun) and isinstance(whole, MgritRun) and how != "chain":
+            mine.cycles = joined_cycles(mine.cycles, whole.cycles, cuts, gathered=how == "gathered")
         status, c = mine.run(c, guessed)
-        told = {"status": status.name, "residuals": list(mine.residuals), "final": mine.final_residual(c)}
-        told |= costs(mine) | {"chained": block.chained}
+        told: dict[str, Any] = {"status": status.name, "residuals": list(mine.residuals)}
+        told["final"] = mine.final_residual(c)
+        told |= costs(mine) | {"chained": verbs.chained}
         if isinstance(mine, NewtonRun):
             logs = mine.slice_logs()
             told["logs"] = None if logs is None else logs.tolist()
-        self._block = mine
-        block.finish()
-        return told, c[1:]
+        states, steps = filled(mine.fine, c, mine.grid, mine.m, save, verbs)
+        # Row 0 is the neighbour's, and may be an old one.
+        told |= {"settled": settled_status(status, states[1:], c[1:]).name, "filled": steps}
+        if self._keeps and save == "end":
+            verbs.shift(c)
+        verbs.finish()
+        return mine, told, states, states if save == "all" else c
+
+    def serially(self, fine: Propagator, u0: Array, grid: TimeGrid, m: int, save: str) -> Found:
+        """One step after the other, from rank to rank."""
+        bounds = bounds_of(grid.steps, math.lcm(m, self._fit), self.runtime.size)
+        counts = [max((last - first) // m, 1) for first, last in pairwise(bounds)]
+        points = points_of(grid, m, save)
+        with self.runtime.failing() as ranks:
+            mine, finite = u0[None][:0], True
+            if ranks.rank < len(counts):
+                first, last = bounds[ranks.rank : ranks.rank + 2]
+                verbs = BlockRuntime(ranks, counts, self.runtime.seconds, self.runtime.slices_per_call)
+                part = TimeGrid(0, 1, last - first)
+                mine = serial_states(From(fine, first), u0, part, m, save, verbs)
+                finite = checks.finite(mine)
+            everyone = ranks.texts(finite, "exchanging the results")
+            found = _gathered(ranks, bounds, u0, mine, points, "gathering the serial solution")
+        status = Status.SERIAL if all(everyone) else Status.NON_FINITE
+        return Found(status, found, None, (0, 0), mine, bounds)
 
 
-def cuts_of(whole: BlockRun, ranks: int, bounds: list[int] | None = None) -> Cuts:
-    """Where the blocks lie on the levels of ``whole``."""
+def _gathered(
+    ranks: Ranks, bounds: list[int], u0: Array, mine: Array, points: np.ndarray[Any, Any], what: str
+) -> Array:
+    """The states at ``points``, of which every rank has those of its block behind the one that it starts with."""
+    u = arrays.empty_like(u0[None], slices=len(points))
+    u[0] = u0
+    if len(points) == 2:
+        if ranks.rank + 2 == len(bounds):
+            u[1] = mine[-1]
+        ranks.broadcast(u[1:], len(bounds) - 2, what)
+        return u
+    ends = np.searchsorted(points, bounds, side="right")
+    rows = [*np.diff(ends).tolist(), *[0] * (ranks.size + 1 - len(bounds))]
+    ranks.blocks(u[1:], rows, mine[len(mine) - rows[ranks.rank] :], what)
+    return u
+
+
+def cuts_of(whole: BlockRun, ranks: int, bounds: list[int] | None = None, *, fit: int = 1) -> Cuts:
+    """Where the blocks lie on the levels of ``whole``, see :class:`.Cuts`."""
     levels = levels_of(whole)
     relaxed_to_the_end = isinstance(whole, MgritRun) and bool(whole.cycles.options.coarsest_sweeps)
-    return Cuts(levels, relaxed_to_the_end or len(levels) == 1, ranks, bounds=bounds)
+    return Cuts(levels, relaxed_to_the_end or len(levels) == 1, ranks, fit=fit, bounds=bounds)
 
 
-def cuts_for(whole: BlockRun, runtime: DistributedRuntime, u: Array) -> tuple[Cuts, str]:
+def cuts_for(whole: BlockRun, runtime: DistributedRuntime, u: Array, fit: int) -> tuple[Cuts, str]:
     """The same for a solve from states like ``u``, and which of ``COARSE`` it is."""
     if not isinstance(whole, MgritRun):
-        return cuts_of(whole, runtime.size), "chain"
+        return cuts_of(whole, runtime.size, fit=fit), "chain"
     levels, options = whole.levels, whole.cycles.options
     relaxed = levels if options.coarsest_sweeps else levels[:-1]
     how = runtime.coarse
@@ -160,8 +201,8 @@ def cuts_for(whole: BlockRun, runtime: DistributedRuntime, u: Array) -> tuple[Cu
         how = cheapest(runtime.costs, u[:1].nbytes, shapes, serial, runtime.size, options.cycle)
     deepest = deepest_for(relaxed, runtime.size)
     if how == "chain" or deepest + 1 == len(levels):
-        return cuts_of(whole, runtime.size), "chain"
-    return Cuts(levels, bool(options.coarsest_sweeps), runtime.size, deepest=deepest), how
+        return cuts_of(whole, runtime.size, fit=fit), "chain"
+    return Cuts(levels, bool(options.coarsest_sweeps), runtime.size, fit=fit, deepest=deepest), how
 
 
 def take(whole: BlockRun, told: list[dict[str, Any]]) -> None:

@@ -34,6 +34,8 @@ class Cuts:
     ----------
     deepest : int, optional
         That level; default: the coarsest that is relaxed. Those after the next one are not cut at all.
+    fit : int
+        The blocks begin at multiples of so many steps, too.
     bounds : list of int, optional
         Points of the finest grid between the blocks, the first and the last included; default: :func:`bounds_of`.
 
@@ -49,6 +51,7 @@ class Cuts:
         relaxed_to_the_end: bool,
         ranks: int,
         *,
+        fit: int = 1,
         bounds: list[int] | None = None,
         deepest: int | None = None,
     ) -> None:
@@ -57,7 +60,8 @@ class Cuts:
         self.cut = min(len(relaxed) + 1, len(levels))  # levels that are
         # Steps of each level in a unit; on a coarsest level that is not relaxed, one.
         self.steps = [math.prod(level.m for level in relaxed[at:]) for at in range(len(levels))]
-        self.bounds = bounds_of(levels[0].grid.steps, self.steps[0], ranks) if bounds is None else bounds
+        unit = math.lcm(self.steps[0], fit)
+        self.bounds = bounds_of(levels[0].grid.steps, unit, ranks) if bounds is None else bounds
         self.ranks = len(self.bounds) - 1
 
     def span(self, rank: int, at: int) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Solutions that torch can differentiate: one node of the graph for a whole solve, its backward pass the adjoint chain.
 
-The solve itself runs without a graph. What it keeps for the backward pass are the states it returns; with
-``save="coarse"`` these are the C-points, from which the backward pass recomputes the others, all slices at once.
+The solve itself runs without a graph. What it keeps for the backward pass are the states it returns, or with
+``save="coarse"`` and "end" those at the C-points, from which the backward pass recomputes the others, all slices at
+once.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .method_runs import Problem
 from .relaxation import every_point
 from .runtime.distributed import DistributedRuntime
 from .solution import Solution
+from .states import Found
 from .vjp import (
     constants_of,
     held_by,
@@ -35,18 +37,18 @@ from .vjp import (
 
 
 def differentiable(
-    compute: Callable[[], Solution],
+    compute: Callable[[Any], tuple[Solution, Found]],
     problem: Problem,
     u0: Tensor,
     rhs: Tensor | None,
     parameters: Iterable[Tensor] | None,
     adjoint: Any,
 ) -> Solution:
-    """``compute()``, with ``u`` connected to those of ``u0``, ``rhs`` and the parameters that require grad.
+    """``compute(chain)``, with ``u`` connected to those of ``u0``, ``rhs`` and the parameters that require grad.
 
     Parameters
     ----------
-    compute : the solve, from ``u0`` and ``rhs`` without their graphs
+    compute : the solve, from ``u0`` and ``rhs`` without their graphs; told the chain of its backward passes, or None
     problem : what it solves
     parameters, adjoint : as in :func:`pyparareal.solve`
 
@@ -58,7 +60,7 @@ def differentiable(
     given = _given(parameters)
     chain = None if adjoint is None else _chain(problem, adjoint)
     if not torch.is_grad_enabled():
-        return compute()
+        return compute(None)[0]
     modules, tensors = held_by(problem.fine)
     known = _distinct([*tensors, *(p for module in modules for p in module.parameters() if p.requires_grad)])
     roots = u0.requires_grad or (rhs is not None and rhs.requires_grad)
@@ -72,7 +74,7 @@ def differentiable(
         known = independent(given)
     if not (known or roots):
         with torch.no_grad():
-            return compute()
+            return compute(None)[0]
     require_repeatable(modules)
     chain = chain or _chain(problem, adjoint)
     with own_graph():
@@ -130,9 +132,11 @@ class _Backward:
         runtime = problem.common.runtime
         self.ranks = BackwardOverRanks(problem, chain, runtime) if isinstance(runtime, DistributedRuntime) else None
 
-    def kept(self, solution: Solution) -> Tensor:
+    def kept(self, found: Found) -> Tensor:
         """The states from which the backward pass begins."""
-        return solution.u if self.ranks is None else self.ranks.kept(solution)
+        if self.ranks is not None and found.bounds is not None:
+            self.ranks.bounds = found.bounds
+        return found.kept
 
     def gradients(
         self, u: Tensor, points: Any, du: Tensor, parameters: list[Tensor], needed: tuple[bool, ...]
@@ -150,7 +154,7 @@ class _Backward:
             w[points.tolist()] = du
         runtime = problem.common.runtime
         with self.autocast():
-            states = u if len(points) > steps else _states(problem, u)
+            states = u if len(u) > steps else _states(problem, u)
             found = chain.along(Stretch(states, w, 0, w[-1], runtime), chain.scale(du, points), every=any(needed[1:]))
             chain.require(found)
             self.passes.append(found.went)
@@ -198,19 +202,19 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        compute: Callable[[], Solution],
+        compute: Callable[[Any], tuple[Solution, Found]],
         backward: _Backward,
         box: list[Solution],
         u0: Tensor,
         rhs: Tensor | None,
         *parameters: Tensor,
     ) -> Tensor:
-        solution = compute()
+        solution, found = compute(backward.chain)
         box.append(dataclasses.replace(solution, u=None))
         ctx.work, ctx.points, ctx.parameters = backward, solution.points, parameters
         # Saved for torch's own check that nobody has written to them since; steps may count with a tensor themselves.
         fixed = [t for t, version in backward.fixed if t._version == version]
-        ctx.save_for_backward(backward.kept(solution), rhs, *parameters, *fixed)
+        ctx.save_for_backward(backward.kept(found), rhs, *parameters, *fixed)
         return solution.u
 
     @staticmethod

@@ -22,8 +22,8 @@ from .newton_run import NewtonRun
 Array = Any
 
 
-def asked_for(run: PararealRun | NewtonRun | MgritRun, problem: Problem, u0: Array, save: str) -> dict[str, str]:
-    """Everything that must be the same on all ranks, by the name that an error says."""
+def asked_for(run: PararealRun | NewtonRun | MgritRun | None, problem: Problem, u0: Array, save: str) -> dict[str, str]:
+    """Everything that must be the same on all ranks, by the name that an error says; no ``run`` is a serial solve."""
     torch: Any = sys.modules["torch"]
     common, method = problem.common, problem.method
     found = {"operation": "solve", "pyparareal": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
@@ -38,7 +38,7 @@ def asked_for(run: PararealRun | NewtonRun | MgritRun, problem: Problem, u0: Arr
     found |= {"initial": str(common.guessed), "norm": _name(common.norm), "callback": str(common.callback is not None)}
     options = method if isinstance(method, MGRIT | Newton) else MGRIT()
     found |= {field.name: _name(getattr(options, field.name)) for field in dataclasses.fields(options)}
-    return found | dict(_propagators(run))
+    return found | ({} if run is None else dict(_propagators(run)))
 
 
 def _propagators(run: PararealRun | NewtonRun | MgritRun) -> Iterator[tuple[str, str]]:
@@ -50,6 +50,14 @@ def _propagators(run: PararealRun | NewtonRun | MgritRun) -> Iterator[tuple[str,
 
 def digest(values: np.ndarray[Any, Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+
+
+def method_name(method: Any) -> str:
+    """A method with its options."""
+    if isinstance(method, str):
+        return method
+    options = [f"{field.name}={_name(getattr(method, field.name))}" for field in dataclasses.fields(method)]
+    return f"{type(method).__name__}({', '.join(options)})"
 
 
 def _name(value: Any) -> str:

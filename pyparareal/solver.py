@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import arrays, checks
-from .blocks import over_ranks, together
+from .blocks import OverRanks, over_ranks, together
 from .errors import ConvergenceError
 from .forcing import forced
 from .method_runs import Common, MethodRun, MgritRun, PararealRun, Problem, refuse_unused
@@ -18,10 +18,10 @@ from .mgrit import MGRIT
 from .newton import Newton
 from .newton_run import NewtonRun
 from .parareal import Callback
-from .propagators import Propagator, advance, advance_all
-from .relaxation import every_point
+from .propagators import Propagator
 from .runtime import Runtime
 from .solution import Solution, Stats, Status
+from .states import SAVE, Found, filled, points_of, serial_states, settled_status
 from .stopping import SpatialNorm
 from .time_grid import TimeGrid
 
@@ -32,7 +32,6 @@ Array = Any
 
 METHODS = ("parareal", "mgrit", "newton")
 ON_FAILURE = ("raise", "serial", "return")
-SAVE = ("coarse", "all")
 
 
 @together
@@ -102,8 +101,9 @@ def solve(
         it, one per iteration; that is no faster than the serial solve, so by default it counts as a failure.
     initial : Solution or array ``[slices + 1, batch, features...]``, optional
         Starting guess at the C-points, for instance the solution of a neighbouring problem; its first row is ignored.
-    save : {"coarse", "all"}
-        Keep the C-points and the end of the grid, or every point.
+    save : {"coarse", "all", "end"}
+        Keep the C-points and the end of the grid, or every point, or only the initial value and the end of the grid
+        (points 0 and N). Differentiable is each; over ranks the C-points are not gathered for "end".
     on_failure : {"raise", "serial", "return"}
         What to do when the method does not converge: raise :class:`ConvergenceError` with the solution attached,
         solve serially, or return the solution with its status.
@@ -158,55 +158,72 @@ def solve(
         refuse_unused(m, coarse, options)
         run = MgritRun(chain, coarse, grid, m, options, start, common)
 
-    c, guessed = (start[None], False) if run.serial else _start(start, initial, grid, run.m)
-
     problem = Problem(fine, coarse, grid, run.fine, m, run.m, method, freeze, on_failure, common)
-    run = over_ranks(run, problem, start, save)
+    over = over_ranks(run, problem, start, save)
+    first_alone = run.serial or (over is not None and initial is None)
+    c, guessed = (start[None], False) if first_alone else _start(start, initial, grid, run.m)
 
-    def compute() -> Solution:
-        return _iterate(run, c, guessed, grid, save, on_failure, runtime)
+    def compute(adjoint: Any) -> tuple[Solution, Found]:
+        return _iterate(run, over, adjoint, c, guessed, grid, save, on_failure, runtime)
 
     return _connected(compute, problem, u0, rhs, parameters, adjoint)
 
 
 def _iterate(
-    run: MethodRun, u: Array, guessed: bool, grid: TimeGrid, save: str, on_failure: str, runtime: Runtime
-) -> Solution:
-    """The solution by ``run`` from the C-points ``u``, or what ``on_failure`` says."""
+    run: MethodRun,
+    over: OverRanks | None,
+    adjoint: Any,
+    u: Array,
+    guessed: bool,
+    grid: TimeGrid,
+    save: str,
+    on_failure: str,
+    runtime: Runtime,
+) -> tuple[Solution, Found]:
+    """The solution by ``run`` from the C-points ``u``, or what ``on_failure`` says; ``over`` the ranks, if any."""
     u0 = u[0]
+    if over is not None:
+        over.agree(adjoint)
     if run.serial:
         how = "return" if on_failure == "return" else "raise"
-        serial = _serial(run.fine, u0, grid, run.m, save, how, runtime)
+        serial, found = _serial(run.fine, over, u0, grid, run.m, save, how, runtime)
         stats = dataclasses.replace(serial.stats, levels=1)
-        return dataclasses.replace(serial, iterations=1, residuals=(0.0,), stats=stats)
+        return dataclasses.replace(serial, iterations=1, residuals=(0.0,), stats=stats), found
     before = dict(runtime.seconds)
-    status, u = run.run(u, guessed)
-    final = run.final_residual(u)
-    u, points, steps = _states(run.fine, u, grid, run.m, save, runtime)
-    if status in (Status.CONVERGED, Status.FIXED) and not checks.finite(u):
-        status = Status.NON_FINITE
-
+    found = _found(run, u, guessed, grid, save, runtime) if over is None else over.found(run, u, guessed, grid, save)
+    status = found.status
     stats = dataclasses.replace(
-        run.stats(steps),
+        run.stats(found.filled),
         seconds={name: total - before.get(name, 0.0) for name, total in runtime.seconds.items()},
-        final_residual=final,
+        final_residual=found.final,
     )
-    solution = Solution(u, points, grid, status, run.iterations, tuple(run.residuals), stats)
+    points = points_of(grid, run.m, save)
+    solution = Solution(found.u, points, grid, status, run.iterations, tuple(run.residuals), stats)
 
     if status.ok or status is Status.STOPPED or on_failure == "return":
-        return solution
+        return solution, found
     if on_failure == "raise":
         raise ConvergenceError(run.report(solution), solution)
-    serial = _serial(run.fine, u0, grid, run.m, save, "raise", runtime)
-    return dataclasses.replace(
+    serial, found = _serial(run.fine, over, u0, grid, run.m, save, "raise", runtime)
+    instead = dataclasses.replace(
         solution,
         u=serial.u,
         points=serial.points,
         status=Status.SERIAL_FALLBACK,
         stats=dataclasses.replace(stats, failure=status),
     )
+    return instead, found
 
 
+def _found(run: MethodRun, u: Array, guessed: bool, grid: TimeGrid, save: str, runtime: Runtime) -> Found:
+    """In one process."""
+    status, c = run.run(u, guessed)
+    final = run.final_residual(c)
+    u, steps = filled(run.fine, c, grid, run.m, save, runtime)
+    return Found(settled_status(status, u, *([c] if save == "end" else [])), u, final, steps, c if save == "end" else u)
+
+
+@together
 def serial_solve(
     fine: Any,
     u0: Array,
@@ -224,7 +241,8 @@ def serial_solve(
 
     ``m`` says which points count as C-points for ``save="coarse"``, and with ``deterministic`` where the
     blocks lie. Other parameters, and errors, as in :func:`solve`; a non-finite state is a failure. It is
-    differentiable too, one step after the other.
+    differentiable too, one step after the other. Over ranks each takes the steps of its own block, one rank after the
+    other: no faster than one process, but none has to hold all states.
     """
     checks.choose("save", save, SAVE)
     checks.choose("on_failure", on_failure, ("raise", "return"))
@@ -235,30 +253,34 @@ def serial_solve(
     runtime = checks.runtime(runtime, start)
     common = Common(0.0, None, None, False, deterministic, False, runtime, None)
 
-    def compute() -> Solution:
-        return _serial(chain, start, grid, m, save, on_failure, runtime)
-
     problem = Problem(fine, None, grid, chain, m, m, "serial", True, on_failure, common)
+    over = over_ranks(None, problem, start, save)
+
+    def compute(adjoint: Any) -> tuple[Solution, Found]:
+        if over is not None:
+            over.agree(adjoint)
+        return _serial(chain, over, start, grid, m, save, on_failure, runtime)
+
     return _connected(compute, problem, u0, rhs, parameters, None)
 
 
 def _serial(
-    fine: Propagator, u0: Array, grid: TimeGrid, m: int, save: str, on_failure: str, runtime: Runtime
-) -> Solution:
-    stride = m if save == "coarse" else 1
-
-    points = np.append(np.arange(0, grid.steps, stride), grid.steps)
-    u = arrays.empty_like(u0[None], slices=len(points))
-    u[0] = u0
+    fine: Propagator,
+    over: OverRanks | None,
+    u0: Array,
+    grid: TimeGrid,
+    m: int,
+    save: str,
+    on_failure: str,
+    runtime: Runtime,
+) -> tuple[Solution, Found]:
     before = runtime.seconds.get("serial", 0.0)
-    with runtime.mark("serial"):
-        if stride == 1:
-            advance_all(fine, u, grid.steps, m)
-        else:
-            for row, (i, end) in enumerate(zip(points[:-1].tolist(), points[1:].tolist(), strict=True)):
-                advance(fine, u[row : row + 1], slice(i, i + 1, m), end - i, out=u[row + 1 : row + 2])
-
-    status = Status.SERIAL if checks.finite(u) else Status.NON_FINITE
+    if over is None:
+        u = serial_states(fine, u0, grid, m, save, runtime)
+        ends = u if save != "end" else u[[0, -1]]
+        found = Found(settled_status(Status.SERIAL, u), ends, None, (0, 0), u)
+    else:
+        found = over.serially(fine, u0, grid, m, save)
     stats = Stats(
         slices=grid.slices(m),
         m=m,
@@ -267,38 +289,12 @@ def _serial(
         critical_fine_steps=grid.steps,
         critical_coarse_steps=0,
         serial_steps=grid.steps,
-        seconds={"serial": runtime.seconds["serial"] - before},
+        seconds={"serial": runtime.seconds.get("serial", 0.0) - before},
     )
-    solution = Solution(u, points, grid, status, 0, (), stats)
-    if not status.ok and on_failure == "raise":
-        raise ConvergenceError(f"{status.value} in the serial solve", solution)
-    return solution
-
-
-def _states(
-    fine: Propagator, u: Array, grid: TimeGrid, m: int, save: str, runtime: Runtime
-) -> tuple[Array, Array, tuple[int, int]]:
-    """The states to return, their points, and the fine steps it took: in total, and one after the other."""
-    trailing, last = grid.steps % m, len(u) - 1
-    if save == "all":
-        return _every_point(fine, u, grid, m, runtime)
-    points = np.arange(0, last * m + 1, m)
-    if not trailing:
-        return u, points, (0, 0)
-    longer = arrays.empty_like(u, slices=last + 2)
-    longer[: last + 1] = u
-    with runtime.mark("parareal.fill"):
-        runtime.map(fine, u[last:], slice(last * m, last * m + 1, m), trailing, out=longer[last + 1 :])
-    return longer, np.append(points, grid.steps), (trailing, trailing)
-
-
-def _every_point(
-    fine: Propagator, u: Array, grid: TimeGrid, m: int, runtime: Runtime
-) -> tuple[Array, Array, tuple[int, int]]:
-    every = arrays.empty_like(u, slices=grid.steps + 1)
-    with runtime.mark("parareal.fill"):
-        taken = every_point(runtime, fine, grid, m, u, every)
-    return every, np.arange(grid.steps + 1), taken
+    solution = Solution(found.u, points_of(grid, m, save), grid, found.status, 0, (), stats)
+    if not found.status.ok and on_failure == "raise":
+        raise ConvergenceError(f"{found.status.value} in the serial solve", solution)
+    return solution, found
 
 
 def _start(u0: Array, initial: Any, grid: TimeGrid, m: int) -> tuple[Array, bool]:
@@ -327,9 +323,14 @@ def _start(u0: Array, initial: Any, grid: TimeGrid, m: int) -> tuple[Array, bool
 
 
 def _connected(
-    compute: Callable[[], Solution], problem: Problem, u0: Array, rhs: Any, parameters: Any, adjoint: Any
+    compute: Callable[[Any], tuple[Solution, Found]],
+    problem: Problem,
+    u0: Array,
+    rhs: Any,
+    parameters: Any,
+    adjoint: Any,
 ) -> Solution:
-    """``compute()`` without a graph, its states then connected to what they are differentiable in."""
+    """``compute(adjoint)`` without a graph, its states then connected to what they are differentiable in."""
     if arrays.is_torch(u0):
         from .differentiable import differentiable
 
@@ -337,4 +338,4 @@ def _connected(
     for name, value in (("parameters", parameters), ("adjoint", adjoint)):
         if value is not None:
             raise TypeError(f"{name}: got {value!r} for u0 of {type(u0).__name__}, expected a torch tensor as u0")
-    return compute()
+    return compute(None)[0]
