@@ -151,7 +151,7 @@ class BackwardOverRanks:
             if scale == 0:
                 return at, found
             run: Any = found.run
-            told = {"went": _told(found.went)} | ({} if run is None else costs(run) | {"chained": verbs.chained})
+            told = {"went": _told(found.went)} | ({} if run is None else _costs(run, verbs))
             verbs.finish()
         else:
             v, trailing = du[-1:].clone(), self.problem.grid.steps - self.whole
@@ -319,6 +319,11 @@ class _Reported:
     def stats(self, filled: tuple[int, int]) -> Stats:
         known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in self._stats.items()}
         return Stats(**known)
+
+
+def _costs(run: Any, verbs: BlockRuntime) -> dict[str, Any]:
+    """What :func:`.take` adds up."""
+    return costs(run) | {"residuals": list(run.residuals), "chained": verbs.chained}
 
 
 def _told(went: BackwardPass) -> dict[str, Any]:
