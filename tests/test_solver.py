@@ -293,7 +293,8 @@ def test_a_runtime_can_be_used_again():
         (
             {"runtime": "gpu"},
             TypeError,
-            "runtime: got str without map, do, shift, chain, reduce, in_all, left_of, gather, mark, repeat, seconds",
+            "runtime: got str without map, do, shift, chain, scan, largest, reduce, in_all, left_of, gather, mark, "
+            "repeat, seconds",
         ),
         ({"method": "jacobi"}, ValueError, "method: got 'jacobi', expected one of parareal"),
         ({"norm": "l3"}, ValueError, "norm: got 'l3'"),
