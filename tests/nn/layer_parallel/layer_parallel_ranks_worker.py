@@ -17,6 +17,7 @@ from layer_parallel_nets import WIDTH, network
 from processes import join
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import pyparareal
@@ -149,7 +150,10 @@ def told(ours, alone):
 
 
 def on_a_mesh(rank):
-    """Two replicas with half of the batch each, on two ranks each: how far the gradients are from one process."""
+    """Two replicas with half of the batch each, on two ranks each: how far the gradients are from one process.
+
+    Twice by DDP, once by FSDP2 of the whole network.
+    """
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "pint"))
     runtime = pyparareal.distributed(mesh, timeout=60)
     options = {"forward": 20, "backward": 20}
@@ -161,7 +165,10 @@ def on_a_mesh(rank):
             net.zero_grad()
             net(part).square().mean().backward()
         found.append(apart([p.grad for p in wrapped.parameters()], [p.grad for p in alone.parameters()]))
-    return found
+    sharded = fully_shard(network(runtime=runtime, **options), mesh=mesh["dp"])
+    sharded(x.chunk(2)[rank // 2]).square().mean().backward()
+    whole = [p.grad.full_tensor() for p in sharded.parameters()]
+    return [*found, apart(whole, [p.grad for p in alone.parameters()])]
 
 
 def error_of(work):

@@ -60,7 +60,7 @@ def test_layers_of_torch_are_near_one_process(found, ranks, name):
 def test_replicas_on_a_mesh_have_the_gradients_of_the_whole_batch(found):
     """Half of the batch on two ranks each: means of 8 rows in two parts, to the rounding of the layers."""
     for of_rank in found:
-        assert len(of_rank["mesh"]) == 2
+        assert len(of_rank["mesh"]) == 3
         assert max(of_rank["mesh"]) < ROUNDING
 
 
