@@ -145,7 +145,10 @@ class BackwardOverRanks:
         if scale == 0 and ranks.rank >= self.working:
             return None, found
         if ranks.rank < self.working:
-            verbs = BlockRuntime(ranks, counts, self.runtime.seconds, self.runtime.slices_per_call, room, mirrored=True)
+            runtime = self.runtime
+            verbs = BlockRuntime(
+                ranks, counts, runtime.seconds, runtime.slices_per_call, room, mirrored=True, costs=runtime.costs
+            )
             at = Block(*self._rows(kept, points, du), self.first, du[-1], verbs, ranks=ranks, bounds=mirrored)
             found = chain.along(at, scale, every=every)
             if scale == 0:

@@ -120,8 +120,8 @@ class OverRanks:
         """This rank's run; what to tell the others of it; its states to return; those for a backward pass."""
         counts = [cuts.slices(rank) for rank in range(cuts.ranks)]
         first, last = sum(counts[: ranks.rank]), sum(counts[: ranks.rank + 1])
-        room = room_of(whole, counts)
-        verbs = BlockRuntime(ranks, counts, self.runtime.seconds, self.runtime.slices_per_call, room)
+        runtime, room = self.runtime, room_of(whole, counts)
+        verbs = BlockRuntime(ranks, counts, runtime.seconds, runtime.slices_per_call, room, costs=runtime.costs)
         if guessed:
             c = arrays.copy(u[first : last + 1])
         else:

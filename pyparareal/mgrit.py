@@ -210,9 +210,10 @@ class Cycles:
     ) -> Ends:
         """``nu`` times F- and C-relaxation of ``c``, and what its slices then end in."""
         nu, omega = self.levels[at].nu, self.levels[at].omega
-        ends = ends or self._ends(at, equation, c, compare=compare and nu == 0)
+        ends = ends or self._ends(at, equation, c, compare=compare and nu == 0, again=nu > 0 and omega == 1)
         for i in range(1, nu + 1):
-            ends = self._ends(at, equation, c_relax(self.runtime, ends, omega), compare=compare and i == nu)
+            more = i < nu and omega == 1
+            ends = self._ends(at, equation, c_relax(self.runtime, ends, omega), compare=compare and i == nu, again=more)
         return ends
 
     def _correct(self, at: int, equation: Propagator, ends: Ends, kind: str) -> Array:
@@ -243,7 +244,7 @@ class Cycles:
         c = self._c_points(at, u)
         if coarsest:
             for _ in range(sweeps or 0):
-                c = c_relax(self.runtime, self._ends(at, equation, c), 1.0)
+                c = c_relax(self.runtime, self._ends(at, equation, c, again=True), 1.0)
         else:
             c = self._cycle(at, equation, c, kind)
             if kind != "V":
@@ -275,9 +276,13 @@ class Cycles:
 
     # What a cycle is made of
 
-    def _ends(self, at: int, equation: Propagator, c: Array, *, compare: bool = False) -> Ends:
-        """An F-relaxation; ``compare`` its ends with the C-points in the same pass, if the propagator can."""
+    def _ends(self, at: int, equation: Propagator, c: Array, *, compare: bool = False, again: bool = False) -> Ends:
+        """An F-relaxation; ``compare`` its ends with the C-points in the same pass, if the propagator can.
+
+        ``again``: the next thing done is another from these ends, or all points between them.
+        """
         level, f = self.levels[at], self._other(at, c)
+        shifted = f if again else None
         with self.runtime.mark(f"mgrit.relax.{at}"):
             self._count(at, level.slices * level.m, level.m)
             if compare and isinstance(self.norm, str) and compares(equation):
@@ -285,11 +290,11 @@ class Cycles:
                 self.runtime.map(equation, self.runtime.shift(c), level.starts, level.m, out=f[1:], **found)
                 return Ends(c, f, norms=found["norms"])
             if not isinstance(equation, WithResidual):
-                self.runtime.map(equation, self.runtime.shift(c), level.starts, level.m, out=f[1:])
+                self.runtime.map(equation, self.runtime.shift(c), level.starts, level.m, out=f[1:], shifted=shifted)
                 return Ends(c, f)
             last = self._room("last", at, c, len(c) - 1)
             self.runtime.map(equation, self.runtime.shift(c), level.starts, level.m - 1, out=last)
-            self.runtime.map(equation, last, level.last_steps, out=f[1:])
+            self.runtime.map(equation, last, level.last_steps, out=f[1:], shifted=shifted)
             return Ends(c, f, last)
 
     def _step_all(self, at: int, v: Array) -> Array:

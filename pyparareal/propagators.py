@@ -376,6 +376,14 @@ class Blocked:
         return u_next
 
 
+def padding(phi: Any) -> int:
+    """How many slices a call of ``phi`` with a single one costs besides it."""
+    while not isinstance(phi, Blocked):
+        if (phi := getattr(phi, "phi", None)) is None:
+            return 0
+    return phi.block - 1
+
+
 def column(values: Any, u: Array) -> Array:
     """Per-slice numbers ``[slices]``, like ``u`` and shaped to broadcast against it."""
     return like(values.reshape((len(values),) + (1,) * (u.ndim - 1)), u)

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 
 from .. import arrays
-from .local import LocalRuntime
+from ..propagators import Propagator, is_fused, padding
+from ..time_grid import part_of_points
+from .local import LocalRuntime, rows_of
+from .model import RankCosts
 from .protocol import Link
 from .ranks import Ranks
 from .split_scan import Carry, Piece, chunked, walk
@@ -32,6 +35,8 @@ class BlockRuntime(LocalRuntime):
         The most numbers that are gathered at once; default :func:`room_for`.
     mirrored : bool
         The chain runs from the last of these ranks to rank 0, as an adjoint does.
+    costs : RankCosts, optional
+        What says whether a message is hidden behind work.
 
     Attributes
     ----------
@@ -48,9 +53,11 @@ class BlockRuntime(LocalRuntime):
         room: int | None = None,
         *,
         mirrored: bool = False,
+        costs: RankCosts | None = None,
     ) -> None:
         super().__init__(slices_per_call=slices_per_call)
-        self.seconds = seconds
+        self.seconds, self.costs = seconds, costs or RankCosts()
+        self._sent: Array | None = None  # the array whose end has left before its shift
         self._ranks, self._counts = ranks, list(counts)
         self._room = room_for(counts) if room is None else room
         self._place, self._mirrored = len(counts) - 1 - ranks.rank if mirrored else ranks.rank, mirrored
@@ -63,9 +70,51 @@ class BlockRuntime(LocalRuntime):
     def left_of(self, n: int, slices: int) -> int:
         return min(max(n - self._first, 0), slices)
 
+    def map(
+        self,
+        phi: Propagator,
+        u: Array,
+        points: slice,
+        m: int = 1,
+        *,
+        out: Array | None,
+        shifted: Array | None = None,
+        **fused: Any,
+    ) -> None:
+        if shifted is None or out is None:
+            super().map(phi, u, points, m, out=out, **fused)
+            return
+        what, last = self._what("shift"), len(u) - 1
+        if self._place:
+            self._ranks.expect(shifted[:1], what, self._at(self._place - 1))
+        if not self._overlaps(phi, u, m):
+            super().map(phi, u, points, m, out=out, **fused)
+            return
+        for first, end in ((last, last + 1), (0, last)):
+            part = part_of_points(points, first, end)
+            super().map(phi, u[first:end], part, m, out=out[first:end], **rows_of(fused, first, end))
+            if end > last:
+                self._send_end(shifted, what)
+                self._sent = shifted
+
+    def _overlaps(self, phi: Propagator, u: Array, m: int) -> bool:
+        """Whether the last slice goes first, so that its end is under way while the others are computed.
+
+        It then has a call of its own for each step, or for all if they are fused, and where slices are padded to blocks
+        a block; that must not change its bits, and cost less than the message.
+        """
+        if len(u) < 2 or self._place + 1 == len(self._counts) or not phi.batch_invariant:
+            return False
+        calls = 1 if is_fused(phi) else m
+        return self.costs.overlaps(u[:1].nbytes, calls, m * padding(phi))
+
     def shift(self, u: Array) -> Array:
         what = self._what("shift")
-        self._send_end(u, what)
+        sent, self._sent = self._sent, None
+        if sent is None:
+            self._send_end(u, what)
+        elif sent is not u:
+            raise RuntimeError(f"{what}: got another array than the one whose end was sent ahead")
         self._receive_start(u, what)
         return u[:-1]
 

@@ -24,7 +24,8 @@ wait for the result. Steps that fill no unit are the last rank's. For MGRIT ther
 ``gathered``   the same, but the first rank solves it, and sends each rank its part
 =============  ====================================================================================================
 
-By default it is what takes the least time by a model (:func:`.model.cheapest`): with enough units, ``chain``. Trailing
+By default it is what takes the least time by a model (:func:`.model.cheapest`): with enough units, ``chain``. There
+``gathered`` is never faster than ``redundant``; it moves less, and only one rank needs memory for all units. Trailing
 steps, and the points between for ``save="all"``, are taken after the iteration by every rank for itself, as are serial
 solves.
 
@@ -43,8 +44,17 @@ the finest; in an iteration of parareal two, and no more whatever the number of 
 * ``gathered``: one message, with as much for its own units, to the first rank, which sends each rank a state for each
   of its units.
 
-An equation that brings its residual needs one state where this pair needs two, or none where there is no right-hand
-side; so does the first cycle, if it only goes up.
+An equation that brings its residual needs one state where this pair needs two, and one shift less on each level; a
+cycle that only goes up, or starts from a level's own chain, tells no more than states.
+
+Newton's method sends one state in an iteration, and in the scan seven for a diagonal, ``5 + 2 d`` for blocks of ``d``
+rows, or one for blocks of more than 4. Its bits are those of one process where those of the Jacobians are: autograd may
+round them by how many slices share a call, and then states differ by what the tolerance leaves. Where one process takes
+the fused step of a propagator (:mod:`pyparareal.newton_fused`), which rounds otherwise, ranks iterate by its parts.
+
+Where a relaxation is followed by another, a rank relaxes its last slice first, if that changes no bit and costs less
+than the message (:meth:`.RankCosts.overlaps`): its end is under way while the others are computed, and what comes from
+the left has been asked for before.
 
 Before the first state is sent the ranks compare what they were asked; afterwards an error on one is raised on all
 (:mod:`.ranks`), which ends this runtime. States of torch on a GPU go through pinned host memory or by NCCL
@@ -100,7 +110,7 @@ def distributed(
         Of MGRIT, where the coarse levels are solved (see above); the bits are the same. Default: what ``costs`` say
         takes the least time.
     costs : RankCosts, optional
-        Seconds of a message and of a step, to choose by; measure them on your machine.
+        Seconds of a message, of a step and of a call, to choose by; measure them on your machine.
 
     Raises
     ------

@@ -54,7 +54,17 @@ class LocalRuntime:
         self.slices_per_call = slices_per_call
         self.seconds: dict[str, float] = {}
 
-    def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, **fused: Any) -> None:
+    def map(
+        self,
+        phi: Propagator,
+        u: Array,
+        points: slice,
+        m: int = 1,
+        *,
+        out: Array | None,
+        shifted: Array | None = None,
+        **fused: Any,
+    ) -> None:
         if not len(u):
             return
         self.do(steps_of(self.slices_per_call, phi, u, points, m, out, **fused))
@@ -130,8 +140,12 @@ def _in_parts(size: int, phi: Propagator, u: Array, points: slice, m: int, out: 
     for n in range(0, len(u), size):
         end = min(n + size, len(u))
         part = part_of_points(points, n, end)
-        more = {name: value if isinstance(value, str) else value[n:end] for name, value in fused.items()}
-        _steps(phi, u[n:end], part, m, None if out is None else out[n:end], **more)()
+        _steps(phi, u[n:end], part, m, None if out is None else out[n:end], **rows_of(fused, n, end))()
+
+
+def rows_of(fused: dict[str, Any], first: int, end: int) -> dict[str, Any]:
+    """What a relaxation takes besides, for some of its slices."""
+    return {name: value if isinstance(value, str) else value[first:end] for name, value in fused.items()}
 
 
 def _steps(phi: Propagator, u: Array, points: slice, m: int, out: Any, **fused: Any) -> Callable[[], None]:

@@ -36,14 +36,17 @@ class RankCosts:
         Bytes per second of a long one.
     step : float
         Seconds of one step of one slice, on any level.
+    call : float
+        Seconds that a call of a propagator takes besides its steps.
     """
 
     latency: float = 1e-4
     bandwidth: float = 1e9
     step: float = 1e-4
+    call: float = 2e-5
 
     def __post_init__(self) -> None:
-        for name, least in (("latency", 0.0), ("bandwidth", 1.0), ("step", 0.0)):
+        for name, least in (("latency", 0.0), ("bandwidth", 1.0), ("step", 0.0), ("call", 0.0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
                 raise ValueError(f"{name}: got {value!r}, expected a finite number of at least {least:g}")
@@ -51,6 +54,10 @@ class RankCosts:
     def message(self, nbytes: float) -> float:
         """Seconds of a message."""
         return self.latency + nbytes / self.bandwidth
+
+    def overlaps(self, nbytes: int, calls: int, padding: int) -> bool:
+        """Whether hiding a message behind work is worth so many more ``calls``, and steps of slices for ``padding``."""
+        return self.message(nbytes) > calls * self.call + padding * self.step
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,17 @@ class ModelRuntime(LocalRuntime):
         """Seconds of everything so far."""
         return sum(self.seconds.values())
 
-    def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, **fused: Any) -> None:
+    def map(
+        self,
+        phi: Propagator,
+        u: Array,
+        points: slice,
+        m: int = 1,
+        *,
+        out: Array | None,
+        shifted: Array | None = None,
+        **fused: Any,
+    ) -> None:
         share = -(-len(u) // self.processors)
         out = None if out is None else out[:share]
         super().map(phi, u[:share], part_of_points(points, 0, share), m, out=out, **fused)

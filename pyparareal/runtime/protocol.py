@@ -44,9 +44,20 @@ class Runtime(Protocol):
 
     seconds: dict[str, float]
 
-    def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, **fused: Any) -> None:
+    def map(
+        self,
+        phi: Propagator,
+        u: Array,
+        points: slice,
+        m: int = 1,
+        *,
+        out: Array | None,
+        shifted: Array | None = None,
+        **fused: Any,
+    ) -> None:
         """``out[n] = Phi^m(u[n])`` for all slices at once, slice ``n`` starting from ``points[n]``.
 
+        ``shifted``: ``out`` is all rows but the first of this array, and the next thing done to it is its ``shift``.
         ``fused`` is what :meth:`.FusedPropagator.relax` takes besides, for a ``phi`` that is one.
         """
         ...

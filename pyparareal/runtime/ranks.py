@@ -54,6 +54,7 @@ class Ranks:
         self._group: Any = None
         self._wires: dict[str, Wire] = {}
         self._sending: list[tuple[Sent, int]] = []
+        self._expected: dict[int, Sent] = {}
         self._talks = 0
         self._met = 0
         self._ended: str | None = None
@@ -96,7 +97,16 @@ class Ranks:
         if not u.nbytes:
             return
         source = self.rank - 1 if source is None else source
+        if source in self._expected:
+            self._attempt(f"{what}, waiting for rank {source}", lambda _: self._expected.pop(source).wait())
+            return
         self._attempt(f"{what}, waiting for rank {source}", lambda _: self._wire(u).receive(u, source))
+
+    def expect(self, u: Array, what: str, source: int) -> None:
+        """Ask for what the next :meth:`receive` from ``source`` will wait for: it may come meanwhile, into ``u``."""
+        if u.nbytes:
+            ask = partial(self._wire(u).expect, u, source)
+            self._attempt(f"{what}, asking rank {source}", lambda _: self._expected.update({source: ask()}))
 
     def broadcast(self, u: Array, source: int, what: str) -> None:
         """``u`` of rank ``source``, into that of all others."""
@@ -235,6 +245,7 @@ class Ranks:
     def close(self) -> None:
         """End the connections; whoever waits for this rank is woken."""
         self._sending.clear()
+        self._expected.clear()
         for wire in self._wires.values():
             wire.close()
         self._wires.clear()

@@ -49,6 +49,10 @@ class Wire(Protocol):
         """A copy of ``u``, on its way to rank ``to``."""
         ...
 
+    def expect(self, u: Array, source: int) -> Sent:
+        """Ask for what rank ``source`` sends; it is in ``u`` after the wait."""
+        ...
+
     def receive(self, u: Array, source: int) -> None:
         """What rank ``source`` sent, into ``u``."""
         ...
@@ -72,10 +76,12 @@ class HostWire:
         data = to_bytes(u)
         return _Sent(self._group.send([data], to, 0), data)
 
-    def receive(self, u: Array, source: int) -> None:
+    def expect(self, u: Array, source: int) -> Sent:
         data = _room_for(u)
-        self._group.recv([data], source, 0).wait()
-        from_bytes(u, data)
+        return _Expected(self._group.recv([data], source, 0), data, u)
+
+    def receive(self, u: Array, source: int) -> None:
+        self.expect(u, source).wait()
 
     def broadcast(self, u: Array, source: int) -> None:
         data = to_bytes(u) if source == self._rank else _room_for(u)
@@ -108,10 +114,12 @@ class NcclWire:
         data = _device_bytes(u)
         return _Sent(self._group.send([data], to, 0), data, self._wait)
 
-    def receive(self, u: Array, source: int) -> None:
+    def expect(self, u: Array, source: int) -> Sent:
         data = _device_room(u)
-        self._wait(self._group.recv([data], source, 0))
-        from_bytes(u, data)
+        return _Expected(self._group.recv([data], source, 0), data, u, self._wait)
+
+    def receive(self, u: Array, source: int) -> None:
+        self.expect(u, source).wait()
 
     def broadcast(self, u: Array, source: int) -> None:
         data = _device_bytes(u) if source == self._rank else _device_room(u)
@@ -149,6 +157,17 @@ class _Sent:
         else:
             self._wait(self._work)
         self._data = None
+
+
+class _Expected(_Sent):
+    def __init__(self, work: Any, data: Any, u: Array, wait: Callable[[Any], None] | None = None) -> None:
+        super().__init__(work, data, wait)
+        self._u = u
+
+    def wait(self) -> None:
+        data = self._data
+        super().wait()
+        from_bytes(self._u, data)
 
 
 def nccl_group(store: Any, rank: int, size: int, limit: float) -> Any:
