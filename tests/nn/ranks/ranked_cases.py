@@ -103,10 +103,13 @@ def freeze(*names):
     return frozen
 
 
+FIRST_HALF = ("preprocess.0", "fine.0", "preprocess.1", "fine.1", "coarse.0", "preprocess.2", "fine.2", "coarse.1")
+
+
 def toggle(net, step):
-    """Freeze some parts after the first step, all that is left of them too, and thaw them after the second."""
+    """Freeze the parts of the first rank, or ranks, after the first step, and thaw them after the second."""
     if step < 2:
-        freeze(*(("fine.0", "preprocess.0", "fine.2") if step == 0 else ("nothing",)))(net)
+        freeze(*(FIRST_HALF if step == 0 else ("nothing",)))(net)
 
 
 def doubled(make):
