@@ -164,7 +164,7 @@ class Meeting:
     batch_invariant = True
 
     def __init__(self, threads):
-        self.barrier, self.seen = threading.Barrier(threads, timeout=20), []
+        self.barrier, self.seen = threading.Barrier(threads, timeout=100), []
 
     def step(self, u, points):
         self.barrier.wait()
@@ -212,7 +212,7 @@ class Boom(ArithmeticError):
 @pytest.mark.parametrize("bad", [0, 1, 2])
 def test_an_error_in_one_block_is_raised_unchanged_when_all_have_ended(bad):
     boom, ended = Boom("here"), []
-    others = threading.Barrier(3, timeout=20)
+    others = threading.Barrier(3, timeout=100)
 
     def step(u, points):
         others.wait()
@@ -325,7 +325,7 @@ def test_without_torch_there_are_threads_too():
         import sys, threading, numpy as np
         from pyparareal import LocalRuntime, TimeGrid, solve
         from pyparareal.propagators import Map
-        meeting = threading.Barrier(2, timeout=20)
+        meeting = threading.Barrier(2, timeout=100)
         def step(u):
             meeting.wait()
             runtime.map(Map(lambda v: 3.9 * v * (1 - v)), u, slice(0, len(u), 1), out=u)  # in this thread
@@ -341,5 +341,5 @@ def test_without_torch_there_are_threads_too():
             assert "torch" not in sys.modules
             print("fine")
     """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=240)
     assert done.stdout == "fine\n", done.stderr
