@@ -19,7 +19,7 @@ import numpy as np
 
 from . import arrays, checks
 from .coarse_blocks import joined_cycles
-from .cuts import Cuts, From, bounds_of, deepest_for, levels_of
+from .cuts import Cuts, From, bounds_of, chosen, levels_of
 from .errors import RankError
 from .handshake import asked_for
 from .hierarchy import Level
@@ -29,7 +29,6 @@ from .newton_run import NewtonRun
 from .propagators import Propagator
 from .runtime.block import BlockRuntime, room_for
 from .runtime.distributed import DistributedRuntime
-from .runtime.model import Relaxed, cheapest
 from .runtime.ranks import Ranks
 from .solution import Status
 from .states import Found, filled, points_of, serial_states, settled_status
@@ -193,15 +192,7 @@ def cuts_for(whole: BlockRun, runtime: DistributedRuntime, u: Array, fit: int) -
     if not isinstance(whole, MgritRun):
         return cuts_of(whole, runtime.size, fit=fit), "chain"
     levels, options = whole.levels, whole.cycles.options
-    relaxed = levels if options.coarsest_sweeps else levels[:-1]
-    how = runtime.coarse
-    if how is None:
-        shapes = [Relaxed(level.slices, level.m, level.nu) for level in relaxed]
-        serial = 0 if options.coarsest_sweeps else levels[-1].grid.steps
-        how = cheapest(runtime.costs, u[:1].nbytes, shapes, serial, runtime.size, options.cycle)
-    deepest = deepest_for(relaxed, runtime.size)
-    if how == "chain" or deepest + 1 == len(levels):
-        return cuts_of(whole, runtime.size, fit=fit), "chain"
+    how, deepest = chosen(levels, options, runtime.size, runtime.costs, u[:1].nbytes, runtime.coarse)
     return Cuts(levels, bool(options.coarsest_sweeps), runtime.size, fit=fit, deepest=deepest), how
 
 

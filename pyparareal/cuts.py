@@ -9,9 +9,11 @@ from typing import Any
 
 from .hierarchy import Level
 from .method_runs import MgritRun, PararealRun
+from .mgrit import MGRIT
 from .newton import NewtonIteration
 from .newton_run import NewtonRun
 from .propagators import is_fused
+from .runtime.model import RankCosts, Relaxed, cheapest
 from .time_grid import TimeGrid, shift_points
 
 Array = Any
@@ -83,6 +85,14 @@ class Cuts:
         """Steps of a level before the end of each block."""
         return [self.span(rank, at)[1] for rank in range(self.ranks)]
 
+    def shares(self) -> dict[int, int]:
+        """The most slices of a block, and steps, by how many the level has in all."""
+        found: dict[int, int] = {}
+        for at, level in enumerate(self.levels[: self.cut]):
+            steps = [last - first for first, last in (self.span(rank, at) for rank in range(self.ranks))]
+            found |= {level.grid.steps: max(steps), level.grid.steps // level.m: max(n // level.m for n in steps)}
+        return found
+
     def _level(self, at: int, first: int, last: int) -> Level:
         level = self.levels[at]
         # Only the propagators ask for times, and they have their own grids.
@@ -128,6 +138,19 @@ def levels_of(run: PararealRun | NewtonRun | MgritRun) -> list[Level]:
     return [fine] if coarse is None else [fine, Level(coarse, run.grid.coarsen(run.m), 1, 0, 1.0, None)]
 
 
-def deepest_for(levels: list[Level], ranks: int) -> int:
-    """The coarsest of the ``levels``, which are relaxed, that has a slice for every rank; 0 if none has."""
-    return max((at for at, level in enumerate(levels) if level.slices >= ranks), default=0)
+def chosen(
+    levels: list[Level], options: MGRIT, ranks: int, costs: RankCosts, nbytes: int, coarse: str | None
+) -> tuple[str, int]:
+    """Which of ``COARSE`` it is, ``coarse`` or else the cheapest for states of ``nbytes``; the last level in blocks.
+
+    That is the coarsest with a slice for every rank, or for ``chain`` the coarsest that is relaxed.
+    """
+    relaxed = levels if options.coarsest_sweeps else levels[:-1]
+    if coarse is None:
+        shapes = [Relaxed(level.slices, level.m, level.nu) for level in relaxed]
+        serial = 0 if options.coarsest_sweeps else levels[-1].grid.steps
+        coarse = cheapest(costs, nbytes, shapes, serial, ranks, options.cycle)
+    deepest = max((at for at, level in enumerate(relaxed) if level.slices >= ranks), default=0)
+    if coarse == "chain" or deepest + 1 == len(levels):
+        return "chain", len(relaxed) - 1
+    return coarse, deepest

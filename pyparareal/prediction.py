@@ -7,18 +7,20 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import arrays
-from .hierarchy import build_levels
+from .cuts import Cuts, chosen
+from .hierarchy import Level, build_levels
 from .mgrit import MGRIT, Cycles
 from .parareal import Parareal
 from .propagators import Propagator, is_fused
-from .runtime.model import ModelRuntime, StepCost
+from .runtime.model import ModelRuntime, RankCosts, RankModel, StepCost
 from .stopping import Limits, Monitor, Rule
 from .time_grid import TimeGrid
 
@@ -27,13 +29,18 @@ Array = Any
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of a schedule on ``processors``, in all and by region, beside those of the serial chain on one."""
+    """*Predicted* seconds of a schedule on ``processors``, in all and by region; those of the serial chain on one.
+
+    Of ranks also how many of them have a block, ``working``, and where ``coarse`` levels are solved.
+    """
 
     processors: int
     iterations: int
     seconds: float
     serial_seconds: float
     regions: dict[str, float]
+    working: int | None = None
+    coarse: str | None = None
 
     @property
     def speedup(self) -> float:
@@ -50,6 +57,9 @@ def predict(
     processors: int,
     method: str | MGRIT = "parareal",
     message: float = 0.0,
+    ranks: RankCosts | None = None,
+    state_bytes: int = 8,
+    coarse: str | None = None,
 ) -> Prediction:
     """The time of ``iterations`` iterations of the very schedule :func:`pyparareal.solve` runs.
 
@@ -61,6 +71,9 @@ def predict(
         Each with a contiguous share of the slices of every level.
     message : float
         Seconds of a message between neighbours; 0 is free communication, an upper bound of what is gained.
+    ranks : RankCosts, optional
+        The processors are ranks of :func:`pyparareal.distributed`, with its blocks, its relayed chains, its messages of
+        ``state_bytes`` and norms at these costs, not ``message``, and ``coarse`` levels where it would solve them.
 
     Raises
     ------
@@ -70,17 +83,32 @@ def predict(
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise ValueError(f"iterations: got {iterations!r}, expected an integer of at least 0")
     runtime = ModelRuntime(processors, message=message)
-    phis = [runtime.priced(cost) for cost in costs]
-    if len(phis) < 2:
-        raise ValueError(f"costs: got {len(phis)}, expected one per level, at least a fine and a coarse one")
-    if isinstance(method, MGRIT) or method == "mgrit":
-        _run_mgrit(grid, phis, m, method if isinstance(method, MGRIT) else MGRIT(), iterations, runtime)
-    elif method == "parareal":
-        _run_parareal(grid, phis, m, iterations, runtime)
-    else:
+    if len(costs) < 2:
+        raise ValueError(f"costs: got {len(costs)}, expected one per level, at least a fine and a coarse one")
+    if not isinstance(method, MGRIT) and method not in ("mgrit", "parareal"):
         raise ValueError(f"method: got {method!r}, expected 'parareal', 'mgrit' or MGRIT options")
+    working, how = None, None
+    if method == "parareal":
+        if ranks is not None:
+            grid.slices(m)  # type: ignore[arg-type]
+            fine = Level(runtime.priced(costs[0]), grid, m, 0, 1.0, None)  # type: ignore[arg-type]
+            cuts, how = Cuts([fine], True, processors), "chain"
+            runtime = RankModel(cuts.ranks, cuts.shares(), ranks, state_bytes)
+        _run_parareal(grid, [runtime.priced(cost) for cost in costs], m, iterations, runtime)
+    else:
+        options = method if isinstance(method, MGRIT) else MGRIT()
+        levels = _levels(grid, [runtime.priced(cost) for cost in costs], m, options)
+        below = None
+        if ranks is not None:
+            how, deepest = chosen(levels, options, processors, ranks, state_bytes, coarse)
+            cuts, below = Cuts(levels, bool(options.coarsest_sweeps), processors, deepest=deepest), deepest + 1
+            runtime = RankModel(cuts.ranks, cuts.shares(), ranks, state_bytes)
+            levels = _levels(grid, [runtime.priced(cost) for cost in costs], m, options)
+        _run_mgrit(levels, options, iterations, runtime, None if how == "chain" else below, how == "gathered")
+    if isinstance(runtime, RankModel):
+        working = runtime.processors
     serial = costs[0].seconds(1, grid.steps)
-    return Prediction(processors, iterations, runtime.total, serial, dict(runtime.seconds))
+    return Prediction(processors, iterations, runtime.total, serial, dict(runtime.seconds), working, how)
 
 
 def measured_costs(
@@ -163,7 +191,7 @@ def _seconds(
     return best
 
 
-def _run_mgrit(grid: TimeGrid, phis: list[Any], m: Any, options: MGRIT, iterations: int, runtime: ModelRuntime) -> None:
+def _levels(grid: TimeGrid, phis: list[Any], m: Any, options: MGRIT) -> list[Level]:
     most = len(phis) if options.levels is None else options.levels
     levels = build_levels(
         phis[0],
@@ -179,11 +207,42 @@ def _run_mgrit(grid: TimeGrid, phis: list[Any], m: Any, options: MGRIT, iteratio
     )
     if len(levels) == 1:
         raise ValueError(f"m: got {m}, which leaves one level of {grid.steps} steps, and nothing to predict")
+    return levels
+
+
+def _run_mgrit(
+    levels: list[Level], options: MGRIT, iterations: int, runtime: ModelRuntime, below: int | None, gathered: bool
+) -> None:
     options = dataclasses.replace(options, transfer=None, storage="c", relative=None)
     rule = Rule(None, None, "global", options.temporal_norm)  # never content
     monitor = Monitor(rule, Limits(math.inf, None), 0, True, runtime, lambda norms: norms)
     cycles = Cycles(levels, options, monitor, iterations, "l2", runtime)
+    if below is not None:
+        cycles = _Joined(levels, options, monitor, iterations, "l2", runtime, below=below, gathered=gathered)
     cycles.run(np.empty((levels[0].slices + 1, 0)), guessed=False)
+
+
+@dataclass
+class _Joined(Cycles):
+    """The price of :class:`.coarse_blocks.JoinedCycles`."""
+
+    below: int = field(kw_only=True)
+    gathered: bool = field(kw_only=True)
+
+    def _solve(self, at: int, equation: Any, u: Array, kind: str) -> None:
+        with self._whole(at, u, 2):
+            super()._solve(at, equation, u, kind)
+
+    def _solve_anew(self, at: int, u: Array, *, visit: bool) -> None:
+        with self._whole(at, u, 0):
+            super()._solve_anew(at, u, visit=visit)
+
+    def _whole(self, at: int, u: Array, kinds: int) -> AbstractContextManager[None]:
+        runtime: Any = self.runtime
+        if at != self.below or runtime.alone:
+            return nullcontext()
+        serial = at + 1 == len(self.levels) and self.options.coarsest_sweeps is None
+        return runtime.joined(len(u) - 1, kinds + (not serial), self.gathered)
 
 
 def _run_parareal(grid: TimeGrid, phis: list[Any], m: Any, iterations: int, runtime: ModelRuntime) -> None:

@@ -7,7 +7,7 @@ the one it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from ..propagators import Propagator
 from ..time_grid import part_of_points
 from .local import LocalRuntime
+from .protocol import Link
 
 Array = Any
 
@@ -202,6 +203,99 @@ class ModelRuntime(LocalRuntime):
         """Add to the region that is marked."""
         region = self._regions[-1]
         self.seconds[region] = self.seconds.get(region, 0.0) + seconds
+
+
+class RankModel(ModelRuntime):
+    """The ranks of :func:`pyparareal.distributed`, with a price for each of their messages.
+
+    Parameters
+    ----------
+    ranks : int
+        How many have a block.
+    shares : dict
+        Slices of the largest block, by how many there are in all.
+    costs : RankCosts
+        Of messages and calls; a :class:`Priced` propagator knows what its steps cost.
+    nbytes : int
+        Of a state.
+    """
+
+    def __init__(self, ranks: int, shares: dict[int, int], costs: RankCosts, nbytes: int) -> None:
+        super().__init__(ranks)
+        self.shares, self.costs, self.nbytes = shares, costs, nbytes
+        self.alone, self._hidden = False, False
+
+    @property
+    def others(self) -> int:
+        """Ranks besides one that work."""
+        return 0 if self.alone else self.processors - 1
+
+    def share(self, slices: int) -> int:
+        """Slices of the largest block; of points between, of which there may be one more or less than slices."""
+        if not self.others:
+            return slices
+        nearest = min(self.shares, key=lambda count: abs(count - slices))
+        return min(slices, self.shares[nearest] + max(0, slices - nearest))
+
+    def map(
+        self,
+        phi: Propagator,
+        u: Array,
+        points: slice,
+        m: int = 1,
+        *,
+        out: Array | None,
+        shifted: Array | None = None,
+        **fused: Any,
+    ) -> None:
+        share, before = self.share(len(u)), self.total
+        LocalRuntime.map(
+            self, phi, u[:share], part_of_points(points, 0, share), m, out=None if out is None else out[:share], **fused
+        )
+        calls = 1 if getattr(phi, "fused", False) else m
+        if shifted is not None and self.others and share > 1 and self.costs.overlaps(self.nbytes, calls, 0):
+            self.spend(calls * self.costs.call)
+            # The last slice is done, the message leaves, and the others take the rest of the time.
+            self.spend(max(0.0, self.costs.message(self.nbytes) - (self.total - before) * (share - 1) / share))
+            self._hidden = True
+
+    def shift(self, u: Array) -> Array:
+        if self.others and not self._hidden:
+            self.spend(self.costs.message(self.nbytes))
+        self._hidden = False
+        return LocalRuntime.shift(self, u)
+
+    def chain(self, link: Link, u: Array, first: int, *, whole: Callable[[Array], None] | None = None) -> None:
+        self.spend(self.others * self.costs.message(self.nbytes))
+        super().chain(link, u, first, whole=whole)
+
+    def reduce(self, values: Array, combine: Any = np.add) -> float:
+        self._exchange(len(values))
+        return LocalRuntime.reduce(self, values, combine)
+
+    def gather(self, *values: Array) -> Sequence[Any]:
+        self._exchange(sum(map(len, values)))
+        return super().gather(*values)
+
+    def _exchange(self, numbers: int) -> None:
+        """From each to all, along a ring."""
+        self.spend(self.others * self.costs.message(8 * numbers / self.processors))
+
+    @contextmanager
+    def joined(self, units: int, kinds: int, back: bool) -> Iterator[None]:
+        """Around what is solved whole from so many ``kinds`` of states of all units.
+
+        ``back``: by one rank, which sends each its units.
+        """
+        messages = self.costs.message(self.nbytes * units * kinds / self.processors)
+        if back:
+            messages += self.costs.message(self.nbytes * units / self.processors)
+        self.spend(self.others * messages)
+        self.alone = True
+        try:
+            yield
+        finally:
+            self.alone = False
 
 
 class Priced:
