@@ -25,7 +25,7 @@ RANKS = 4
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    codes, output = launch(HERE / "training_ranks_worker.py", RANKS, folder, timeout=200)
+    codes, output = launch(HERE / "training_ranks_worker.py", RANKS, folder, timeout=300)
     assert codes == [0] * RANKS, "\n".join(output)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
 

@@ -45,6 +45,8 @@ TORCH = {
 # Long enough to be stopped in the middle of its second window.
 LONG = {"steps": 90, "window": 40, "rules": "naive", "lr": 0.05, "stagnation": None}
 
+WAIT = 240  # seconds: the last rank waits for all cases of fewer ranks
+
 
 def make(runtime=None, net=None, **options):
     kernel = options.pop("kernel", True)
@@ -173,11 +175,11 @@ def excluded(group, rank):
 
 
 def main(rank, ranks, folder):
-    faulthandler.dump_traceback_later(170, exit=True)
+    faulthandler.dump_traceback_later(270, exit=True)  # before the test gives up, and says less
     warnings.simplefilter("ignore", RuntimeWarning)  # learning rates that diverge overflow
     join(rank, ranks, folder)
     groups = {count: torch.distributed.new_group(range(count)) for count in range(1, ranks + 1)}
-    runtimes = {n: pyparareal.distributed(group, timeout=60) for n, group in groups.items() if rank < n}
+    runtimes = {n: pyparareal.distributed(group, timeout=WAIT) for n, group in groups.items() if rank < n}
     found = {"excluded": excluded(groups[1], rank)}
     for count, runtime in runtimes.items():
         found[count] = dict(bits(runtime))

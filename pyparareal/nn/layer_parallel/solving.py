@@ -9,15 +9,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ... import arrays
 from ...adjoint import Adjoint, BackwardPass
 from ...errors import ConvergenceError
 from ...mgrit import MGRIT
-from ...runtime import Runtime
+from ...runtime import LocalRuntime
+from ...runtime.group import Group
 from ...solution import Solution, Status
 from ...solver import serial_solve, solve
+from ...stopping import spatial_norms, temporal_norm
 from ...time_grid import TimeGrid
 from .report import Direction, of_pass
 from .settings import Settings
@@ -33,7 +37,7 @@ def solved(
     *,
     every: bool,
     accept: Callable[[Direction], bool] | None = None,
-    runtime: Runtime | None = None,
+    runtime: Any = None,
 ) -> tuple[Solution, Direction]:
     """``u [batch, features...]`` through all layers of ``step``, differentiable, and how that went.
 
@@ -43,11 +47,11 @@ def solved(
         With ``parameters``; if it has its own ``parameter_gradients`` these are all there are.
     m, on_failure : as in :class:`.LayerParallel`
     every : bool
-        Keep the states of all layers, and not only those at the C-points.
+        Return the states of all layers, and not only the first and the last.
     accept : callable, optional
         Asked about each direction, once it is iterated on; if it says no, layers are taken one after the other instead.
-    runtime : Runtime, optional
-        Where the iterations run; what is serial instead runs here.
+    runtime : DistributedRuntime, optional
+        Who iterates together; what is serial instead every rank does for itself.
 
     Raises
     ------
@@ -61,6 +65,7 @@ def solved(
     def accepted(went: BackwardPass) -> bool:
         return accept is None or accept(of_pass(went, backward.stopping, exact, floor))
 
+    group, sizes = Group(runtime), _Sizes()
     solution = solve(
         step,
         u,
@@ -70,14 +75,16 @@ def solved(
         method=forward.method(),
         max_iterations=forward.iterations or (1 if forward.tol is None else None),
         initial=_initial(u, forward, slices),
-        save="all" if every else "coarse",
+        save="all" if every else "end",
         on_failure="return",
         parameters=_parameters(step),
         adjoint=_adjoint(backward, on_failure, accepted),
+        callback=sizes,
         runtime=runtime,
     )
+    size = sizes.whole(group)
     if solution.status.ok:
-        direction = _direction(solution, forward, slices, None)
+        direction = _direction(solution, forward, slices, None, size)
         if accept is None or not direction.iterations or accept(direction):
             return solution, direction
         instead = dataclasses.replace(direction, status=Status.SERIAL_FALLBACK, iterations=0, failure=Status.DIVERGED)
@@ -90,7 +97,7 @@ def solved(
     if on_failure == "serial":
         solution, what = _serially(step, u, m), "one layer after the other instead"
     warnings.warn(f"layer-parallel: forward failed: {failure.value}; {what}", RuntimeWarning, stacklevel=2)
-    return solution, _direction(solution, forward, slices, failure)
+    return solution, _direction(solution, forward, slices, failure, size)
 
 
 def _serially(step: Any, u: Tensor, m: int | Sequence[int]) -> Solution:
@@ -136,14 +143,27 @@ def _adjoint(settings: Settings, on_failure: str, accept: Callable[[BackwardPass
     )
 
 
-def _direction(solution: Solution, settings: Settings, slices: int, failure: Status | None) -> Direction:
-    """How the forward pass went; residuals relative to the states at the C-points."""
+class _Sizes:
+    """What :func:`pyparareal.solve` calls back: the norms of the C-points of this process, as they are in the end."""
+
+    def __init__(self) -> None:
+        self._norms: list[float] = []
+
+    def __call__(self, k: int, c: Tensor, residual: float) -> bool:
+        self._norms = arrays.to_numpy(spatial_norms("l2", c[1:])).tolist()
+        return False
+
+    def whole(self, group: Group) -> float:
+        """The 2-norm of the states at all C-points, on all ranks."""
+        norms = [norm for one in group.told(self._norms, "telling the sizes of the states") for norm in one]
+        return temporal_norm("l2", np.array(norms), LocalRuntime())
+
+
+def _direction(solution: Solution, settings: Settings, slices: int, failure: Status | None, size: float) -> Direction:
+    """How the forward pass went; residuals relative to the ``size`` of the states at the C-points."""
     if solution.stats.levels == 1:
         status = Status.SERIAL_FALLBACK if failure else solution.status
         return Direction(status, failure=failure, floor=_floor(solution.u, solution.grid.steps))
-    stride = solution.stats.m if len(solution.points) > slices + 2 else 1
-    c = solution.u.detach()[::stride][1 : slices + 1].contiguous()  # a view would be added up in another order
-    size = float(torch.linalg.vector_norm(c.float() if c.dtype.itemsize < 4 else c))
     return Direction(
         solution.status,
         solution.iterations,

@@ -27,6 +27,8 @@ from pyparareal.runtime.group import checksum
 
 SLOW = Settings(iterations=2, tol=1e-14)
 
+WAIT = 240  # seconds: the last rank waits for all cases of fewer ranks
+
 
 class Residual(nn.Module):
     """With something that is changed or drawn in training."""
@@ -255,13 +257,13 @@ def failing():
 
 
 def main(rank, ranks, folder):
-    faulthandler.dump_traceback_later(170, exit=True)
+    faulthandler.dump_traceback_later(270, exit=True)  # before the test gives up, and says less
     join(rank, ranks, folder)
     found = {"mesh": on_a_mesh(rank) if ranks == 4 else []}
     groups = {count: torch.distributed.new_group(range(count)) for count in range(1, ranks + 1)}
     for count, group in groups.items():
         if rank < count:
-            runtime = pyparareal.distributed(group, timeout=60)
+            runtime = pyparareal.distributed(group, timeout=WAIT)
             found[count] = dict(compared(runtime))
     found["wrong"], found["copies"], found["failing"] = wrong(runtime, rank), copies(runtime), failing()
     (folder / f"{rank}.json").write_text(json.dumps(found))

@@ -23,6 +23,8 @@ from pyparareal.runtime.group import checksum
 
 CHUNKS = {"method": "hybrid", "jacobian": "none", "chunk": 7}
 
+WAIT = 240  # seconds: the last rank waits for all cases of fewer ranks
+
 
 def gru(forget=0.5, layers=1, **options):
     """Its states forget: recurrent weights are made smaller by ``forget``, or larger."""
@@ -211,13 +213,13 @@ def failing():
 
 
 def main(rank, ranks, folder):
-    faulthandler.dump_traceback_later(170, exit=True)
+    faulthandler.dump_traceback_later(270, exit=True)  # before the test gives up, and says less
     join(rank, ranks, folder)
     groups = {count: torch.distributed.new_group(range(count)) for count in range(1, ranks + 1)}
     told = {}
     for count, group in groups.items():
         if rank < count:
-            runtime = pyparareal.distributed(group, timeout=60)
+            runtime = pyparareal.distributed(group, timeout=WAIT)
             told[count] = compared(runtime)
             told[f"{count}, packed"] = packed(runtime)
     told["sent"], told["wrong"] = states_sent(runtime), wrong(runtime, rank)

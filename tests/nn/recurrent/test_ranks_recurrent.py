@@ -31,7 +31,7 @@ NEARBY = 2 * 10 * 2.0 ** (-52 * 0.75)
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    codes, output = launch(HERE / "recurrent_ranks_worker.py", RANKS, folder, timeout=200)
+    codes, output = launch(HERE / "recurrent_ranks_worker.py", RANKS, folder, timeout=300)
     assert codes == [0] * RANKS, "\n".join(output)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
 
