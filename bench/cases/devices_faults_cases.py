@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -72,8 +73,6 @@ def _launches() -> list[tuple[str, list[str]]]:
 
 def _launch(job: str, faults: list[str], folder: Path) -> tuple[list[str], bool, float]:
     """Where ranks died; whether all ended with the right bits; seconds."""
-    import time
-
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in (str(JOBS.parents[2]), environment.get("PYTHONPATH")) if p)
     arguments = ["--nproc-per-node", str(RANKS), "--max-restarts", str(len(faults)), str(JOBS), str(folder), job]
