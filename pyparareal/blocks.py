@@ -33,6 +33,7 @@ from .runtime.ranks import Ranks
 from .solution import Status
 from .states import Found, filled, points_of, serial_states, settled_status
 from .stopping import Monitor
+from .survivors import Watch, recreating, require_recreatable
 from .time_grid import TimeGrid
 
 Array = Any
@@ -65,7 +66,10 @@ def over_ranks(run: MethodRun | None, problem: Problem, u0: Array, save: str) ->
         raise TypeError(f"method: got a {type(run).__name__}, which does not run over ranks")
     if arrays.namespace(u0).__name__ == "cupy":
         raise TypeError("u0: got a CuPy array, which does not travel between ranks, expected NumPy or torch")
+    if runtime.on_loss == "recreate" and run is not None:
+        require_recreatable(run)
     asked = asked_for(run, problem, u0, save) | {"coarse": str(runtime.coarse), "costs": repr(runtime.costs)}
+    asked |= {"on_loss": runtime.on_loss}
     runtime.ask(asked)
     return OverRanks(runtime, asked)
 
@@ -79,6 +83,7 @@ class OverRanks:
     def __init__(self, runtime: DistributedRuntime, asked: dict[str, str]) -> None:
         self.runtime, self._asked = runtime, asked
         self._fit, self._keeps = 1, False
+        self.watch: Watch | None = None
 
     def agree(self, adjoint: Any) -> None:
         """Before the first state is sent; ``adjoint`` is the chain of the backward passes, if there may be any."""
@@ -91,6 +96,12 @@ class OverRanks:
 
     def found(self, whole: Any, u: Array, guessed: bool, grid: TimeGrid, save: str) -> Found:
         """What ``whole`` finds from the C-points ``u``, of which only the first need be there if they are no guess."""
+        if self.runtime.on_loss == "recreate":
+            return recreating(self, whole, u, guessed, grid, save)
+        return self.by_those_there(whole, u, guessed, grid, save)
+
+    def by_those_there(self, whole: Any, u: Array, guessed: bool, grid: TimeGrid, save: str) -> Found:
+        """The same, as long as no rank is lost; ``watch`` is told of the iterations on this rank's block."""
         cuts, how = cuts_for(whole, self.runtime, u, self._fit)
         counts = [cuts.slices(rank) for rank in range(cuts.ranks)]
         with self.runtime.failing() as ranks:
@@ -129,6 +140,8 @@ class OverRanks:
         mine = local_run(whole, cuts.levels_of(ranks.rank), verbs)
         if isinstance(mine, MgritRun) and isinstance(whole, MgritRun) and how != "chain":
             mine.cycles = joined_cycles(mine.cycles, whole.cycles, cuts, gathered=how == "gathered")
+        if self.watch is not None:
+            self.watch.over(mine, first)
         status, c = mine.run(c, guessed)
         told: dict[str, Any] = {"status": status.name, "residuals": list(mine.residuals)}
         told["final"] = mine.final_residual(c)

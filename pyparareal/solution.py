@@ -36,6 +36,34 @@ class Status(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Loss:
+    """Processes were lost in a solve, and what they held was re-created (:mod:`pyparareal.survivors`).
+
+    Attributes
+    ----------
+    iteration : int
+        In which it happened, counted from 1.
+    ranks : tuple of int
+        Those that were lost, by the numbers they had then.
+    slices : tuple of (int, int)
+        First slice, and the one after the last, of every block that was re-created by the coarse chain.
+    left : int
+        How many ranks went on.
+    """
+
+    iteration: int
+    ranks: tuple[int, ...]
+    slices: tuple[tuple[int, int], ...]
+    left: int
+
+    def __str__(self) -> str:
+        ranks = f"rank{'s' * (len(self.ranks) > 1)} {', '.join(map(str, self.ranks))}" if self.ranks else "connections"
+        blocks = ", ".join(f"{first} to {end - 1}" for first, end in self.slices) or "none"
+        left = f"{self.left} rank{'s' * (self.left > 1)} left"
+        return f"iteration {self.iteration}: {ranks} lost; slices re-created: {blocks}; {left}"
+
+
+@dataclass(frozen=True)
 class Stats:
     """The cost of a solve, counted and timed.
 
@@ -74,6 +102,8 @@ class Stats:
     chain_exponent : float, optional
         ``log |J_{S-1} ... J_0| / (S m)``, or as far as all J are finite: positive for a chaotic or unstable chain, and
         for a long one its largest Lyapunov exponent.
+    losses : tuple of Loss
+        Processes that were lost on the way; steps taken before the last of them are not counted.
     """
 
     slices: int
@@ -95,6 +125,7 @@ class Stats:
     exponent: float | None = None
     worst_slice: int | None = None
     chain_exponent: float | None = None
+    losses: tuple[Loss, ...] = ()
 
     @property
     def cost_ratio(self) -> float:

@@ -196,6 +196,7 @@ def _iterate(
         run.stats(found.filled),
         seconds={name: total - before.get(name, 0.0) for name, total in runtime.seconds.items()},
         final_residual=found.final,
+        losses=found.losses,
     )
     points = points_of(grid, run.m, save)
     solution = Solution(found.u, points, grid, status, run.iterations, tuple(run.residuals), stats)
@@ -203,7 +204,7 @@ def _iterate(
     if status.ok or status is Status.STOPPED or on_failure == "return":
         return solution, found
     if on_failure == "raise":
-        raise ConvergenceError(run.report(solution), solution)
+        raise ConvergenceError(" ".join([run.report(solution), *(f"({loss})" for loss in found.losses)]), solution)
     serial, found = _serial(run.fine, over, u0, grid, run.m, save, "raise", runtime)
     instead = dataclasses.replace(
         solution,

@@ -11,7 +11,7 @@ from . import arrays, checks
 from .propagators import Propagator, advance, advance_all
 from .relaxation import every_point
 from .runtime import Runtime
-from .solution import Status
+from .solution import Loss, Status
 from .time_grid import TimeGrid
 
 Array = Any
@@ -32,6 +32,8 @@ class Found(NamedTuple):
         All states that this process has a backward pass begin with: the C-points, or all points.
     bounds : list of int, optional
         Points between the blocks of the ranks, if there are several.
+    losses : tuple of Loss
+        Ranks that were lost on the way.
     """
 
     status: Status
@@ -40,6 +42,7 @@ class Found(NamedTuple):
     filled: tuple[int, int]
     kept: Array
     bounds: list[int] | None = None
+    losses: tuple[Loss, ...] = ()
 
 
 def points_of(grid: TimeGrid, m: int, save: str) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -78,6 +78,7 @@ from .ranks import Ranks
 Array = Any
 
 
+ON_LOSS = ("raise", "recreate")
 _MADE: dict[tuple[int, ...], int] = {}  # how many of the same ranks, here and on each of them
 
 
@@ -90,6 +91,7 @@ def distributed(
     wire: str = "auto",
     coarse: str | None = None,
     costs: RankCosts | None = None,
+    on_loss: str = "raise",
 ) -> DistributedRuntime:
     """A runtime over the ranks of a group; all of them call this, after ``torch.distributed.init_process_group``.
 
@@ -111,6 +113,9 @@ def distributed(
         takes the least time.
     costs : RankCosts, optional
         Seconds of a message, of a step and of a call, to choose by; measure them on your machine.
+    on_loss : {"raise", "recreate"}
+        What a solve by parareal or MGRIT does when a rank dies or does not come in time: raise on all others, or let
+        them go on without it (:mod:`pyparareal.survivors`).
 
     Raises
     ------
@@ -137,13 +142,20 @@ def distributed(
         raise ValueError(f"coarse: got {coarse!r}, expected one of {', '.join(map(repr, COARSE))}, or None")
     if not isinstance(costs, RankCosts | None):
         raise TypeError(f"costs: got {type(costs).__name__}, expected RankCosts or None")
+    if on_loss not in ON_LOSS:
+        raise ValueError(f"on_loss: got {on_loss!r}, expected one of {', '.join(map(repr, ON_LOSS))}")
     chosen = wires.choose(wire, group)
     members = dist.get_process_group_ranks(group)
     made = _MADE[tuple(members)] = _MADE.get(tuple(members), 0) + 1
     store = dist.PrefixStore(f"pyparareal/{members}/{made}", group.get_group_store())
     ranks = Ranks(store, dist.get_rank(group), len(members), timeout, chosen)
     return DistributedRuntime(
-        ranks, slices_per_call=slices_per_call, group=group, coarse=coarse, costs=costs or RankCosts()
+        ranks,
+        slices_per_call=slices_per_call,
+        group=group,
+        coarse=coarse,
+        costs=costs or RankCosts(),
+        on_loss=on_loss,
     )
 
 
@@ -156,8 +168,8 @@ class DistributedRuntime(LocalRuntime):
     Attributes
     ----------
     group : ProcessGroup
-        The caller's, for what torch does itself with the same ranks.
-    coarse, costs : see :func:`distributed`
+        The caller's, for what torch does itself with the same ranks; None once one of them was lost.
+    coarse, costs, on_loss : see :func:`distributed`
     """
 
     def __init__(
@@ -168,9 +180,10 @@ class DistributedRuntime(LocalRuntime):
         group: Any = None,
         coarse: str | None = None,
         costs: RankCosts | None = None,
+        on_loss: str = "raise",
     ) -> None:
         super().__init__(slices_per_call=slices_per_call)
-        self.group, self.coarse, self.costs = group, coarse, costs or RankCosts()
+        self.group, self.coarse, self.costs, self.on_loss = group, coarse, costs or RankCosts(), on_loss
         self._ranks = ranks
         self._asked: dict[str, Any] = {}
         self._agreed = True
@@ -244,6 +257,22 @@ class DistributedRuntime(LocalRuntime):
         except BaseException as error:
             self._ranks.fail(error)
             raise
+
+    def raised(self) -> bool:
+        """Whether what ended the last work was an error of a rank, rather than its loss."""
+        return self._ranks.raised()
+
+    def go_on(self) -> list[int]:
+        """After a rank was lost: those that are left are the ranks from now on, by what numbers they had.
+
+        Raises
+        ------
+        RankError
+            See :meth:`.Ranks.among_survivors`.
+        """
+        self._ranks, members = self._ranks.among_survivors()
+        self.group = None  # its connections to the others are not known to work
+        return members
 
     @contextmanager
     def failing(self) -> Iterator[Ranks]:

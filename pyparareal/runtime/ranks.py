@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import json
 import sys
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -239,6 +240,8 @@ class Ranks:
         self._ended = _short(error)
         named = self._ended if isinstance(error, RankError) else f"rank {self.rank} failed: {self._ended}"
         with contextlib.suppress(RuntimeError):  # the store may have gone with a rank that kept it
+            if not isinstance(error, RankError):
+                self._store.set("raised", "")
             self._store.compare_set("failure", "", named)
         self.close()
 
@@ -250,6 +253,39 @@ class Ranks:
             wire.close()
         self._wires.clear()
         self._group = None
+
+    def raised(self) -> bool:
+        """Whether a rank failed with an error of its own, rather than being lost."""
+        try:
+            return bool(self._store.check(["raised"]))
+        except RuntimeError:
+            return False
+
+    def among_survivors(self) -> tuple[Ranks, list[int]]:
+        """New connections of those that call this within the limit of one another, and their numbers so far.
+
+        It takes the whole limit unless all of them come: nobody can tell a dead rank from a slow one.
+
+        Raises
+        ------
+        RankError
+            The store has gone with a rank that kept it, or the others went on without this one.
+        """
+        store = self.torch.distributed.PrefixStore("again", self._store)
+        until = time.monotonic() + self.timeout
+        try:
+            store.set(f"came/{self.rank}", "")
+            while not store.check(["members"]):
+                came = [rank for rank in range(self.size) if store.check([f"came/{rank}"])]
+                if len(came) == self.size or time.monotonic() > until:
+                    store.compare_set("members", "", json.dumps(came))  # of the first whose time is up
+                time.sleep(0.02)
+            members: list[int] = json.loads(store.get("members"))
+        except RuntimeError as error:
+            raise RankError(f"rank {self.rank}: the store went with the rank that kept it ({error})") from error
+        if self.rank not in members:
+            raise RankError(f"rank {self.rank}: came too late, ranks {members} went on without it")
+        return Ranks(store, members.index(self.rank), len(members), self.timeout, self.wire), members
 
     def _attempt(self, what: str, call: Callable[[Any], Any], key: str | None = None) -> None:
         self.require_open()

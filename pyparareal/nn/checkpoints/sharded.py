@@ -104,6 +104,8 @@ class ShardedCheckpoint:
         with self._runtime.together():
             if isinstance(step, bool) or not isinstance(step, int) or step < 0:
                 raise ValueError(f"step: got {step!r}, expected a number of at least 0")
+            if self._runtime.group is None and self._runtime.size > 1:
+                raise ValueError("runtime: one that lost a rank has no process group to save with, expected a new one")
             share, said = share_of(state), encode(progress, "progress")
             asked = {"step": step, "keep": self._keep, "folder": str(self._folders.folder.absolute())}
             self._runtime.ask(asked | {"progress": said})
