@@ -57,7 +57,7 @@ class Loss:
     left: int
 
     def __str__(self) -> str:
-        ranks = f"rank{'s' * (len(self.ranks) > 1)} {', '.join(map(str, self.ranks))}" if self.ranks else "connections"
+        ranks = f"rank{'s' * (len(self.ranks) > 1)} {', '.join(map(str, self.ranks))}"
         blocks = ", ".join(f"{first} to {end - 1}" for first, end in self.slices) or "none"
         left = f"{self.left} rank{'s' * (self.left > 1)} left"
         return f"iteration {self.iteration}: {ranks} lost; slices re-created: {blocks}; {left}"

@@ -100,10 +100,9 @@ def recreating(over: OverRanks, whole: BlockRun, u: Array, guessed: bool, grid: 
             found = over.by_those_there(whole, u, guessed, grid, save)
             break
         except RankError:
-            if over.runtime.raised():
-                raise
-        were = over.runtime.size
-        members = over.runtime.go_on()
+            were = over.runtime.size
+            if over.runtime.raised() or len(members := over.runtime.go_on()) == were:
+                raise  # of a rank's own, or of all: no rank was lost
         with over.runtime.failing() as ranks:
             u, blocks, residuals = _recreated(whole, ranks, u[:1], watch)
         before += residuals
