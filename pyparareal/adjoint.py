@@ -88,6 +88,10 @@ class Stretch:
         """
         return found()
 
+    def states(self, depth: int, own: Tensor) -> Tensor:
+        """Those of a coarse level from which its adjoint steps are taken: ``own``, of the stretch."""
+        return own
+
     def local(self, run: MethodRun) -> MethodRun:
         """``run``, on the slices of the stretch."""
         return run
@@ -202,12 +206,11 @@ class AdjointChain:
         """Whether there is nothing to iterate on."""
         return len(self.levels) == 1 and not isinstance(self.method, Newton)
 
-    @property
-    def unit(self) -> int:
-        """Steps between the points that every relaxed level has, where blocks of slices may end."""
+    def unit(self, deepest: int | None = None) -> int:
+        """Steps between the points that every relaxed level has, or those up to ``deepest``: blocks may end there."""
         relaxed_to_the_end = isinstance(self.method, MGRIT) and self.method.coarsest_sweeps
         relaxed = self.levels if relaxed_to_the_end or len(self.levels) == 1 else self.levels[:-1]
-        return math.prod(_factor(level, self.levels) for level in relaxed)
+        return math.prod(_factor(level, self.levels) for level in relaxed[: None if deepest is None else deepest + 1])
 
     def asked(self) -> dict[str, str]:
         """What must be the same on all ranks, by the name that an error says."""
@@ -295,11 +298,12 @@ class AdjointChain:
         """The method on the reversed grid, the C-points of the stretch with a start, and whether that is a guess."""
         method, m, first = self.method, self.levels[0].m, at.first
         lasts, steps = self.reversed_steps(), min(at.last, whole) - first
-        states, transfers = self._restricted(at.u[: steps + 1])
+        states, transfers = self._restricted(at, at.u[: steps + 1])
         chains = []
         for depth, (level, v, last) in enumerate(zip(self.levels, states, lasts, strict=True)):
             w, own = (None, level.grid.steps) if depth else (at.w[: steps + 1], whole)
-            chains.append(at.parts.adjoint_step(level.phi, v, first, own, last, w, self._jacobians))
+            begin = 0 if len(v) == own + 1 else first
+            chains.append(at.parts.adjoint_step(level.phi, v, begin, own, last, w, self._jacobians))
             first //= level.m
         relative = isinstance(method, MGRIT) and method.relative
         common = dataclasses.replace(
@@ -339,20 +343,21 @@ class AdjointChain:
         first = self.levels[0].m
         if len(self.levels) == 1:
             return [self.problem.grid.slices(first) * first]
-        unit = self.unit // first
+        unit = self.unit() // first
         steps = [-(-self.levels[1].grid.steps // unit) * unit * first]
         for level in self.levels[:-1]:
             steps.append(steps[-1] // level.m)
         return steps
 
-    def _restricted(self, u: Tensor) -> tuple[list[Tensor], list[Transfer | None]]:
+    def _restricted(self, at: Stretch, u: Tensor) -> tuple[list[Tensor], list[Transfer | None]]:
         """The states of every level, and the transposed transfers between their spaces."""
         states: list[Tensor] = [u]
         transfers: list[Transfer | None] = []
-        for level in self.levels[:-1]:
+        for depth, level in enumerate(self.levels[:-1]):
             v = fine = states[-1][:: level.m]
             if level.transfer is not None:
                 v = level.transfer.restrict(fine)
+            v = at.states(depth + 1, v)
             transfers.append(None if level.transfer is None else _transposed(level.transfer, fine[:1], v[:1]))
             states.append(v)
         return states, transfers

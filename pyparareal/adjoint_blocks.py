@@ -10,6 +10,7 @@ parts are added up in the order of the ranks, so that all have the same sum.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,8 +22,9 @@ from torch import Tensor
 from . import arrays
 from .adjoint import AdjointChain, Outcome, Stretch
 from .adjoint_options import BackwardPass
-from .blocks import costs, cuts_of, local_run, require_equal, take
-from .cuts import From
+from .blocks import coarse_of, costs, cuts_of, local_run, require_equal, take
+from .coarse_blocks import joined_cycles
+from .cuts import Cuts, From
 from .handshake import digest
 from .method_runs import MethodRun, Problem
 from .newton import Newton
@@ -47,12 +49,17 @@ class Block(Stretch):
     ----------
     bounds : list of int
         Points of the reversed grid between the blocks.
+    deepest, how : see :func:`.coarse_of`
     whole : list
         The method for all of them, once there is one.
     """
 
+    runtime: BlockRuntime
     ranks: Ranks = dataclasses.field(kw_only=True)
     bounds: list[int] = dataclasses.field(kw_only=True)
+    deepest: int | None = dataclasses.field(kw_only=True)
+    how: str = dataclasses.field(kw_only=True)
+    ends: list[int] = dataclasses.field(kw_only=True)
     whole: list[Any] = dataclasses.field(default_factory=list)
 
     def trailing(self, steps: int, found: Any) -> Tensor:
@@ -61,11 +68,27 @@ class Block(Stretch):
         share_trailing(self.ranks, v[-1:], steps, last)
         return v
 
+    def states(self, depth: int, own: Tensor) -> Tensor:
+        """Of a level that is solved whole, or is next to such: of all ranks, from left to right."""
+        if self.deepest is None or depth != self.deepest + 1:
+            return own
+        sizes = [last - first for first, last in pairwise([-1, *self.ends])]  # rank 0 has the initial value, too
+        mine = own if self.ranks.rank == 0 else own[1:]
+        parts: Any = self.runtime.join(mine.contiguous(), sizes[::-1], everywhere=True)
+        return torch.cat(parts[::-1])
+
     def local(self, run: MethodRun) -> MethodRun:
         self.whole.append(run)
-        cuts = cuts_of(self.whole[0], self.ranks.size, self.bounds)
-        runtime: Any = self.runtime
-        return local_run(self.whole[0], cuts.levels_of(cuts.ranks - 1 - self.ranks.rank), runtime)
+        whole = self.whole[0]
+        if self.deepest is None:
+            cuts = cuts_of(whole, self.ranks.size, self.bounds)
+        else:
+            sweeps = bool(whole.cycles.options.coarsest_sweeps)
+            cuts = Cuts(whole.levels, sweeps, self.ranks.size, bounds=self.bounds, deepest=self.deepest)
+        mine: Any = local_run(whole, cuts.levels_of(cuts.ranks - 1 - self.ranks.rank), self.runtime)
+        if self.deepest is not None:
+            mine.cycles = joined_cycles(mine.cycles, whole.cycles, cuts, gathered=self.how == "gathered")
+        return mine
 
     def any(self, answer: bool) -> bool:
         return bool(self.runtime.gather(np.array([float(answer)]))[0].any())
@@ -145,17 +168,12 @@ class BackwardOverRanks:
         if scale == 0 and ranks.rank >= self.working:
             return None, found
         if ranks.rank < self.working:
-            runtime = self.runtime
-            verbs = BlockRuntime(
-                ranks, counts, runtime.seconds, runtime.slices_per_call, room, mirrored=True, costs=runtime.costs
-            )
-            at = Block(*self._rows(kept, points, du), self.first, du[-1], verbs, ranks=ranks, bounds=mirrored)
+            at = self._block(ranks, counts, room, mirrored, kept, points, du)
             found = chain.along(at, scale, every=every)
             if scale == 0:
                 return at, found
-            run: Any = found.run
-            told = {"went": _told(found.went)} | ({} if run is None else _costs(run, verbs))
-            verbs.finish()
+            told = {"went": _told(found.went)} | ({} if found.run is None else _costs(found.run, at.runtime))
+            at.runtime.finish()
         else:
             v, trailing = du[-1:].clone(), self.problem.grid.steps - self.whole
             share_trailing(ranks, v, trailing, self.working - 1)
@@ -170,6 +188,30 @@ class BackwardOverRanks:
     @property
     def _lasts(self) -> int:
         return self.chain.reversed_steps()[0]
+
+    def _block(
+        self,
+        ranks: Ranks,
+        counts: list[int],
+        room: int,
+        mirrored: list[int],
+        kept: Tensor,
+        points: Any,
+        du: Tensor,
+    ) -> Block:
+        runtime, chain = self.runtime, self.chain
+        deepest, how = coarse_of(chain.levels, chain.method, runtime, du[:1].nbytes)
+        u, w = self._rows(kept, points, du)
+        verbs = BlockRuntime(
+            ranks, counts, runtime.seconds, runtime.slices_per_call, room, mirrored=True, costs=runtime.costs
+        )
+        ends = [] if deepest is None else self._ends(deepest + 1)
+        return Block(u, w, self.first, du[-1], verbs, ranks=ranks, bounds=mirrored, deepest=deepest, how=how, ends=ends)
+
+    def _ends(self, depth: int) -> list[int]:
+        """Steps of a level before the end of each block."""
+        scale = math.prod(level.m for level in self.chain.levels[:depth])
+        return [*(bound // scale for bound in self.bounds[1:-1]), self.chain.levels[depth].grid.steps]
 
     def _rows(self, kept: Tensor, points: Any, du: Tensor) -> tuple[Tensor, Tensor]:
         """The states of this rank's block, and the gradients with respect to them."""

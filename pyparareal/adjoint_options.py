@@ -41,7 +41,7 @@ class Adjoint:
         Run ``max_iterations`` iterations, compared with nothing, whatever the tolerance of the forward solve.
     accept : callable, optional
         Asked about every pass of iterations that ended well, a :class:`BackwardPass`; if it says no, the pass counts as
-        diverged, whatever ``on_failure``, and the adjoint is solved serially instead.
+        diverged, whatever ``on_failure``, and the adjoint is solved serially instead. Over ranks one no is enough.
     """
 
     method: str | MGRIT | Newton | None = None

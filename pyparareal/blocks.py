@@ -24,6 +24,7 @@ from .errors import RankError
 from .handshake import asked_for
 from .hierarchy import Level
 from .method_runs import MethodRun, MgritRun, PararealRun, Problem
+from .mgrit import MGRIT
 from .newton_blocks import EACH, gather_growth, local_newton
 from .newton_run import NewtonRun
 from .propagators import Propagator
@@ -71,7 +72,7 @@ def over_ranks(run: MethodRun | None, problem: Problem, u0: Array, save: str) ->
     asked = asked_for(run, problem, u0, save) | {"coarse": str(runtime.coarse), "costs": repr(runtime.costs)}
     asked |= {"on_loss": runtime.on_loss}
     runtime.ask(asked)
-    return OverRanks(runtime, asked)
+    return OverRanks(runtime, asked, u0.nbytes)
 
 
 class OverRanks:
@@ -80,8 +81,8 @@ class OverRanks:
     Each rank keeps the states of its own block for a backward pass, whose blocks these are too.
     """
 
-    def __init__(self, runtime: DistributedRuntime, asked: dict[str, str]) -> None:
-        self.runtime, self._asked = runtime, asked
+    def __init__(self, runtime: DistributedRuntime, asked: dict[str, str], nbytes: int) -> None:
+        self.runtime, self._asked, self._nbytes = runtime, asked, nbytes
         self._fit, self._keeps = 1, False
         self.watch: Watch | None = None
 
@@ -90,7 +91,8 @@ class OverRanks:
         self._keeps = adjoint is not None
         more = {"differentiable": str(self._keeps)}
         if adjoint is not None:
-            self._fit, more = adjoint.unit, more | adjoint.asked()
+            deepest, _ = coarse_of(adjoint.levels, adjoint.method, self.runtime, self._nbytes)
+            self._fit, more = adjoint.unit(deepest), more | adjoint.asked()
         self.runtime.ask(self._asked | more)
         self.runtime.agree()
 
@@ -207,6 +209,17 @@ def cuts_for(whole: BlockRun, runtime: DistributedRuntime, u: Array, fit: int) -
     levels, options = whole.levels, whole.cycles.options
     how, deepest = chosen(levels, options, runtime.size, runtime.costs, u[:1].nbytes, runtime.coarse)
     return Cuts(levels, bool(options.coarsest_sweeps), runtime.size, fit=fit, deepest=deepest), how
+
+
+def coarse_of(levels: list[Level], options: Any, runtime: DistributedRuntime, nbytes: int) -> tuple[int | None, str]:
+    """The last level of MGRIT that is relaxed in blocks, None if all are, and which of ``COARSE`` that is.
+
+    ``nbytes`` are those of a state.
+    """
+    if not isinstance(options, MGRIT) or len(levels) == 1:
+        return None, "chain"
+    how, deepest = chosen(levels, options, runtime.size, runtime.costs, nbytes, runtime.coarse)
+    return (None if how == "chain" else deepest), how
 
 
 def take(whole: BlockRun, told: list[dict[str, Any]]) -> None:

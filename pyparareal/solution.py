@@ -165,7 +165,8 @@ class Solution:
     u : array ``[points, batch, features...]``
         ``u[0]`` is the initial value and ``u[-1]`` the state at ``t1``.
     points : int64 array ``[points]``
-        Which points of ``grid``: every one (``save="all"``), or the C-points and the end of the grid.
+        Which points of ``grid``: every one (``save="all"``), the C-points and the end of the grid, or only 0 and the
+        end (``save="end"``).
     status : Status
     iterations : int
         ``K``.

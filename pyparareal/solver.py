@@ -109,7 +109,9 @@ def solve(
         solve serially, or return the solution with its status.
     deterministic : bool
         Evaluate propagators that are not batch-invariant in fixed, padded blocks of slices, so that
-        exact slices are bit for bit those of ``serial_solve(..., m=m, deterministic=True)``.
+        exact slices are bit for bit those of ``serial_solve(..., m=m, deterministic=True)``. Gradients of parameters
+        are added up slice by slice on a fixed tree, so that over ranks their bits are those of one process; not those
+        that a step computes itself (:class:`pyparareal.adjoint_step.OwnAdjoint`).
     callback : callable, optional
         ``callback(k, u, residual)`` after iteration ``k``; ``u`` is the live array of C-points. A true value stops.
     parameters : iterable of tensors, optional

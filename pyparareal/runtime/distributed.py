@@ -25,15 +25,18 @@ wait for the result. Steps that fill no unit are the last rank's. For MGRIT ther
 =============  ====================================================================================================
 
 By default it is what takes the least time by a model (:func:`.model.cheapest`): with enough units, ``chain``. There
-``gathered`` is never faster than ``redundant``; it moves less, and only one rank needs memory for all units. Trailing
-steps, and the points between for ``save="all"``, are taken after the iteration by every rank for itself, as are serial
-solves.
+``gathered`` is never faster than ``redundant``; it moves less, and only one rank needs memory for all units.
 
-A backward pass goes the other way, over blocks of the same kind (:mod:`pyparareal.adjoint_blocks`): a rank recomputes
-the states of its own block, takes the adjoint through it and differentiates its own steps. The gradients are those of
-one process, bit for bit for ``u0`` and ``rhs``. Those of parameters are sums over all steps, added up per rank and then
-from rank 0 on: with another number of ranks they differ by the rounding of a sum in another order, and with
-``deterministic=True``, where they are added up by slices on a fixed tree, not at all.
+Each rank finds the points between in its own block, for ``save="all"``, and the last takes the trailing steps; then all
+get the states to return. A serial solve, also one that is fallen back to, goes from rank to rank, block by block.
+
+A backward pass goes the other way, over the same blocks (:mod:`pyparareal.adjoint_blocks`), which therefore end where
+the levels of both have points: a rank keeps the C-points of its own block, recomputes the states between, takes the
+adjoint through it and differentiates its own steps. The gradients are those of one process, bit for bit for ``u0`` and
+``rhs``. Those of parameters are sums over all steps, added up per rank and then from rank 0 on: with another number of
+ranks a sum of ``n`` terms differs by at most ``2 n eps`` times the sum of their sizes. With ``deterministic=True`` they
+are added up by slices on a fixed tree and do not differ at all; neither do those of a tensor of which each step has its
+own part.
 
 In one V-cycle a rank sends ``nu_l + 2`` states on every level ``l`` that is relaxed in blocks, one more if that is not
 the finest; in an iteration of parareal two, and no more whatever the number of slices. Beyond that

@@ -104,8 +104,8 @@ def halves():
     return Transfer(lambda u: (u[..., ::2] + u[..., 1::2]) / 2, lambda v: torch.repeat_interleave(v, 2, dim=-1))
 
 
-def in_space():
-    method = MGRIT(levels=2, transfer=halves(), stagnation=None)
+def in_space(levels=2):
+    method = MGRIT(levels=levels, min_coarse=1, transfer=halves(), stagnation=None)
     return Chain(26, m=2, method=method, max_iterations=4, on_failure="return", features=8, tol=0.0)
 
 
@@ -160,6 +160,19 @@ CASES = {
     "dense, padded": lambda: Dense(m=2, method=MGRIT(levels=4), save="all"),
     "own adjoint": lambda: OwnDerivatives(m=2, method=MGRIT(levels=3)),
     "own adjoint, the end": lambda: OwnDerivatives(m=4, adjoint="serial", save="end"),
+}  # fmt: skip
+
+# More levels than blocks fit: the last are solved whole, by every rank or by the first.
+DEEP = {
+    "to one step": lambda: Chain(45, m=2, method=MGRIT(levels=None, min_coarse=1)),
+    "to one step, the end": lambda: Chain(45, m=2, method=MGRIT(levels=None, min_coarse=1, cycle="F"), save="end"),
+    "forward in fewer": lambda: Chain(50, m=4, adjoint=MGRIT(levels=None, min_coarse=1), save="all"),
+    "relaxed to the end": lambda: Chain(
+        36, m=2, method=MGRIT(levels=5, min_coarse=1, coarsest_sweeps=2, stagnation=None), on_failure="serial"
+    ),
+    "in space, to one step": lambda: in_space(levels=4),
+    "dense, to one step": lambda: Dense(m=2, method=MGRIT(levels=None, min_coarse=1)),
+    "own adjoint, to one step": lambda: OwnDerivatives(m=2, method=MGRIT(levels=None, min_coarse=1), save="end"),
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from gradient_cases import CASES, Chain, random_case
+from gradient_cases import CASES, DEEP, Chain, random_case
 from processes import join
 
 from pyparareal import MGRIT, Adjoint, ConvergenceError, LocalRuntime, distributed, serial_solve, solve
@@ -73,12 +73,17 @@ def different(make, runtime):
     return [name for name in alone if alone[name] != ours[name]] + list(beyond_rounding(problem, one, many))
 
 
-def differences(runtime):
+def differences(runtime, group):
     """Of all cases on four ranks, of every second on two and the others on three, of every fourth on one."""
     cases = list(CASES.items()) + [(f"random {seed}", make) for seed, make in enumerate(RANDOM)]
     first, stride = {1: (2, 4), 2: (0, 2), 3: (1, 2), 4: (0, 1)}[runtime.size]
     for name, make in cases[first::stride]:
         yield name, different(make, runtime)
+    if runtime.size > 2:
+        for how in ("redundant", "gathered"):
+            other = distributed(group, timeout=60, coarse=how)
+            for name, make in DEEP.items():
+                yield f"{name}, {how}", different(make, other)
     yield "serial_solve", serial_chain(runtime)
 
 
@@ -162,12 +167,12 @@ def main(rank, ranks, folder):
     join(rank, ranks, folder)
     found = {}
     groups = {count: torch.distributed.new_group(range(count)) for count in range(1, ranks + 1)}
-    for make in [*CASES.values(), *RANDOM]:
+    for make in [*CASES.values(), *DEEP.values(), *RANDOM]:
         of_one_process(make)
     for count, group in groups.items():
         torch.distributed.barrier()  # whoever is not among them waits here, which has a longer limit
         if rank < count:
-            found[count] = dict(differences(distributed(group, timeout=60)))
+            found[count] = dict(differences(distributed(group, timeout=60), group))
     runtime = distributed(timeout=60)
     found["shares"] = shares(runtime)
     found["failing"] = [failing_adjoint(one) for one in (LocalRuntime(), runtime)]
