@@ -79,11 +79,10 @@ def differences(runtime, group):
     first, stride = {1: (2, 4), 2: (0, 2), 3: (1, 2), 4: (0, 1)}[runtime.size]
     for name, make in cases[first::stride]:
         yield name, different(make, runtime)
-    if runtime.size > 2:
-        for how in ("redundant", "gathered"):
-            other = distributed(group, timeout=60, coarse=how)
-            for name, make in DEEP.items():
-                yield f"{name}, {how}", different(make, other)
+    if how := {3: "gathered", 4: "redundant"}.get(runtime.size):
+        other = distributed(group, timeout=60, coarse=how)
+        for name, make in DEEP.items():
+            yield f"{name}, {how}", different(make, other)
     yield "serial_solve", serial_chain(runtime)
 
 
@@ -112,11 +111,10 @@ def rows_backward(make, runtime):
 
 FIXED = Adjoint(MGRIT(nu=1), max_iterations=3, fixed=True)
 SHARES = {
+    "to one step": DEEP["to one step"],  # 45 steps: no more than one unit, were every level in blocks
     "serial": lambda: Chain(72, m=4, adjoint="serial"),
     "three cycles": lambda: Chain(72, m=4, adjoint=FIXED, save="end"),
-    "two of three slices": lambda: Chain(
-        18, m=4, adjoint="serial", save="end"
-    ),  # four ranks, four slices, two trailing
+    "a slice each": lambda: Chain(18, m=4, adjoint="serial", save="end"),
 }
 
 
@@ -174,7 +172,7 @@ def main(rank, ranks, folder):
         if rank < count:
             found[count] = dict(differences(distributed(group, timeout=60), group))
     runtime = distributed(timeout=60)
-    found["shares"] = shares(runtime)
+    found["shares"] = shares(distributed(timeout=60, coarse="redundant"))
     found["failing"] = [failing_adjoint(one) for one in (LocalRuntime(), runtime)]
     found["others"] = other_backward_passes(runtime, rank)
     (folder / f"{rank}.json").write_text(json.dumps(found))

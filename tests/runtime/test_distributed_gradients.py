@@ -44,9 +44,16 @@ def test_each_rank_takes_its_share_of_the_steps_backward(found, name):
         assert ours * 18 == all_of_them * slices
 
 
+def test_every_rank_has_steps_to_take_backward_however_few_the_coarsest_level_has(found):
+    ours = [of_rank["shares"]["to one step"][0] for of_rank in found]
+    assert sum(ours) == found[0]["shares"]["to one step"][1]
+    # Five units of 8 steps: the last rank has two of them and the 5 steps that fill none, 21 of 45.
+    assert max(ours) < 0.5 * sum(ours)
+
+
 def test_trailing_steps_are_taken_backward_by_the_last_rank(found):
     # Four slices of 4 steps, and 2 trailing ones: per slice 3 recomputed, 4 transposed, 4 differentiated.
-    assert [of_rank["shares"]["two of three slices"][0] for of_rank in found] == [11, 11, 11, 11 + 3 * 2]
+    assert [of_rank["shares"]["a slice each"][0] for of_rank in found] == [11, 11, 11, 11 + 3 * 2]
 
 
 def test_an_adjoint_that_fails_is_the_same_error_on_every_rank(found):
