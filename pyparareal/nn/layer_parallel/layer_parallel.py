@@ -198,7 +198,7 @@ class LayerParallel(nn.Module):
         ConvergenceError
             See ``on_failure``. Exceptions of blocks are passed on as they are.
         """
-        if self.mode != "parallel":
+        if self.runtime is None or self.mode == "serial":
             return self._whole(u)
         with Group(self.runtime).together():
             return self._whole(u)
