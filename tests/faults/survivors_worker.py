@@ -63,6 +63,7 @@ def told(solution):
         "error": float(np.abs(solution.u - serial()).max()),
         "status": solution.status.name,
         "iterations": [solution.iterations, len(solution.residuals)],
+        "residuals": list(solution.residuals),
         "losses": losses,
         "said": [str(loss) for loss in stats.losses],
     }
