@@ -8,6 +8,7 @@ from .distributed import distributed as distributed
 from .graph import GraphRuntime as GraphRuntime
 from .joining import join as join
 from .local import LocalRuntime as LocalRuntime
+from .model import RankCosts as RankCosts
 from .placement import PlacedRuntime as PlacedRuntime
 from .protocol import Runtime as Runtime
 from .replicas import per_device as per_device

@@ -104,7 +104,17 @@ class PlacedRuntime(LocalRuntime):
         cut = [Block(n, first, last) for n, (first, last) in enumerate(itertools.pairwise(ends))]
         return [block for block in cut if block.last > block.first]
 
-    def map(self, phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array | None, **fused: Any) -> None:
+    def map(
+        self,
+        phi: Propagator,
+        u: Array,
+        points: slice,
+        m: int = 1,
+        *,
+        out: Array | None,
+        shifted: Array | None = None,
+        **fused: Any,
+    ) -> None:
         if not len(u):
             return
         here, blocks = _place_of(u), self.blocks(len(u))
