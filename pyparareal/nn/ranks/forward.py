@@ -27,8 +27,13 @@ KINDS = 64  # as many kinds of input are remembered, e.g. sequences of many leng
 
 @dataclass(frozen=True)
 class Kind:
-    """What the ranks know of an input before it is computed with, once they have met one like it."""
+    """What the ranks know of an input before it is computed with, once they have met one like it.
 
+    ``number`` is that of the pass in which they met it: ranks of which some have since met another like it, because
+    what is frozen on others had changed, do not speak of the same.
+    """
+
+    number: int
     sent: tuple[Sent, ...]
     draws: bool
 
@@ -44,7 +49,7 @@ def run(net: RankedNetwork, x: Tensor) -> Tensor:
     except Exception as refused:
         error = refused
     kind = net.kinds.get(key)
-    known, seed = net.meeting.forward(fields, kind is not None, error)
+    known, seed = net.meeting.forward(fields, kind.number if kind else None, error)
     kind = kind if known else None
     link = Link(net.meeting, net.counts, x.device)
     with Chance(seed, x.device, staged=kind is None or kind.draws or net.training) as chance:
@@ -214,7 +219,7 @@ def _first(own: _Own, x: Tensor) -> Kind:
         draws = draws or message["draws"]
         if turn == link.rank:
             own.hand_on()
-    return Kind(tuple(link.sent), draws)
+    return Kind(link.number, tuple(link.sent), draws)
 
 
 def _all_told(link: Link, told: dict[str, Any], error: Exception | None) -> list[dict[str, Any]]:

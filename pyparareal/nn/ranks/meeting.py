@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Every rank says what it is about to do before it does it: so none waits for what no one will send.
 
-One exchange of five numbers per forward and per backward pass. What they do not tell, that an input is of another kind
+One exchange of six numbers per forward and per backward pass. What they do not tell, that an input is of another kind
 than those before, that a rank refuses it, is then told in words.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -25,6 +26,7 @@ OPERATIONS = (
     "clip_grad_norm_",
     "communication",
 )
+_NETWORKS: WeakKeyDictionary[DistributedRuntime, int] = WeakKeyDictionary()  # how many there are on the same ranks
 FINE, NEW, LATE, REFUSED = range(4)  # what a rank says of its input
 
 
@@ -33,6 +35,8 @@ class Meeting:
 
     Attributes
     ----------
+    network : int
+        Which of the networks on these ranks, counted from 1.
     passes : int
         Forward passes so far.
     late : bool
@@ -43,8 +47,12 @@ class Meeting:
 
     def __init__(self, runtime: DistributedRuntime) -> None:
         self.runtime = runtime
-        self.passes, self.late = 0, False
+        self.network, self.passes, self.late = 0, 0, False
         self.unfinished: str | None = None
+
+    def count(self) -> None:
+        """Take the next number of a network, as the other ranks do, too."""
+        self.network = _NETWORKS[self.runtime] = _NETWORKS.get(self.runtime, 0) + 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Meeting:
         return self  # copies of a network are on the same ranks
@@ -56,10 +64,15 @@ class Meeting:
             if self.unfinished is not None:
                 raise RankError(f"rank {ranks.rank} failed in the {self.unfinished}, which did not come to its end")
             what = f"{operation} {number}" if number else operation
-            told = ranks.meet([OPERATIONS.index(operation), number, digest, says, seed], what)
-            for rank, (op, count, *_) in enumerate(told):
-                if (OPERATIONS[int(op)], int(count)) != (operation, number):
-                    there = f"{OPERATIONS[int(op)]} {int(count)}" if count else OPERATIONS[int(op)]
+            told = ranks.meet([OPERATIONS.index(operation), number, digest, says, seed, self.network], what)
+            for rank, (op, count, *_, network) in enumerate(told):
+                there = f"{OPERATIONS[int(op)]} {int(count)}" if count else OPERATIONS[int(op)]
+                if network != self.network:
+                    raise RankError(
+                        f"rank {ranks.rank} is at {what} of network {self.network}, rank {rank} at {there} of network "
+                        f"{int(network)}"
+                    )
+                if there != what:
                     raise RankError(f"rank {ranks.rank} is at {what}, rank {rank} at {there}")
         return told
 
@@ -85,22 +98,25 @@ class Meeting:
                     raise ValueError(f"{field}: rank {rank} has {other}, rank 0 has {ours}")
         return told
 
-    def forward(self, fields: dict[str, Any] | None, known: bool, error: Exception | None) -> tuple[bool, int]:
-        """Agree on an input: whether all know its kind, and the seed of this pass, which is rank 0's."""
-        says = REFUSED if error else LATE if self.late else FINE if known else NEW
-        told = self.come("forward pass", self.passes + 1, digest_of(fields), says, peek())
-        if all(says == FINE and digest == told[0][2] for _, _, digest, says, _ in told):
+    def forward(self, fields: dict[str, Any] | None, known: int | None, error: Exception | None) -> tuple[bool, int]:
+        """Agree on an input: whether all know the same kind of it, and the seed of this pass, which is rank 0's.
+
+        ``known`` is the pass in which this rank met that kind.
+        """
+        says = REFUSED if error else LATE if self.late else NEW if known is None else FINE
+        told = self.come("forward pass", self.passes + 1, digest_of([fields, known]), says, peek())
+        if all(says == FINE and digest == told[0][2] for _, _, digest, says, *_ in told):
             self.passes += 1
             return True, int(told[0][4])
         self.late = False
-        if any(says == LATE for _, _, _, says, _ in told):
+        if any(says == LATE for _, _, _, says, *_ in told):
             consume()  # as all do after a pass that is known to draw
         said = self.compare(f"forward pass {self.passes + 1}", fields or {}, error, seed=peek())
         self.passes += 1
         return False, int(said[0]["seed"])
 
 
-def digest_of(fields: dict[str, Any] | None) -> int:
+def digest_of(fields: Any) -> int:
     """52 bits: float64 holds them."""
     return int.from_bytes(hashlib.sha256(json.dumps(fields).encode()).digest()[:8], "big") >> 12
 

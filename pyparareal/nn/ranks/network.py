@@ -43,7 +43,7 @@ def over_ranks(
     ``loss.backward()``  on all ranks, each from its own copy of the loss, of which the last rank's gradient counts;
                          one gradient returns for every state, before the fine nets' backward passes
     ``communication``    the bytes of both per interface; what else is sent is the input, the output, the gradient of
-                         an ``x`` that requires grad, and an exchange of five numbers per pass
+                         an ``x`` that requires grad, and an exchange of six numbers per pass
     ===================  ==========================================================================================
 
     Parameters
@@ -121,6 +121,7 @@ def over_ranks(
         asked |= {"broadcast_weights": broadcast_weights, "network": str(network)}
         runtime.ask(asked | described(network, values=not broadcast_weights))
         runtime.agree()
+    ranked.meeting.count()
     if broadcast_weights:
         with runtime.failing() as ranks:
             for name, tensor in network.state_dict().items():

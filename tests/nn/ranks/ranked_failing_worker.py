@@ -105,6 +105,15 @@ def twice(net, rank):
     torch.autograd.grad(loss_of(net), weight, create_graph=True)
 
 
+def other_network(net, rank):
+    """Two networks at the same pass, in another order on rank 0."""
+    other = over_ranks(mlp(), net.runtime)
+    with torch.no_grad():
+        loss_of(other)
+    for one in (net, other) if rank else (other, net):
+        loss_of(one)
+
+
 def other_operation(net, rank):
     if rank == 2:
         net.full_state_dict()
@@ -126,6 +135,7 @@ CASES = {
     "older output": older_output,
     "checkpoint around": around,
     "second derivatives": twice,
+    "other network": other_network,
     "other operation": other_operation,
     "dead": in_forward(1, die),
 }

@@ -72,6 +72,7 @@ def test_an_exception_in_a_backward_pass_is_one_on_those_that_wait_for_it(found,
 ELSEWHERE = [
     ("no backward", {1: "forward pass 3"}, "backward pass 2"),
     ("older output", {2: "backward pass 2"}, "backward pass 3"),
+    ("other network", {0: "forward pass 2 of network 2"}, "forward pass 2 of network 1"),
     ("other operation", {2: "full_state_dict"}, "clip_grad_norm_"),
 ]
 

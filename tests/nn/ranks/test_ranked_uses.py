@@ -153,7 +153,7 @@ def test_a_step_sends_the_states_of_the_formula_and_nothing_else(found):
             "bytes": sum(expected.values()),
             "states": ("forward" in expected) + ("backward" in expected),
             "broadcasts": ("input" in expected) + ("output" in expected),
-            "frames": 2,  # five numbers per forward and per backward pass
+            "frames": 2,  # six numbers per forward and per backward pass
             "texts": 0,
         }
         assert case["same formula"]
