@@ -22,9 +22,10 @@ from torch import Tensor
 from . import arrays
 from .adjoint import AdjointChain, Outcome, Stretch
 from .adjoint_options import BackwardPass
-from .blocks import coarse_of, costs, cuts_of, local_run, require_equal, take
+from .blocks import costs, cuts_of, local_run, require_equal, take
 from .coarse_blocks import joined_cycles
 from .cuts import Cuts, From
+from .errors import RankError
 from .handshake import digest
 from .method_runs import MethodRun, Problem
 from .newton import Newton
@@ -34,6 +35,7 @@ from .runtime.block import BlockRuntime, room_for
 from .runtime.distributed import DistributedRuntime
 from .runtime.ranks import Ranks
 from .solution import Solution, Stats, Status
+from .states import Found
 from .time_grid import TimeGrid
 from .tree_sum import TreeSum, nodes_before
 from .vjp import parameter_gradients, sums_of_slices
@@ -49,7 +51,7 @@ class Block(Stretch):
     ----------
     bounds : list of int
         Points of the reversed grid between the blocks.
-    deepest, how : see :func:`.coarse_of`
+    deepest, how : see :func:`.blocks.coarse_of`
     whole : list
         The method for all of them, once there is one.
     """
@@ -107,7 +109,15 @@ class BackwardOverRanks:
         self.problem, self.chain, self.runtime = problem, chain, runtime
         steps = problem.grid.steps
         self.whole = steps - steps % problem.factor
-        self.bounds: list[int] = []  # those of the forward solve
+        # Those of the forward solve:
+        self.bounds: list[int] = []
+        self._coarse: tuple[int | None, str] = None, "chain"
+        self._among = runtime.rank, runtime.size
+
+    def follow(self, found: Found) -> None:
+        """The blocks are those of a solve that found this."""
+        self.bounds, self._coarse = found.bounds or [], found.coarse
+        self._among = self.runtime.rank, self.runtime.size
 
     @property
     def working(self) -> int:
@@ -133,7 +143,17 @@ class BackwardOverRanks:
         complete: bool,
         passes: list[BackwardPass],
     ) -> tuple[Tensor | None, ...]:
-        """Of ``u0``, ``rhs`` and ``parameters``, where ``needed``: the same on every rank."""
+        """Of ``u0``, ``rhs`` and ``parameters``, where ``needed``: the same on every rank.
+
+        Raises
+        ------
+        RankError
+            If a rank was lost since the forward solve, and with it the states of its block.
+        """
+        if (self.runtime.rank, self.runtime.size) != self._among:
+            raise RankError(
+                f"{WHAT}: a rank was lost since the solve, and with it the states of its block; solve again"
+            )
         with self.runtime.together(f"{WHAT}: comparing the gradients"):
             self.runtime.ask(self._asked(du, points, needed, parameters, len(passes)))
             self.runtime.agree()
@@ -199,8 +219,8 @@ class BackwardOverRanks:
         points: Any,
         du: Tensor,
     ) -> Block:
-        runtime, chain = self.runtime, self.chain
-        deepest, how = coarse_of(chain.levels, chain.method, runtime, du[:1].nbytes)
+        runtime = self.runtime
+        deepest, how = self._coarse
         u, w = self._rows(kept, points, du)
         verbs = BlockRuntime(
             ranks, counts, runtime.seconds, runtime.slices_per_call, room, mirrored=True, costs=runtime.costs

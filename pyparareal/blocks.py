@@ -84,6 +84,7 @@ class OverRanks:
     def __init__(self, runtime: DistributedRuntime, asked: dict[str, str], nbytes: int) -> None:
         self.runtime, self._asked, self._nbytes = runtime, asked, nbytes
         self._fit, self._keeps = 1, False
+        self._backward: tuple[int | None, str] = None, "chain"
         self.watch: Watch | None = None
 
     def agree(self, adjoint: Any) -> None:
@@ -91,8 +92,8 @@ class OverRanks:
         self._keeps = adjoint is not None
         more = {"differentiable": str(self._keeps)}
         if adjoint is not None:
-            deepest, _ = coarse_of(adjoint.levels, adjoint.method, self.runtime, self._nbytes)
-            self._fit, more = adjoint.unit(deepest), more | adjoint.asked()
+            self._backward = coarse_of(adjoint.levels, adjoint.method, self.runtime, self._nbytes)
+            self._fit, more = adjoint.unit(self._backward[0]), more | adjoint.asked()
         self.runtime.ask(self._asked | more)
         self.runtime.agree()
 
@@ -124,7 +125,7 @@ class OverRanks:
         one, steps = everyone[0], [told["filled"] for told in everyone]
         status = Status[next((told["settled"] for told in everyone if told["settled"] != one["status"]), one["status"])]
         filled = sum(total for total, _ in steps), max(critical for _, critical in steps)
-        return Found(status, found, one["final"], filled, kept, cuts.bounds)
+        return Found(status, found, one["final"], filled, kept, cuts.bounds, coarse=self._backward)
 
     def _run_block(
         self, whole: BlockRun, ranks: Ranks, cuts: Cuts, how: str, u: Array, guessed: bool, save: str
@@ -175,7 +176,7 @@ class OverRanks:
             everyone = ranks.texts(finite, "exchanging the results")
             found = _gathered(ranks, bounds, u0, mine, points, "gathering the serial solution")
         status = Status.SERIAL if all(everyone) else Status.NON_FINITE
-        return Found(status, found, None, (0, 0), mine, bounds)
+        return Found(status, found, None, (0, 0), mine, bounds, coarse=self._backward)
 
 
 def _gathered(

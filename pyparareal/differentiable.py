@@ -134,8 +134,8 @@ class _Backward:
 
     def kept(self, found: Found) -> Tensor:
         """The states from which the backward pass begins."""
-        if self.ranks is not None and found.bounds is not None:
-            self.ranks.bounds = found.bounds
+        if self.ranks is not None:
+            self.ranks.follow(found)
         return found.kept
 
     def gradients(

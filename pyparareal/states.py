@@ -34,6 +34,8 @@ class Found(NamedTuple):
         Points between the blocks of the ranks, if there are several.
     losses : tuple of Loss
         Ranks that were lost on the way.
+    coarse : (int or None, str)
+        How a backward pass over these blocks solves its coarse levels, see :func:`.blocks.coarse_of`.
     """
 
     status: Status
@@ -43,6 +45,7 @@ class Found(NamedTuple):
     kept: Array
     bounds: list[int] | None = None
     losses: tuple[Loss, ...] = ()
+    coarse: tuple[int | None, str] = (None, "chain")
 
 
 def points_of(grid: TimeGrid, m: int, save: str) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -87,3 +87,16 @@ def test_a_rank_that_dies_on_the_way_back_is_an_error_of_the_others(found):
         assert kind == "RankError"
         assert message.startswith(f"rank {rank}: backward")
         assert "rank 1: lost (" in message or "lost (Connection" in message
+
+
+def test_those_that_went_on_without_a_rank_have_the_gradients(tmp_path):
+    codes, output = launch(HERE / "lost_gradient_worker.py", RANKS, tmp_path)
+    assert codes == [0, -signal.SIGKILL, 0], "\n".join(output)
+    for rank in (0, 2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert (found["lost"], found["size"], found["states"]) == ([[1]], 2, True)
+        assert found["gradients"][:3] == [True] * 3  # exact after as many iterations as slices; b is a sum of all steps
+        # What rank 1 had of the solve before is gone with it.
+        kind, message = found["before"]
+        assert kind == "RankError"
+        assert message.startswith("backward: a rank was lost since the solve")
