@@ -45,20 +45,20 @@ class Loss:
         In which it happened, counted from 1.
     ranks : tuple of int
         Those that were lost, by the numbers they had then.
-    slices : tuple of (int, int)
-        First slice, and the one after the last, of every block that was re-created by the coarse chain.
+    recreated : tuple of (int, int)
+        First slice, and the one after the last, of every block that the coarse chain made anew.
     left : int
         How many ranks went on.
     """
 
     iteration: int
     ranks: tuple[int, ...]
-    slices: tuple[tuple[int, int], ...]
+    recreated: tuple[tuple[int, int], ...]
     left: int
 
     def __str__(self) -> str:
         ranks = f"rank{'s' * (len(self.ranks) > 1)} {', '.join(map(str, self.ranks))}"
-        blocks = ", ".join(f"{first} to {end - 1}" for first, end in self.slices) or "none"
+        blocks = ", ".join(f"{first} to {end - 1}" for first, end in self.recreated) or "none"
         left = f"{self.left} rank{'s' * (self.left > 1)} left"
         return f"iteration {self.iteration}: {ranks} lost; slices re-created: {blocks}; {left}"
 

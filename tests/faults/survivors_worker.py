@@ -57,7 +57,7 @@ def told(solution):
     """The error, how it ended, and what was lost on the way."""
     stats = solution.stats
     losses = [
-        [loss.iteration, list(loss.ranks), [list(one) for one in loss.slices], loss.left] for loss in stats.losses
+        [loss.iteration, list(loss.ranks), [list(one) for one in loss.recreated], loss.left] for loss in stats.losses
     ]
     return {
         "error": float(np.abs(solution.u - serial()).max()),
