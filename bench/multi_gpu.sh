@@ -37,7 +37,7 @@ stage topology topology.txt 60 nvidia-smi topo -m
 stage versions topology.txt 120 "$python" -c "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.nccl.version())"
 stage tests tests.log 1800 "$python" -m pytest -q -p no:cacheprovider tests/runtime tests/nn/ranks
 for example in examples/ranks_*.py; do
-  stage "$(basename "$example" .py)" torchrun.log 600 "$python" -m torch.distributed.run --standalone \
+  stage "$(basename "$example" .py)" torchrun.log 600 "$python" -m torch.distributed.run --standalone --max-restarts 3 \
     --nproc-per-node "$gpus" "$example"
 done
 stage suite suite.log 3600 "$python" bench/run.py --suite multi_gpu --json "$out/multi_gpu.json"
