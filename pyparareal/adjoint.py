@@ -36,7 +36,7 @@ from .adjoint_options import BackwardPass as BackwardPass
 from .adjoint_step import Parts
 from .cuts import From
 from .errors import ConvergenceError
-from .handshake import method_name
+from .handshake import method_name, named
 from .hierarchy import Level, Transfer, build_levels
 from .linearise import Source, source_of
 from .method_runs import MethodRun, MgritRun, PararealRun, Problem, check_options
@@ -215,7 +215,7 @@ class AdjointChain:
     def asked(self) -> dict[str, str]:
         """What must be the same on all ranks, by the name that an error says."""
         options = {"tol": self.tol, "max_iterations": self.limit, "on_failure": self.on_failure}
-        found = {f"adjoint.{name}": repr(value) for name, value in options.items()}
+        found = {f"adjoint.{name}": repr(value) for name, value in options.items()} | {"adjoint.norm": named(self.norm)}
         return found | {"adjoint.method": method_name(self.method), "adjoint.accept": str(self.accept is not None)}
 
     def scale(self, dw: Tensor, points: Any) -> float:

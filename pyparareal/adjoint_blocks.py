@@ -113,10 +113,11 @@ class BackwardOverRanks:
         self.bounds: list[int] = []
         self._coarse: tuple[int | None, str] = None, "chain"
         self._among = runtime.rank, runtime.size
+        self._solve = 0  # which of the solves of this runtime it was
 
     def follow(self, found: Found) -> None:
         """The blocks are those of a solve that found this."""
-        self.bounds, self._coarse = found.bounds or [], found.coarse
+        self.bounds, self._coarse, self._solve = found.bounds or [], found.coarse, self.runtime.talks
         self._among = self.runtime.rank, self.runtime.size
 
     @property
@@ -155,20 +156,28 @@ class BackwardOverRanks:
                 f"{WHAT}: a rank was lost since the solve, and with it the states of its block; solve again"
             )
         with self.runtime.together(f"{WHAT}: comparing the gradients"):
-            self.runtime.ask(self._asked(du, points, needed, parameters, len(passes)))
+            scale = self.chain.scale(du, points)
+            more = {"gradient.scale": repr(scale)}
+            self.runtime.ask(self._asked(du, points, needed, parameters, len(passes)) | more)
             self.runtime.agree()
-            with self.runtime.failing() as ranks:
-                at, found = self._along(ranks, kept, points, du, every=any(needed[1:]))
+            with self.runtime.working() as ranks:
+                at, found = self._along(ranks, kept, points, du, scale, every=any(needed[1:]))
         self.chain.require(found)
         passes.append(found.went)
-        with self.runtime.failing() as ranks:
+        with self.runtime.working() as ranks:
             return self._collected(ranks, at, found.v, du, parameters, needed, complete)
 
     def _asked(
         self, du: Tensor, points: Any, needed: tuple[bool, ...], parameters: list[Tensor], passes: int
     ) -> dict[str, str]:
         """What must be the same on all ranks, by the name that an error says."""
-        found = {"operation": WHAT, "grid": repr(self.problem.grid), "m": str(self.problem.m), "pass": str(passes)}
+        found = {
+            "operation": WHAT,
+            "solve of the gradients": f"the one that ended with exchange {self._solve}",
+            "grid": repr(self.problem.grid),
+            "m": str(self.problem.m),
+            "pass": str(passes),
+        }
         found |= {"gradient.shape": str(tuple(du.shape)), "gradient.dtype": str(du.dtype)}
         found |= {"gradient.points": digest(points)}
         found |= {"gradient": digest(arrays.to_numpy(du.contiguous().view(torch.uint8)))}
@@ -176,10 +185,10 @@ class BackwardOverRanks:
         return found | self.chain.asked()
 
     def _along(
-        self, ranks: Ranks, kept: Tensor, points: Any, du: Tensor, *, every: bool
+        self, ranks: Ranks, kept: Tensor, points: Any, du: Tensor, scale: float, *, every: bool
     ) -> tuple[Block | None, Outcome]:
         """This rank's block, if it has one, with what was found there; how it went is the same on all."""
-        chain, scale = self.chain, self.chain.scale(du, points)
+        chain = self.chain
         mirrored = [self._lasts - bound for bound in reversed(self.bounds)]
         mirrored[0], mirrored[-1] = 0, self._lasts
         counts = [(last - first) // self.problem.factor for first, last in pairwise(mirrored)]

@@ -21,7 +21,7 @@ from . import arrays, checks
 from .coarse_blocks import joined_cycles
 from .cuts import Cuts, From, bounds_of, chosen, levels_of
 from .errors import RankError
-from .handshake import asked_for
+from .handshake import asked_for, values_of
 from .hierarchy import Level
 from .method_runs import MethodRun, MgritRun, PararealRun, Problem
 from .mgrit import MGRIT
@@ -58,7 +58,7 @@ def together(solve: Callable[P, T]) -> Callable[P, T]:
     return wrapped
 
 
-def over_ranks(run: MethodRun | None, problem: Problem, u0: Array, save: str) -> OverRanks | None:
+def over_ranks(run: MethodRun | None, problem: Problem, u0: Array, save: str, rhs: Array | None) -> OverRanks | None:
     """What spreads ``run``, or a serial solve if there is none, over the ranks; None if the runtime has none."""
     runtime = problem.common.runtime
     if not isinstance(runtime, DistributedRuntime):
@@ -69,7 +69,7 @@ def over_ranks(run: MethodRun | None, problem: Problem, u0: Array, save: str) ->
         raise TypeError("u0: got a CuPy array, which does not travel between ranks, expected NumPy or torch")
     if runtime.on_loss == "recreate" and run is not None:
         require_recreatable(run)
-    asked = asked_for(run, problem, u0, save) | {"coarse": str(runtime.coarse), "costs": repr(runtime.costs)}
+    asked = asked_for(run, problem, u0, save, rhs) | {"coarse": str(runtime.coarse), "costs": repr(runtime.costs)}
     asked |= {"on_loss": runtime.on_loss}
     runtime.ask(asked)
     return OverRanks(runtime, asked, u0.nbytes)
@@ -87,10 +87,12 @@ class OverRanks:
         self._backward: tuple[int | None, str] = None, "chain"
         self.watch: Watch | None = None
 
-    def agree(self, adjoint: Any) -> None:
+    def agree(self, adjoint: Any, guess: Array | None = None) -> None:
         """Before the first state is sent; ``adjoint`` is the chain of the backward passes, if there may be any."""
         self._keeps = adjoint is not None
         more = {"differentiable": str(self._keeps)}
+        if guess is not None:
+            more["initial"] = values_of(guess)
         if adjoint is not None:
             self._backward = coarse_of(adjoint.levels, adjoint.method, self.runtime, self._nbytes)
             self._fit, more = adjoint.unit(self._backward[0]), more | adjoint.asked()
@@ -107,7 +109,7 @@ class OverRanks:
         """The same, as long as no rank is lost; ``watch`` is told of the iterations on this rank's block."""
         cuts, how = cuts_for(whole, self.runtime, u, self._fit)
         counts = [cuts.slices(rank) for rank in range(cuts.ranks)]
-        with self.runtime.failing() as ranks:
+        with self.runtime.working() as ranks:
             told: dict[str, Any] = {}
             block, mine, kept = None, u[:0], u[:0]
             if ranks.rank < cuts.ranks:
@@ -165,7 +167,7 @@ class OverRanks:
         bounds = bounds_of(grid.steps, math.lcm(m, self._fit), self.runtime.size)
         counts = [max((last - first) // m, 1) for first, last in pairwise(bounds)]
         points = points_of(grid, m, save)
-        with self.runtime.failing() as ranks:
+        with self.runtime.working() as ranks:
             mine, finite = u0[None][:0], True
             if ranks.rank < len(counts):
                 first, last = bounds[ranks.rank : ranks.rank + 2]

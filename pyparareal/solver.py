@@ -161,7 +161,7 @@ def solve(
         run = MgritRun(chain, coarse, grid, m, options, start, common)
 
     problem = Problem(fine, coarse, grid, run.fine, m, run.m, method, freeze, on_failure, common)
-    over = over_ranks(run, problem, start, save)
+    over = over_ranks(run, problem, start, save, rhs)
     first_alone = run.serial or (over is not None and initial is None)
     c, guessed = (start[None], False) if first_alone else _start(start, initial, grid, run.m)
 
@@ -185,7 +185,7 @@ def _iterate(
     """The solution by ``run`` from the C-points ``u``, or what ``on_failure`` says; ``over`` the ranks, if any."""
     u0 = u[0]
     if over is not None:
-        over.agree(adjoint)
+        over.agree(adjoint, u[1:] if guessed else None)
     if run.serial:
         how = "return" if on_failure == "return" else "raise"
         serial, found = _serial(run.fine, over, u0, grid, run.m, save, how, runtime)
@@ -257,7 +257,7 @@ def serial_solve(
     common = Common(0.0, None, None, False, deterministic, False, runtime, None)
 
     problem = Problem(fine, None, grid, chain, m, m, "serial", True, on_failure, common)
-    over = over_ranks(None, problem, start, save)
+    over = over_ranks(None, problem, start, save, rhs)
 
     def compute(adjoint: Any) -> tuple[Solution, Found]:
         if over is not None:

@@ -39,7 +39,7 @@ FLOORS = {
     "implicit": 2, "compiled": 2,
     "parareal": 3, "solution": 3, "solver": 3, "problems": 3, "mgrit": 3, "hierarchy": 3, "equations": 3,
     "relaxation": 3, "stopping": 3, "checks": 3, "method_runs": 3, "blocks": 3, "cuts": 3, "handshake": 3,
-    "survivors": 3,
+    "held_values": 3, "survivors": 3,
     "newton": 3, "newton_run": 3, "newton_fused": 3, "linear_chain": 3, "linearise": 3,
     "newton_blocks": 3, "coarse_blocks": 3,
     "autograd_jacobians": 3, "growth": 3, "forcing": 3, "vjp": 3, "adjoint_step": 3, "adjoint": 3, "differentiable": 3,

@@ -59,7 +59,8 @@ Where a relaxation is followed by another, a rank relaxes its last slice first, 
 than the message (:meth:`.RankCosts.overlaps`): its end is under way while the others are computed, and what comes from
 the left has been asked for before.
 
-Before the first state is sent the ranks compare what they were asked; afterwards an error on one is raised on all
+Before the first state is sent the ranks compare what they were asked, with the values of the right-hand side, of a
+guess and of what can be seen in propagators (:mod:`pyparareal.held_values`); functions only by name. Afterwards an error on one is raised on all
 (:mod:`.ranks`), which ends this runtime. States of torch on a GPU go through pinned host memory or by NCCL
 (:mod:`.wires`). Not verified: these, and processes on several machines.
 """
@@ -67,6 +68,7 @@ Before the first state is sent the ranks compare what they were asked; afterward
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -191,6 +193,7 @@ class DistributedRuntime(LocalRuntime):
         self._asked: dict[str, Any] = {}
         self._agreed = True
         self._what = ""
+        self._busy, self._thread = False, threading.RLock()
 
     def __copy__(self) -> DistributedRuntime:
         return self
@@ -214,9 +217,33 @@ class DistributedRuntime(LocalRuntime):
         """What this rank has sent so far, see :class:`.Ranks`; a copy."""
         return Counter(self._ranks.volume)
 
+    @property
+    def talks(self) -> int:
+        """How often the ranks have compared or told something, the same on all."""
+        return self._ranks.talks
+
     @contextmanager
     def together(self, what: str = "comparing the arguments") -> Iterator[None]:
-        """Around what all ranks do: an error before :meth:`agree` is told to the others there, and nothing is lost."""
+        """Around what all ranks do: an error before :meth:`agree` is told to the others there, and nothing is lost.
+
+        Raises
+        ------
+        ValueError
+            If it is :meth:`working`, or another thread is in here.
+        """
+        if self._busy or not self._thread.acquire(blocking=False):
+            raise ValueError(
+                "runtime: got one that is at work on a solve or its gradients, expected another or none "
+                "in what is called there: a propagator, a norm, a callback; or in another thread"
+            )
+        try:
+            with self._told_of_errors(what):
+                yield
+        finally:
+            self._thread.release()
+
+    @contextmanager
+    def _told_of_errors(self, what: str) -> Iterator[None]:
         self._ranks.require_open()
         self._asked, self._agreed, self._what = {}, False, what
         try:
@@ -225,6 +252,9 @@ class DistributedRuntime(LocalRuntime):
             if not self._agreed:
                 self._agreed = True
                 self._tell(error)
+            raise
+        except BaseException as error:  # the user's, who will not wait until the others come
+            self._ranks.fail(error)
             raise
         if not self._agreed:
             self.agree()
@@ -285,6 +315,16 @@ class DistributedRuntime(LocalRuntime):
         except BaseException as error:
             self._ranks.fail(error)
             raise
+
+    @contextmanager
+    def working(self) -> Iterator[Ranks]:
+        """:meth:`failing`, while nothing else may begin on this runtime: their messages would be mixed up."""
+        self._busy = True
+        try:
+            with self.failing() as ranks:
+                yield ranks
+        finally:
+            self._busy = False
 
 
 def _none() -> None:

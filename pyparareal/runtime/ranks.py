@@ -226,6 +226,11 @@ class Ranks:
         )
         return found
 
+    @property
+    def talks(self) -> int:
+        """How often the ranks have told each other texts: the same on all, so that it names a moment."""
+        return self._talks
+
     # Failures
 
     def require_open(self) -> None:

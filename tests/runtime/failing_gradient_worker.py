@@ -90,7 +90,22 @@ def mistakes(rank, runtime):
         else:
             backward(problem, solution)
 
-    return {one.__name__: one for one in (gradient, needed, adjoint, option, accept, graph, other_operation)}
+    def order():
+        one, other = chain(), chain()
+        solutions = [solve(**problem.arguments, runtime=runtime) for problem in (one, other)]
+        for n in (1, 0) if rank == 1 else (0, 1):
+            backward((one, other)[n], solutions[n])
+
+    def norm():
+        def size(u):
+            return (1 + (rank == 2)) * u.flatten(1).norm(dim=1)
+
+        problem = chain(method=MGRIT(), norm=size)
+        backward(problem, solve(**problem.arguments, runtime=runtime))
+
+    return {
+        one.__name__: one for one in (order, norm, gradient, needed, adjoint, option, accept, graph, other_operation)
+    }
 
 
 def accidents(rank):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from distributed_cases import CASES, in_torch
+from distributed_cases import CASES, guess, in_torch
 from mgrit_cases import LOGISTIC
 from processes import join
 
@@ -35,6 +35,15 @@ def step(act):
         return LOGISTIC.step(u, slice(0, 1, 1))
 
     return Map(phi, batch_invariant=True)
+
+
+def scaled(a):
+    return Map(lambda u: a * LOGISTIC.step(u, slice(0, 1, 1)), batch_invariant=True)
+
+
+def linear(seed):
+    torch.manual_seed(seed)
+    return torch.nn.Linear(5, 5).requires_grad_(False)
 
 
 def boom():
@@ -61,17 +70,31 @@ def mistakes(rank):
     yield "option", on_rank(2, rank, "FCF", method=MGRIT(nu=2, stagnation=None, divergence=float("inf")))
     yield "method", on_rank(1, rank, "FCF", method="parareal")
     yield "callback", on_rank(1, rank, "FCF", callback=raising)
+    yield "forced", on_rank(2, rank, "parareal, forced", rhs=1e-3 * guess(49, seed=4))
+    yield "guess", on_rank(1, rank, "FCF, guessed", initial=guess(12, seed=4))
+    yield "weights", CASES["parareal, modules"]() | {"fine": linear(seed=rank // 2)}
+    yield "constant", CASES["FCF"]() | {"fine": scaled(1.0 + 1e-15 * (rank == 1))}
     yield "own mistake", on_rank(1, rank, "FCF", tol=-1.0)
     yield "everyone's mistake", CASES["FCF"]() | {"tol": -1.0}
 
 
-def accidents(rank):
-    """What happens on the way and ends the runtime."""
+def accidents(rank, runtime):
+    """What happens on the way and ends the runtime, which is in the list ``runtime``."""
     for name, at in (("parareal", 0), ("parareal", 2), ("FCF", 1), ("three levels, nested", 2)):
         yield f"raise in {name} on {at}", on_rank(at, rank, name, fine=step(boom))
     yield "raise in the callback", on_rank(2, rank, "FCF", callback=raising) | ({} if rank == 2 else quiet())
+    yield "nested", CASES["parareal"]() | {"fine": step(lambda: solve(**CASES["parareal"](), runtime=runtime[0]))}
+    yield "interrupted", on_rank(1, rank, "parareal", fine=Interrupted())
     yield "late", on_rank(1, rank, "FCF", fine=step(lambda: time.sleep(2 * SHORT)))
     yield "dead", on_rank(1, rank, "FCF", fine=step(lambda: os.kill(os.getpid(), signal.SIGKILL)))
+
+
+class Interrupted:
+    """As by Ctrl-C, while the arguments are looked at."""
+
+    @property
+    def step(self):
+        raise KeyboardInterrupt
 
 
 def quiet():
@@ -81,7 +104,7 @@ def quiet():
 def outcome(case, runtime):
     try:
         solve(**case, runtime=runtime)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return [type(error).__name__, str(error)]
     return ["", ""]
 
@@ -98,9 +121,10 @@ def main(rank, ranks, folder):
     for name, case in mistakes(rank):
         note(name, outcome(case, runtime))
         note(f"after {name}", outcome(CASES["parareal"](), runtime))
-    for name, case in accidents(rank):
+    at_work = [runtime]
+    for name, case in accidents(rank, at_work):
         torch.distributed.barrier()  # until the sleeper has raised, too
-        runtime = distributed(timeout=SHORT if name == "late" else LIMIT)
+        at_work[0] = runtime = distributed(timeout=SHORT if name == "late" else LIMIT)
         note(name, outcome(case, runtime))
         note(f"after {name}", outcome(CASES["parareal"](), runtime))
     if rank != 1:

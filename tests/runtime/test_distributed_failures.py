@@ -38,6 +38,10 @@ DIFFERENCES = {
     "m": "m: rank 1 has 5, rank 0 has 4",
     "option": "nu: rank 2 has 2, rank 0 has 1",
     "callback": "callback: rank 1 has True, rank 0 has False",
+    "forced": "rhs: rank 2 has values with checksum ",
+    "guess": "initial: rank 1 has values with checksum ",
+    "weights": "fine: rank 2 has values with checksum ",
+    "constant": "fine._phi with a: rank 1 has values with checksum ",
     "everyone's mistake": "tol: got -1.0",
 }
 
@@ -82,6 +86,20 @@ def test_an_exception_on_one_rank_raises_on_all(found, name, where, kind, messag
         again = of_rank[f"after {name}"]
         assert again[0] == "RankError"
         assert "this runtime ended with an error" in again[1]
+
+
+def test_a_solve_within_a_solve_is_refused(found):
+    kinds = {of_rank["nested"][0] for of_rank in found}
+    assert kinds <= {"ValueError", "RankError"}  # of those that have come there, and of those who waited for them
+    assert all("runtime: got one that is at work on a solve" in of_rank["nested"][1] for of_rank in found)
+
+
+def test_whoever_is_interrupted_lets_nobody_wait(found):
+    assert found[1]["interrupted"][0] == "KeyboardInterrupt"
+    for rank in (0, 2):
+        kind, message = found[rank]["interrupted"]
+        assert kind == "RankError"
+        assert message.endswith("rank 1 failed: KeyboardInterrupt")
 
 
 def test_nobody_waits_longer_than_the_limit(found):

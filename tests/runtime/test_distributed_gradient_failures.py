@@ -28,6 +28,8 @@ def found(tmp_path_factory):
 
 
 DIFFERENCES = {
+    "order": "solve of the gradients: rank 1 has the one that ended with exchange ",
+    "norm": "gradient.scale: rank 2 has ",
     "gradient": "gradient: rank 1 has ",
     "needed": "needed: rank 2 has (True, False, True, True), rank 0 has (True, True, True, True)",
     "adjoint": "adjoint.method: rank 1 has serial, rank 0 has parareal",

@@ -74,6 +74,10 @@ class ChunkedBackward:
     autocast: Callable[[], Any]
     passes: list[BackwardPass] = field(default_factory=list)
     group: Group = field(default_factory=lambda: Group(None))
+    made: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.made = 0 if self.group.runtime is None else self.group.runtime.talks
 
     def gradients(self, u: Tensor, w: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         """Of ``u0`` and the parameters, from the states ``u`` and their gradients ``w``, ``[length + 1, ...]``."""
@@ -91,6 +95,7 @@ class ChunkedBackward:
         """All ranks are to go back through the same sequence."""
         if self.group:
             asked = {"operation": "backward through a recurrence", "length": self.length, "pass": len(self.passes)}
+            asked |= {"recurrence of the gradients": f"the one after exchange {self.made}"}
             asked |= {"gradient of the output": checksum([w]), "parameters": [list(p.shape) for p in parameters]}
             self.group.agree(asked)
 
