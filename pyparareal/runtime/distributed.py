@@ -60,9 +60,9 @@ than the message (:meth:`.RankCosts.overlaps`): its end is under way while the o
 the left has been asked for before.
 
 Before the first state is sent the ranks compare what they were asked, with the values of the right-hand side, of a
-guess and of what can be seen in propagators (:mod:`pyparareal.held_values`); functions only by name. Afterwards an error on one is raised on all
-(:mod:`.ranks`), which ends this runtime. States of torch on a GPU go through pinned host memory or by NCCL
-(:mod:`.wires`). Not verified: these, and processes on several machines.
+guess and of what can be seen in propagators (:mod:`pyparareal.held_values`); functions only by name. Afterwards
+an error on one is raised on all (:mod:`.ranks`), which ends this runtime. States of torch on a GPU go through pinned
+host memory or by NCCL (:mod:`.wires`). Not verified: these, and processes on several machines.
 """
 
 from __future__ import annotations
