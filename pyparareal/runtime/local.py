@@ -49,6 +49,10 @@ class LocalRuntime:
         return super().__new__(cls)
 
     def __init__(self, *, slices_per_call: int | None = None, devices: Any = None, shares: Any = None) -> None:
+        if slices_per_call is not None and (
+            isinstance(slices_per_call, bool) or not isinstance(slices_per_call, int | np.integer)
+        ):
+            raise TypeError(f"slices_per_call: got {slices_per_call!r}, expected an int or None")
         if slices_per_call is not None and slices_per_call < 1:
             raise ValueError(f"slices_per_call: got {slices_per_call}, expected at least 1")
         self.slices_per_call = slices_per_call

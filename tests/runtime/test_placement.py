@@ -282,6 +282,8 @@ WRONG = [
     ({"devices": ["cpu"], "shares": [True]}, TypeError, "shares: got True, expected numbers"),
     ({"devices": ["cpu"], "shares": 2}, TypeError, "shares: got 2, expected a number for each of the 1 devices"),
     ({"devices": ["cpu"], "slices_per_call": 0}, ValueError, "slices_per_call: got 0"),
+    ({"slices_per_call": 1.5}, TypeError, "slices_per_call: got 1.5, expected an int or None"),
+    ({"slices_per_call": True}, TypeError, "slices_per_call: got True, expected an int or None"),
 ]
 
 
