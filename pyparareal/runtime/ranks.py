@@ -30,6 +30,7 @@ from .wires import HostWire, NcclWire, Sent, Wire, from_bytes, nccl_group, to_by
 
 Array = Any
 GOING, END = 0.0, 1.0  # what a frame of numbers says first
+PLACE, TEXTS = 6, -1.0  # how many numbers begin what all ranks do together, and the first of them before texts
 _OPEN: weakref.WeakSet[Ranks] = weakref.WeakSet()
 
 
@@ -173,12 +174,12 @@ class Ranks:
         key = f"here/{self._talks}/"
         data = np.frombuffer(json.dumps(message).encode(), np.uint8).copy()
         self._attempt(what, lambda _: self._store.set(f"{key}{self.rank}", ""))
-        lengths = self._all_gather(self.torch.tensor([len(data)]), what, key)
-        padded = self.torch.zeros(max(int(n) for n in lengths), dtype=self.torch.uint8)
+        lengths = [int(one[1]) for one in self._begin([TEXTS, len(data)], what, key)]
+        padded = self.torch.zeros(max(lengths), dtype=self.torch.uint8)
         padded[: len(data)] = self.torch.from_numpy(data)
         self.volume.update(texts=1)
         found = self._all_gather(padded, what)
-        return [json.loads(one[: int(n)].numpy().tobytes()) for one, n in zip(found, lengths, strict=True)]
+        return [json.loads(one[:n].numpy().tobytes()) for one, n in zip(found, lengths, strict=True)]
 
     def blocks(self, u: Array, rows: Sequence[int], mine: Array, what: str) -> None:
         """``u`` gets the ``rows[r]`` rows of every rank ``r`` one after the other; ``mine`` are those of this one."""
@@ -212,12 +213,24 @@ class Ranks:
         self._wire(u).broadcast(u, source)
 
     def meet(self, values: Sequence[float], what: str) -> list[list[float]]:
-        """The same few numbers of every rank, to see whether all are at the same place; names who does not come."""
+        """``PLACE`` numbers of every rank, the first not negative, to see whether all are at the same place.
+
+        Names who does not come.
+        """
         self._met += 1
         self._attempt(what, lambda _: self._store.set(f"met/{self.rank}", str(self._met)))
         self.volume.update(frames=1, numbers=len(values))
-        frame = self.torch.tensor(values, dtype=self.torch.float64)
-        return [one.tolist() for one in self._all_gather(frame, what, "met/")]
+        return self._begin(values, what, "met/")
+
+    def _begin(self, values: Sequence[float], what: str, key: str) -> list[list[float]]:
+        """The first numbers of something: as many of all that may begin, for gloo aborts on lengths that differ."""
+        frame = self.torch.zeros(PLACE, dtype=self.torch.float64)
+        frame[: len(values)] = self.torch.tensor(values, dtype=self.torch.float64)
+        found = [one.tolist() for one in self._all_gather(frame, what, key)]
+        for rank, theirs in enumerate(found):
+            if (theirs[0] == TEXTS) != (values[0] == TEXTS):
+                raise RankError(f"rank {self.rank} is at {what}, rank {rank} at something else")
+        return found
 
     def _all_gather(self, data: Any, what: str, key: str | None = None) -> list[Any]:
         found = [self.torch.empty_like(data) for _ in range(self.size)]

@@ -27,7 +27,7 @@ _FILE = re.compile(r"shard-\d{5,}-model-\d{5}-of-\d{5}\.safetensors")  # the nam
 _MAX_MANIFEST_BYTES = 1 << 30
 _FIELDS = {"step": int, "ranks": int, "files": dict, "tensors": dict, "plain": dict}
 
-_held: dict[str, int] = {}  # open lock files of this process, by folder
+_held: dict[tuple[int, str], int] = {}  # open lock files, by process, as a forked one has no lock, and folder
 
 
 class NewerFormatError(CheckpointError):
@@ -84,7 +84,7 @@ class StepFolders:
 
     def _lock(self) -> None:
         """A lock that ends with this process, however it ends, and that its children do not share."""
-        name = str(self.folder.resolve())
+        name = os.getpid(), str(self.folder.resolve())
         if name in _held:
             return
         file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

@@ -132,10 +132,12 @@ class Restoring:
             raise CheckpointError(f"{name!r} is {said[0]} there, {said[1]} here")
         state: dict[int, dict[str, Any]] = {}
         slots: dict[int, dict[str, str]] = {}
+        parameters: list[Tensor] = []
         for number, (parameter, (tensor, group, _)) in enumerate(by_parameter(name, optimiser, owners).items()):
             record = self._value(f"{name}.{parameter}")
             if not isinstance(record, dict) or record.get("group") != group:
                 raise CheckpointError(f"{name!r}: parameter {parameter!r} is in another group there than {group}")
+            parameters.append(tensor)
             state[number], slots[number] = dict(record["slots"]), self._slots(f"{name}.{parameter}", tensor)
 
         def change() -> None:
@@ -144,19 +146,26 @@ class Restoring:
             groups = optimiser.state_dict()["param_groups"]
             merged = [now | saved for now, saved in zip(groups, theirs["groups"], strict=True)]
             optimiser.load_state_dict({"state": {n: s for n, s in state.items() if s}, "param_groups": merged})
+            for number, names in slots.items():  # torch gives them the dtype of the parameter
+                kept = optimiser.state[parameters[number]] if names else {}
+                kept |= {
+                    s: self.targets[full] for s, full in names.items() if kept[s].dtype != self.targets[full].dtype
+                }
 
         return change
 
     def _slots(self, prefix: str, parameter: Tensor) -> dict[str, str]:
-        """What the optimiser keeps for one parameter, by slot: tensors of its shape, and numbers, on the host."""
+        """What the optimiser keeps for one parameter, by slot: numbers, on the host, and tensors, mostly of its shape."""
         found = {}
         for full in self._slots_of.get(prefix, []):
             shape, dtype = self._tensors[full]["shape"], self._dtype(full)
-            if shape not in ([], list(parameter.shape)):
-                raise CheckpointError(f"tensor {full!r} is {shape} there, its parameter {list(parameter.shape)} here")
-            self._read(
-                full, torch.empty_like(parameter.detach(), dtype=dtype) if shape else torch.empty([], dtype=dtype)
-            )
+            if not shape:
+                room = torch.empty([], dtype=dtype)
+            elif shape == list(parameter.shape):
+                room = torch.empty_like(parameter.detach(), dtype=dtype)
+            else:  # such as Adafactor's rows and columns
+                room = self._of_any_size(full).to(parameter.device)
+            self._read(full, room)
             found[full.rpartition(".")[2]] = full
         return found
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .plain import encode
+from .tensors import writable
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Share:
             if name in self.tensors or name in self.plain:
                 raise ValueError(f"state: two things are named {name!r}")
             if isinstance(value, Tensor):
+                if not writable(value.dtype):
+                    raise TypeError(f"state: {name}: got {value.dtype}, which safetensors files do not hold")
                 self.tensors[name] = value.detach()
             else:
                 self.plain[name] = encode(value, f"state: {name}")

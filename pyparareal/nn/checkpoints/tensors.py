@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import warnings
@@ -20,6 +21,18 @@ from ...errors import CheckpointError, RankError
 def is_global(tensor: Tensor) -> bool:
     """A DTensor, of which every rank has a part, or its copy."""
     return hasattr(tensor, "device_mesh")
+
+
+@functools.cache
+def writable(dtype: torch.dtype) -> bool:
+    """Whether the format of the files has it: not complex128, for one."""
+    from safetensors.torch import save
+
+    try:
+        save({"": torch.empty(0, dtype=dtype)})
+    except (KeyError, ValueError, RuntimeError):
+        return False
+    return True
 
 
 def digest(tensor: Tensor) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..parareal_network import PararealNetwork, part_sizes
 
 MINIMUM = "use fewer ranks, or more parts"
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class Deal:
@@ -65,6 +67,14 @@ def require_apart(network: PararealNetwork, dealt: Deal) -> None:
                 f"(ranks {dealt.owner(first)} and {dealt.owner(name)}); untie them, or choose parts_per_rank so that "
                 "both are on one rank"
             )
+
+
+def modules_of(network: nn.Module) -> dict[str, str]:
+    """What every module of ``network`` is and says of itself, by its name; addresses, as of functions, left out."""
+    return {
+        f"module {name or 'network'}": _ADDRESS.sub("", f"{type(module).__name__}({module.extra_repr()})")
+        for name, module in network.named_modules()
+    }
 
 
 def described(network: nn.Module, values: bool) -> dict[str, str]:

@@ -52,7 +52,8 @@ def run(net: RankedNetwork, x: Tensor) -> Tensor:
     known, seed = net.meeting.forward(fields, kind.number if kind else None, error)
     kind = kind if known else None
     link = Link(net.meeting, net.counts, x.device)
-    with Chance(seed, x.device, staged=kind is None or kind.draws or net.training) as chance:
+    trains = any(module.training for module in net.modules())  # dropout alone, maybe
+    with Chance(seed, x.device, staged=kind is None or kind.draws or trains) as chance:
         own = _Own(net, link, chance, serial=kind is None or kind.draws)
         if kind is None:
             if len(net.kinds) >= KINDS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
@@ -56,6 +56,12 @@ class Meeting:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Meeting:
         return self  # copies of a network are on the same ranks
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a network over ranks cannot be pickled, as it has the parts of one rank only: save its state_dict(), "
+            "full_state_dict(), or all with ShardedCheckpoint"
+        )
 
     def come(self, operation: str, number: int = 0, digest: int = 0, says: int = FINE, seed: int = 0) -> list[Any]:
         """Wait for all ranks at ``operation``; if one is at another, it is an error on all and the end."""

@@ -16,7 +16,7 @@ from ..execution.choice import ExecutionChoice
 from ..execution.communication import Traffic
 from ..parareal_network import PararealNetwork
 from . import clipping, forward, state
-from .deal import Deal, deal, described, require_apart
+from .deal import Deal, deal, described, modules_of, require_apart
 from .meeting import Meeting
 
 
@@ -118,8 +118,8 @@ def over_ranks(
             "parts_per_rank": list(dealt.sizes),
         }
         asked |= {"part_sizes": list(network.part_sizes), "correction": network.correction}
-        asked |= {"broadcast_weights": broadcast_weights, "network": str(network)}
-        runtime.ask(asked | described(network, values=not broadcast_weights))
+        asked["broadcast_weights"] = broadcast_weights
+        runtime.ask(asked | modules_of(network) | described(network, values=not broadcast_weights))
         runtime.agree()
     ranked.meeting.count()
     if broadcast_weights:

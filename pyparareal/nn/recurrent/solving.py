@@ -166,9 +166,11 @@ class Task:
         """What must be the same on all ranks, by the name that an error says."""
         auto = self.settings.method == "auto"
         chosen = auto and self.choices is not None and key_of(self.u0, self.length, self.gradients) in self.choices
+        held = held_tensors(self.plain)
+        trained = "".join("01"[tensor.requires_grad] for tensor in held) if self.gradients else ""
         return {
             "operation": "a recurrence", "length": self.length, "gradients": self.gradients,
-            "initial state": checksum([self.u0]), "inputs or weights": checksum(held_tensors(self.plain)),
+            "initial state": checksum([self.u0]), "inputs or weights": checksum(held), "trained": trained,
             "settings": plain(self.settings), "coarse": self.coarse is not None, "choices": chosen,
         }  # fmt: skip
 

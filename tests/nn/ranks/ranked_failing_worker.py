@@ -20,7 +20,7 @@ from ranked_cases import mlp
 from torch.utils.checkpoint import checkpoint
 
 from pyparareal import distributed
-from pyparareal.nn import over_ranks
+from pyparareal.nn import ShardedCheckpoint, over_ranks
 
 LIMIT, SHORT = 60.0, 4.0  # seconds; the short one is for the ranks that are waited for
 X = (8, 4)
@@ -121,6 +121,13 @@ def other_operation(net, rank):
         net.clip_grad_norm_(1.0)
 
 
+def a_checkpoint(net, rank):
+    """Rank 1 saves one while the others go on."""
+    if rank == 1:
+        ShardedCheckpoint("nowhere", net.runtime).save(1, {"net": net})
+    loss_of(net)
+
+
 CASES = {
     "raise in a part of 0": in_forward(0, boom),
     "raise in a part of 1": in_forward(1, boom),
@@ -137,6 +144,7 @@ CASES = {
     "second derivatives": twice,
     "other network": other_network,
     "other operation": other_operation,
+    "checkpoint of one": a_checkpoint,
     "dead": in_forward(1, die),
 }
 ALONE = {"dead in backward": in_backward(1, die)}  # it ends with rank 1, too

@@ -5,6 +5,7 @@
 """
 
 import gc
+import pickle
 import weakref
 
 import torch
@@ -13,7 +14,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pyparareal.nn
-from pyparareal import RankError
 from pyparareal.nn import over_ranks
 
 X = (8, 4)
@@ -266,6 +266,20 @@ def draws_that_begin_late(runtime, one):
     return [found[0] == found[1], len(set(found[1])) == 4]
 
 
+def dropout_alone_in_training(runtime, one):
+    """An evaluated network whose dropout is switched on later: the same draws for any number of ranks."""
+    found = []
+    for over in (one, runtime):
+        net = over_ranks(mlp(dropout=0.5), over).eval()
+        torch.manual_seed(8)
+        with torch.no_grad():
+            net(torch.ones(X))
+            for module in net.modules():
+                module.train(isinstance(module, nn.Dropout))
+            found.append([bits(net(torch.ones(X))) for _ in range(3)] + [bits(torch.rand(2))])
+    return [found[0] == found[1], len(set(found[1])) == 4]
+
+
 # State
 
 
@@ -301,6 +315,7 @@ def states_that_are_refused(runtime, one):
         "to": raised(net.full_state_dict, to=3),
         "to, elsewhere": raised(net.full_state_dict, to=runtime.rank),
         "saved": raised(pyparareal.nn.save, net, "nowhere"),
+        "pickled": raised(pickle.dumps, net),
         "module": raised(net.head if runtime.rank < 2 else net.fine[0], torch.ones(1)),
     }
     return found | {"unchanged": before == {name: bits(value) for name, value in net.state_dict().items()}}
@@ -336,6 +351,31 @@ def parts_of_other_ranks_are_freed(runtime, one):
     net = over_ranks(net, runtime)
     gc.collect()
     return [part() is not None for part in parts]
+
+
+class Scaled(nn.Module):
+    """Says a function, and by that where it is in memory."""
+
+    def __init__(self, function, factor):
+        super().__init__()
+        self.function, self.factor = function, factor
+
+    def forward(self, u):
+        return self.factor * self.function(u)
+
+    def extra_repr(self):
+        return f"{self.function}, {self.factor}"
+
+
+def options_of_modules(runtime, one):
+    """Compared, but not by where their functions are."""
+    aside = [object() for _ in range(1000 * runtime.rank)]
+    found = []
+    for factor in (2, 2 + runtime.rank // 2):
+        net = mlp()
+        net.fine[3].append(Scaled(lambda u: u.sin(), factor))
+        found.append(raised(over_ranks, net, runtime))
+    return [*found, len(aside) == 1000 * runtime.rank]
 
 
 def parts_as_asked_for(runtime, one):
@@ -377,70 +417,15 @@ def bytes_that_are_sent(runtime, one):
     }
 
 
-# Mistakes, after which the runtime goes on
-
-
-def inputs_that_differ(runtime, one):
-    alone, net = pair(runtime)
-    rank, x = runtime.rank, torch.ones(X)
-    found = {
-        "shape": raised(net, torch.ones(7 + (rank == 2), 4)),
-        "dtype": raised(net, x.double() if rank == 1 else x),
-        "gradient": raised(net, x.clone().requires_grad_(rank == 1)),
-        "strides": raised(net, torch.ones(4, 8).T if rank == 2 else x),
-        "type": raised(net, [1.0] if rank == 1 else x),
+def uses_in(names):
+    """Those of a module, by their first arguments."""
+    return {
+        name: use
+        for name, use in names.items()
+        if getattr(use, "__module__", "") == names["__name__"]
+        and getattr(use, "__code__", None)
+        and use.__code__.co_varnames[:2] == ("runtime", "one")
     }
-    with torch.set_grad_enabled(rank != 1):
-        found["grad mode"] = raised(net, x)
-    with torch.autocast("cpu", torch.bfloat16, enabled=rank == 2):
-        found["autocast"] = raised(net, x)
-    net.train(rank != 0)
-    found["training"] = raised(net, x)
-    net.train()
-    found["clipping"] = raised(net.clip_grad_norm_, 1.0 + rank)
-    for network in (alone, net):
-        network(x).square().mean().backward()
-    return found | {"after": same(alone, net)}
 
 
-def values_of_other_ranks_do_not_matter(runtime, one):
-    alone, net = pair(runtime)
-    return bits(net(torch.full(X, float(runtime.rank)))) == bits(alone(torch.zeros(X)))
-
-
-def first_pass_that_fails(runtime, one):
-    """An error in a part for an input of a new kind: told to all, and nothing is lost."""
-    alone, net = pair(runtime)
-    if runtime.rank == 1:
-        net.fine[2].register_forward_pre_hook(_refuse)
-    found = {"part": raised(net, torch.ones(13, 4))}
-    widths = over_ranks(_does_not_meet(), runtime)
-    found["interface"] = raised(widths, torch.ones(X))
-    with torch.no_grad():
-        found["after"] = bits(net(torch.ones(X))) == bits(alone(torch.ones(X)))
-    return found
-
-
-def _refuse(module, arguments):
-    if len(arguments[0]) == 13:
-        raise ArithmeticError("no batches of 13")
-
-
-def _does_not_meet():
-    """The guess of the first part of rank 1 has another width than the part before."""
-    net = mlp()
-    net.preprocess[2], net.fine[2] = nn.Linear(4, 5), nn.Linear(5, 7)
-    return net
-
-
-def rank_errors_are_runtime_errors(runtime, one):
-    return issubclass(RankError, RuntimeError)
-
-
-USES = [
-    name
-    for name, use in list(globals().items())
-    if getattr(use, "__module__", "") == __name__
-    and getattr(use, "__code__", None)
-    and use.__code__.co_varnames[:2] == ("runtime", "one")
-]
+USES = uses_in(globals())

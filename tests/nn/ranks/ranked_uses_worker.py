@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One rank of the tests of what is done with a network over ranks: ``python ranked_uses_worker.py RANK RANKS FOLDER``.
 
-Writes ``FOLDER/<rank>.json``: what each use of ``ranked_uses`` returned or raised.
+Writes ``FOLDER/<rank>.json``: what each use and each mistake returned or raised.
 """
 
 import faulthandler
@@ -10,9 +10,10 @@ import sys
 import traceback
 from pathlib import Path
 
-import ranked_uses
 import torch
 from processes import join
+from ranked_mistakes import MISTAKES
+from ranked_uses import USES
 
 from pyparareal import distributed
 
@@ -22,10 +23,10 @@ def main(rank, ranks, folder):
     join(rank, ranks, folder)
     one = distributed(torch.distributed.new_subgroups(1)[0], timeout=60)
     runtime, found = distributed(timeout=60), {}
-    for name in ranked_uses.USES:
+    for name, use in (USES | MISTAKES).items():
         torch.manual_seed(0)
         try:
-            found[name] = getattr(ranked_uses, name)(runtime, one)
+            found[name] = use(runtime, one)
         except Exception:
             found[name] = traceback.format_exc()
         (folder / f"{rank}.json").write_text(json.dumps(found))

@@ -86,6 +86,17 @@ def test_ranks_at_different_places_are_an_error_on_all(found, name, odd, others)
         require_ended(of_rank, name)
 
 
+def test_a_rank_that_begins_something_else_is_an_error_on_all(found):
+    """Not a network's operation: gloo itself would end the process."""
+    at = ["forward pass 2", "comparing the arguments", "forward pass 2"]
+    for rank, of_rank in enumerate(found):
+        other = 0 if rank == 1 else 1
+        assert of_rank["checkpoint of one"] == [
+            "RankError", f"rank {rank} is at {at[rank]}, rank {other} at something else",
+        ]  # fmt: skip
+        require_ended(of_rank, "checkpoint of one")
+
+
 def test_a_rank_that_does_not_come_is_named_after_the_limit(found):
     for rank, of_rank in enumerate(found):
         kind, message = of_rank["late"]
@@ -135,7 +146,8 @@ def test_a_rank_that_dies_in_its_backward_pass_is_an_error_of_the_others(tmp_pat
     assert codes == [0, -signal.SIGKILL, 0], "\n".join(output)
     first, last = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 2))
     assert first["dead in backward"][0] == "RankError"
-    assert first["dead in backward"][1].startswith("rank 0: backward pass 2, output, waiting for rank 1: lost (")
+    assert first["dead in backward"][1].startswith("rank 0: backward pass 2, output, waiting for rank 1: ")
+    assert "lost (" in first["dead in backward"][1]  # as seen from here, or by rank 2, where that was first
     assert last["dead in backward"] == ["", ""]  # it had no need of rank 1 for its own
     assert last["after dead in backward"][0] == "RankError"
     assert "rank 1" in last["after dead in backward"][1]

@@ -48,6 +48,7 @@ def found(tmp_path_factory):
         "clipped_in_bfloat16",
         "no_draw_leaves_no_trace",
         "draws_that_begin_late",
+        "dropout_alone_in_training",
         "on_the_meta_device",
         "values_of_other_ranks_do_not_matter",
     ],
@@ -105,6 +106,8 @@ def test_a_share_is_not_saved_as_a_network(found):
     for rank, of_rank in enumerate(found):
         refused = of_rank["states_that_are_refused"]
         assert refused["saved"] == ["TypeError", "network: got RankedNetwork, expected a PararealNetwork"]
+        assert refused["pickled"][0] == "TypeError"
+        assert refused["pickled"][1].startswith("a network over ranks cannot be pickled")
         name, owner = ("head", 2) if rank < 2 else ("fine.0", 0)
         assert refused["module"][1].startswith(f"{name}: this module is on rank {owner}")
 
@@ -115,6 +118,15 @@ def test_weights_that_differ_are_refused_or_those_of_the_first_rank(found):
         assert kind == "ValueError"
         assert message.startswith("preprocess.0.weight: rank 1 has [6, 4] torch.float32 trained with digest ")
         assert same
+
+
+def test_options_of_modules_are_compared_and_not_their_addresses(found):
+    for of_rank in found:
+        same, other, _ = of_rank["options_of_modules"]
+        assert same == ["", ""]
+        assert other[0] == "ValueError"
+        assert other[1].startswith("module fine.3.2: rank 2 has Scaled(<function ")
+        assert " at 0x" not in other[1]
 
 
 def test_parts_of_other_ranks_take_no_memory(found):

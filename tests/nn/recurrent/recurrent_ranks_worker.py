@@ -171,7 +171,14 @@ def wrong(runtime, rank):
         module = gru(**CHUNKS, runtime=runtime)
         (module(inputs())[0].sum() * (2 if odd else 1)).backward()
 
+    def trained():
+        """On rank 1 one of two weights of the same shape, on the others the other."""
+        module = nn.Recurrence(Twice(), **CHUNKS, runtime=runtime)
+        module.cell.weights[int(odd)].requires_grad_(False)
+        module(inputs())[0].sum().backward()
+
     cases = {
+        "trained": trained,
         "inputs": call(inputs(seed=5 if odd else 1)),
         "steps": call(inputs(122 if odd else 123)),
         "settings": call(tol=1e-3 if odd else "auto"),
@@ -194,6 +201,18 @@ def copies(runtime):
     twin, thawed = copy.deepcopy(module), pickle.loads(pickle.dumps(module))
     same = [torch.equal(one(inputs())[0], module(inputs())[0]) for one in (twin, thawed)]
     return [twin.runtime is runtime, thawed.runtime is None, *same, sorted(module.state_dict())]
+
+
+class Twice(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weights = torch.nn.ParameterList(torch.full((3,), 0.3, dtype=torch.float64) for _ in range(2))
+
+    def forward(self, x, h):
+        return x + self.weights[0] * h.sin() + self.weights[1] * h.cos()
+
+    def initial_state(self, batch, dtype, device):
+        return torch.zeros(batch, 3, dtype=dtype, device=device)
 
 
 class Failing(torch.nn.GRUCell):

@@ -79,6 +79,7 @@ def test_what_differs_between_ranks_is_named_on_all(found):
         said = of_rank["wrong"]
         assert said["inputs"].startswith("ValueError: inputs or weights: rank 1 has ")
         assert said["weights"].startswith("ValueError: inputs or weights: rank 1 has ")
+        assert said["trained"].startswith("ValueError: trained: rank 1 has ")
         assert said["steps"] == "ValueError: length: rank 1 has 122, rank 0 has 123"
         assert said["settings"].startswith(
             "ValueError: settings: rank 1 has Settings(method='hybrid', chunk=7, tol=0.001"
