@@ -155,7 +155,7 @@ class Restoring:
         return change
 
     def _slots(self, prefix: str, parameter: Tensor) -> dict[str, str]:
-        """What the optimiser keeps for one parameter, by slot: numbers on the host, and tensors, mostly of its shape."""
+        """What the optimiser keeps for one parameter, by slot: numbers on the host, tensors mostly of its shape."""
         found = {}
         for full in self._slots_of.get(prefix, []):
             shape, dtype = self._tensors[full]["shape"], self._dtype(full)
