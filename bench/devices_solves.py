@@ -38,7 +38,7 @@ class Reaction:
         return Reaction(self.points, self.grid.coarsen(m), self.device)
 
 
-def reaction(device: str, batch: int = 16, points: int = 127, steps: int = 1024) -> dict[str, Any]:
+def reaction(device: str, batch: int = 16, points: int = 255, steps: int = 4096) -> dict[str, Any]:
     """From random initial values, in fixed blocks of slices, as products round differently by their size."""
     import torch
 
@@ -53,7 +53,7 @@ def reaction(device: str, batch: int = 16, points: int = 127, steps: int = 1024)
 def methods() -> dict[str, dict[str, Any]]:
     from pyparareal import MGRIT
 
-    return {"parareal": {"method": "parareal", "m": 32}, "mgrit": {"method": MGRIT(levels=3, nu=1), "m": 8}}
+    return {"parareal": {"method": "parareal", "m": 128}, "mgrit": {"method": MGRIT(levels=3, nu=1), "m": 8}}
 
 
 def solves_on_a_rank() -> dict[str, Any]:
