@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import ranks
 
-LAYERS, WIDTH, BATCH, CLASSES = 64, 256, 256, 10
+LAYERS, WIDTH, BATCH, CLASSES = 64, 256, 1024, 10
 MICRO_BATCHES = (1, 2, 4, 8)
 ROUNDS = 7
 H = 1 / 16

@@ -79,11 +79,10 @@ def scaled(counts: Iterable[int], device: str) -> Result:
         checked=checked,
         samples=samples,
         notes="*_2_ranks: seconds of one process over those of two (1.6 wanted of solve_2_ranks, which is MGRIT's, and "
-        "1.5 of parareal_net_2_ranks, a step of 64 residual layers in 2 parts against its mode 'serial'); parareal "
-        "does not compute converged slices again, which are the first rank's: with K = 13 of 32 slices two ranks are at "
-        "most 1.62 times as fast; solves: "
+        "1.5 of parareal_net_2_ranks, a step of 64 residual layers in 2 parts against its mode 'serial'); solves: "
         "reaction and diffusion by dense products, *_vs_serial is the time of the serial chain over that of the ranks; "
-        "bytes and states are those that rank 0 sends",
+        "parareal does not compute converged slices again, which are the first rank's: with K = 13 of 32 slices two "
+        "ranks are at most 1.62 times as fast; bytes and states are those that rank 0 sends",
     )
 
 
