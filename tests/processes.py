@@ -39,6 +39,20 @@ def launch(worker, ranks, folder, *arguments, timeout=180):
     return [one.returncode for one in workers], output
 
 
+def run_example(path, *arguments, ranks=2, timeout=180):
+    """What ``torchrun --nproc-per-node RANKS PATH *arguments`` prints; it must end well."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    done = subprocess.run(
+        [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(path), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def join(rank, ranks, folder):
     """In a worker: the process group of all ranks, on this machine alone."""
     import torch

@@ -2,9 +2,6 @@
 """Theorem: 1, 2, 3 and 4 processes give the bits, the history, the status and the cost of one; and what they send."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("torch was built without gloo", allow_module_level=True)
 
-from processes import launch  # noqa: E402
+from processes import launch, run_example  # noqa: E402
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples" / "ranks_solve.py"
@@ -92,13 +89,5 @@ def test_a_solve_over_ranks_is_differentiable(found):
 @pytest.mark.no_sanitize
 @pytest.mark.skipif(not EXAMPLE.exists(), reason="the sources are not here: run from outside the tree")
 def test_the_example_has_the_bits_of_one_process():
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(EXAMPLE)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("2 ranks") == done.stdout.count("the same bits as one process: yes") == 2
+    output = run_example(EXAMPLE)
+    assert output.count("2 ranks") == output.count("the same bits as one process: yes") == 2

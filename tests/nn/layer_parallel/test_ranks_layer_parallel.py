@@ -2,9 +2,6 @@
 """Theorem: parallel layers over 1, 2, 3 and 4 processes have the values, gradients and reports of one process."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
 
 from layer_parallel_nets import ROUNDING  # noqa: E402
 from layer_parallel_ranks_worker import BITS, NEAR  # noqa: E402
-from processes import launch  # noqa: E402
+from processes import launch, run_example  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.no_sanitize]
 HERE = Path(__file__).parent
@@ -99,13 +96,5 @@ def test_a_block_that_fails_on_one_rank_fails_on_all(found):
 
 @pytest.mark.skipif(not EXAMPLE.exists(), reason="the sources are not here: run from outside the tree")
 def test_the_example_has_the_bits_of_one_process():
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(EXAMPLE)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "the same bits as one process: yes" in done.stdout
+    output = run_example(EXAMPLE)
+    assert "the same bits as one process: yes" in output

@@ -2,10 +2,7 @@
 """Theorem: a parareal network over 1, 2, 3 and 4 processes trains with the bits of one, whatever is done to it."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("torch was built without gloo", allow_module_level=True)
 
-from processes import launch  # noqa: E402
+from processes import launch, run_example  # noqa: E402
 from ranked_cases import CASES  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.no_sanitize]
@@ -40,17 +37,9 @@ def test_training_over_ranks_has_the_bits_of_one_process(found, ranks, name):
 
 @pytest.mark.skipif(not EXAMPLE.exists(), reason="the sources are not here: run from outside the tree")
 def test_the_example_has_the_bits_of_one_process():
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(EXAMPLE), "1"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "the same bits as one process, loss and weights: yes" in done.stdout
-    sent = re.findall(r"(\d+) \(formula (\d+)\)", done.stdout)
+    output = run_example(EXAMPLE, "1")
+    assert "the same bits as one process, loss and weights: yes" in output
+    sent = re.findall(r"(\d+) \(formula (\d+)\)", output)
     assert len(sent) == 4
     assert [int(counted) for counted, _ in sent] == [int(formula) for _, formula in sent]
     assert int(sent[0][0]) > 0
