@@ -68,8 +68,8 @@ def slow(runtime, rank):
     """A middle rank that takes five times as long for a step as the others."""
     fine = CASES["FCF"]()["fine"]
 
-    def step(u, seconds=0.001 * (5 if rank == 1 else 1)):
-        time.sleep(seconds)
+    def step(u, milliseconds=5 if rank == 1 else 1):  # a float would be taken for something that it computes with
+        time.sleep(0.001 * milliseconds)
         return fine.step(u, slice(0, 1, 1))
 
     found = []
