@@ -45,8 +45,9 @@ FLOORS = {
     "autograd_jacobians": 3, "growth": 3, "forcing": 3, "vjp": 3, "adjoint_step": 3, "adjoint": 3, "differentiable": 3,
     "adjoint_options": 3, "adjoint_blocks": 3, "tree_sum": 3, "states": 3,
     "convergence": 3, "error_propagation": 3, "spectra": 3, "prediction": 3,
-    "nn": 4, "training": 4,
+    "nn": 4, "training": 4, "profiling": 5, "verification": 5,
     "cli": 6, "__main__": 6, "_doctor": 6, "solve_command": 6, "solve_report": 6, "runs_command": 6, "runs_report": 6,
+    "profile_command": 6, "verify_command": 6, "bench_command": 6,
 }  # fmt: skip
 
 
