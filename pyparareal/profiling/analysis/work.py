@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The launches of a record with what each took itself, and when there was work to do."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from ..events import Event, Record
+from . import intervals
+from .intervals import Intervals
+
+
+@dataclass(slots=True)
+class Launch:
+    """A launch; ``seconds`` without those of launches inside it on the same stream, ``leaf`` if there are none.
+
+    ``bytes`` and ``flops`` are compulsory traffic and operations of its own, None where nobody knows.
+    """
+
+    event: Event
+    seconds: float
+    leaf: bool = True
+    bytes: float | None = None
+    flops: float | None = None
+
+    @property
+    def op(self) -> str:
+        return str(self.event.facts.get("op", self.event.name))
+
+
+@dataclass
+class Work:
+    """What the tables are made from; unions of intervals are made once."""
+
+    record: Record
+    wall: Intervals
+    launches: list[Launch]
+    busy_events: list[Event]  # launches and copies
+    ranks: list[int]
+    inside: Intervals  # solves and training steps, all ranks
+    _launched: dict[int | None, Intervals] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time."""
+        return intervals.total(self.wall)
+
+    def launched(self, rank: int | None = None) -> Intervals:
+        """When a launch was at work on ``rank``, or on any."""
+        if rank not in self._launched:
+            self._launched[rank] = intervals.union(
+                (launch.event.start, launch.event.end)
+                for launch in self.launches
+                if rank is None or launch.event.rank == rank
+            )
+        return self._launched[rank]
+
+    def inside_of(self, rank: int) -> Intervals:
+        """Work of one rank: today that of all."""
+        return self.inside
+
+
+def work_of(record: Record) -> Work:
+    """Of a record, whose events may come in any order."""
+    events = record.events
+    start = min((event.start for event in events), default=0.0)
+    end = max([start, *(event.end for event in events)])
+    wall = intervals.union([(start, max(end, start + float(record.about.get("seconds", 0.0))))])
+    spans = [(solve.start, solve.end) for solve in record.solves]
+    inside = intervals.both(intervals.union(spans), wall) if spans else wall
+    ranks = sorted({event.rank for event in events}) or [0]
+    busy = [event for event in events if event.kind in ("launch", "copy")]
+    return Work(record, wall, _launches(events), busy, ranks, inside)
+
+
+def _launches(events: list[Event]) -> list[Launch]:
+    """In the order of their start; of each the seconds of those directly inside it are taken away."""
+    lanes: dict[tuple[int, str, str], list[Event]] = defaultdict(list)
+    for event in events:
+        if event.kind == "launch":
+            lanes[event.rank, event.device, event.stream].append(event)
+    found = []
+    for lane in lanes.values():
+        open_: list[Launch] = []
+        for event in sorted(lane, key=lambda event: (event.start, -event.end)):
+            while open_ and open_[-1].event.end <= event.start:
+                open_.pop()
+            launch = Launch(event, event.seconds)
+            if open_:
+                outer = open_[-1]
+                outer.leaf = False
+                outer.seconds = max(0.0, outer.seconds - (min(event.end, outer.event.end) - event.start))
+            open_.append(launch)
+            found.append(launch)
+    return sorted(found, key=lambda launch: launch.event.start)
