@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
-
-_OFF: AbstractContextManager[None] = nullcontext()
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, Protocol, cast
 
 Facts = Mapping[str, Any]
+"""JSON values, and besides them only shapes (tuples of int) and dtypes: no arrays, which it would keep alive."""
 
 
 class Listener(Protocol):
-    """What hears of everything that is marked."""
+    """What hears of everything that is marked, from all threads."""
 
     def span(self, kind: str, name: str, facts: Facts | None) -> AbstractContextManager[None]:
         """The context that a region, verb, launch, copy, wait or message (:data:`.profiling.events.KINDS`) runs in."""
@@ -23,6 +23,23 @@ class Listener(Protocol):
         """A counter has this value from now on: "residual"."""
         ...
 
+    def note(self, what: str, facts: Facts) -> None:
+        """Something is known that is no span: a "solve" and how it ended."""
+        ...
+
+
+class _Off:
+    """Nothing, as fast as Python can do it: both methods are C functions, which take no self and return what is false.
+
+    One of :func:`contextlib.nullcontext` takes twice as long.
+    """
+
+    __slots__ = ()
+    __enter__ = "".isascii  # of no arguments
+    __exit__ = "".format  # of any; not of the class, so that what is raised goes on
+
+
+_OFF = cast("AbstractContextManager[None]", _Off())
 
 listener: Listener | None = None
 """``None`` switches tracing off."""
@@ -37,3 +54,68 @@ def sample(counter: str, value: float) -> None:
     """``counter`` has this ``value`` from now on."""
     if listener is not None:
         listener.sample(counter, value)
+
+
+def note(what: str, facts: Facts) -> None:
+    """``what`` is known."""
+    if listener is not None:
+        listener.note(what, facts)
+
+
+class _Several:
+    """Listeners that all hear of everything; the spans of the first are the outermost."""
+
+    def __init__(self, listeners: tuple[Listener, ...]) -> None:
+        self.listeners = listeners
+
+    def span(self, kind: str, name: str, facts: Facts | None) -> AbstractContextManager[None]:
+        return cast("AbstractContextManager[None]", _Spans([one.span(kind, name, facts) for one in self.listeners]))
+
+    def sample(self, counter: str, value: float) -> None:
+        for one in self.listeners:
+            one.sample(counter, value)
+
+    def note(self, what: str, facts: Facts) -> None:
+        for one in self.listeners:
+            one.note(what, facts)
+
+
+class _Spans:
+    def __init__(self, spans: list[AbstractContextManager[None]]) -> None:
+        self.spans, self.entered = spans, ExitStack()
+
+    def __enter__(self) -> None:
+        for span in self.spans:
+            self.entered.enter_context(span)
+
+    def __exit__(self, *error: Any) -> None:
+        self.entered.__exit__(*error)
+
+
+_lock = threading.Lock()
+
+
+def listen(new: Listener) -> None:
+    """Have ``new`` hear of everything from now on, besides those that already do."""
+    global listener
+    with _lock:
+        _set((*_all(), new))
+
+
+def leave(old: Listener) -> None:
+    """Have it hear no more; the others do."""
+    with _lock:
+        found = list(_all())
+        if not any(one is old for one in found):
+            raise ValueError(f"listener: got {old!r}, expected one that listens")
+        last = max(n for n, one in enumerate(found) if one is old)
+        _set((*found[:last], *found[last + 1 :]))
+
+
+def _all() -> tuple[Listener, ...]:
+    return listener.listeners if isinstance(listener, _Several) else () if listener is None else (listener,)
+
+
+def _set(listeners: tuple[Listener, ...]) -> None:
+    global listener
+    listener = None if not listeners else listeners[0] if len(listeners) == 1 else _Several(listeners)

@@ -10,11 +10,12 @@ also when only one slice is passed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from . import arrays, ops
+from . import _trace, arrays, ops
 from .compiled import CompiledRhs, Form, Rhs
 from .reference import UniformTimes
 from .tableaux import RK4, Tableau
@@ -93,6 +94,24 @@ def advance(phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array)
     The step gets a copy: a step that works in place must not change the state it was given, and
     one that returns the same buffer at every call must not change an earlier result.
     """
+    if _trace.listener is None:
+        _advance(phi, u, points, m, out)
+        return
+    with launch(phi, u, m):
+        _advance(phi, u, points, m, out)
+
+
+def launch(phi: Any, u: Array, m: int) -> AbstractContextManager[None]:
+    """The span of ``m`` steps from ``u``, with the name of the propagator that takes them, not of what wraps it."""
+    if _trace.listener is None:
+        return _trace.mark("")
+    while (inner := getattr(phi, "phi", None)) is not None:
+        phi = inner
+    facts = {"shape": getattr(u, "shape", ()), "dtype": getattr(u, "dtype", None), "slices": len(u), "steps": m}
+    return _trace.mark(type(phi).__name__, "launch", facts)
+
+
+def _advance(phi: Propagator, u: Array, points: slice, m: int, out: Array) -> None:
     if is_fused(phi):
         phi.relax(u, points, m, out)  # type: ignore[attr-defined]
         return

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import arrays, checks
+from . import _trace, arrays, checks
 from .blocks import OverRanks, over_ranks, together
 from .errors import ConvergenceError
 from .forcing import forced
@@ -21,6 +22,7 @@ from .parareal import Callback
 from .propagators import Propagator
 from .runtime import Runtime
 from .solution import Solution, Stats, Status
+from .solve_notes import noted
 from .states import SAVE, Found, filled, points_of, serial_states, settled_status
 from .stopping import SpatialNorm
 from .time_grid import TimeGrid
@@ -166,7 +168,8 @@ def solve(
     c, guessed = (start[None], False) if first_alone else _start(start, initial, grid, run.m)
 
     def compute(adjoint: Any) -> tuple[Solution, Found]:
-        return _iterate(run, over, adjoint, c, guessed, grid, save, on_failure, runtime)
+        iterate = partial(_iterate, run, over, adjoint, c, guessed, grid, save, on_failure, runtime)
+        return iterate() if _trace.listener is None else noted(method, start, iterate)
 
     return _connected(compute, problem, u0, rhs, parameters, adjoint)
 
@@ -262,7 +265,8 @@ def serial_solve(
     def compute(adjoint: Any) -> tuple[Solution, Found]:
         if over is not None:
             over.agree(adjoint)
-        return _serial(chain, over, start, grid, m, save, on_failure, runtime)
+        serial = partial(_serial, chain, over, start, grid, m, save, on_failure, runtime)
+        return serial() if _trace.listener is None else noted("serial", start, serial)
 
     return _connected(compute, problem, u0, rhs, parameters, None)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core, _trace, arrays, ops, reference
-from ..propagators import Propagator, advance, is_fused, is_of
+from ..propagators import Propagator, advance, is_fused, is_of, launch
 from ..time_grid import part_of_points
 from .protocol import Link, Repeat
 
@@ -78,33 +78,42 @@ class LocalRuntime:
 
     def chain(self, link: Link, u: Array, first: int, *, whole: Callable[[Array], None] | None = None) -> None:
         if whole is not None and first == 0 and len(u) > 1:
-            self.do(whole, u)
+            self.do(_at_once, whole, u)
         else:
             self.do(_in_turn, link, u, first)
 
     def scan(self, a: Array, b: Array, first: int, u: Array) -> None:
-        u[:1] = 0
-        (ops.scan_diag if a.ndim == b.ndim else ops.scan_block)(a, b, out=u[1:])
+        with _trace.mark("scan", "verb"):
+            u[:1] = 0
+            (ops.scan_diag if a.ndim == b.ndim else ops.scan_block)(a, b, out=u[1:])
 
     def largest(self, u: Array) -> Array:
         if not math.prod(u.shape):
             return arrays.zeros(u, ())
-        xp = arrays.namespace(u)
-        return xp.amax(xp.abs(u))
+        with _trace.mark("largest", "verb"):
+            xp = arrays.namespace(u)
+            return xp.amax(xp.abs(u))
 
     def do(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         calls = _kept.calls
         if calls is None:
-            return call(*arguments, **named)
+            if _trace.listener is None:
+                return call(*arguments, **named)
+            with _trace.mark(_verb_of(call), "verb"):
+                return call(*arguments, **named)
         calls.append(partial(call, *arguments, **named))
         _kept.calls = None  # a call is kept whole, with whatever it does here itself
         try:
-            return call(*arguments, **named)
+            return LocalRuntime.do(self, call, *arguments, **named)
         finally:
             _kept.calls = calls
 
     def reduce(self, values: Array, combine: Any = np.add) -> float:
-        values = arrays.to_numpy(values)
+        with _trace.mark("reduce", "verb"):
+            return self._reduced(arrays.to_numpy(values), combine)
+
+    @staticmethod
+    def _reduced(values: Any, combine: Any) -> float:
         return _core.tree_sum(values) if combine is np.add else float(reference.tree_sum(values, combine))
 
     def in_all(self, slices: int) -> int:
@@ -114,7 +123,8 @@ class LocalRuntime:
         return min(n, slices)
 
     def gather(self, *values: Array) -> Sequence[Any]:
-        return [arrays.to_numpy(one) for one in values]
+        with _trace.mark("gather", "verb"):
+            return [arrays.to_numpy(one) for one in values]
 
     def mark(self, name: str) -> AbstractContextManager[None]:
         return Region(name, self)
@@ -123,6 +133,10 @@ class LocalRuntime:
         # A subclass that does something else in a verb is asked every time.
         ours = all(is_of(LocalRuntime, self, verb) for verb in VERBS)
         return Kept(self) if fixed and ours else Anew()
+
+
+def _at_once(whole: Callable[[Array], None], u: Array) -> None:
+    whole(u)
 
 
 def _in_turn(link: Link, u: Array, first: int) -> None:
@@ -154,9 +168,25 @@ def rows_of(fused: dict[str, Any], first: int, end: int) -> dict[str, Any]:
 
 def _steps(phi: Propagator, u: Array, points: slice, m: int, out: Any, **fused: Any) -> Callable[[], None]:
     """The call that takes them; ``relax`` is looked up when it is made, as everything else in ``phi`` is."""
-    if is_fused(phi):
+    if is_fused(phi) and _trace.listener is None:
         return partial(methodcaller("relax", u, points, m, out, **fused), phi)
+    if is_fused(phi):
+        return partial(_relax, phi, u, points, m, out, **fused)
     return partial(advance, phi, u, points, m, out=out)
+
+
+def _relax(phi: Any, u: Array, points: slice, m: int, out: Any, **fused: Any) -> None:
+    with launch(phi, u, m):
+        phi.relax(u, points, m, out, **fused)
+
+
+def _verb_of(call: Callable[..., Any]) -> str:
+    """Which verb this call is made for."""
+    while isinstance(call, partial):
+        call = call.func
+    if call is advance or call is _relax or call is _in_parts or isinstance(call, methodcaller):
+        return "map"
+    return "chain" if call is _in_turn or call is _at_once else "do"
 
 
 class Anew:
@@ -184,8 +214,7 @@ class Kept:
         key = kind, place
         if key in self._known and VERBS.isdisjoint(vars(self._runtime)):  # one replaced in this object is asked too
             result, calls = self._known[key]
-            for call in calls:
-                call()
+            _again(calls)
             return result
         outside, _kept.calls = _kept.calls, Calls()
         try:
@@ -225,7 +254,7 @@ class Region:
             self.outside.append(partial(_marked, self.name, self.runtime, inside))
             _kept.calls = inside
         self.begin = time.perf_counter()
-        self.traced = None if _trace.listener is None else _trace.mark(self.name)
+        self.traced = None if _trace.listener is None else _trace.listener.span("region", self.name, None)
         if self.traced is not None:
             self.traced.__enter__()
 
@@ -240,5 +269,17 @@ class Region:
 
 def _marked(name: str, runtime: LocalRuntime, calls: Calls) -> None:
     with Region(name, runtime):
+        _again(calls)
+
+
+def _again(calls: Calls) -> None:
+    if _trace.listener is None:
         for call in calls:
             call()
+        return
+    for call in calls:
+        if isinstance(call, partial) and call.func is _marked:
+            call()
+        else:
+            with _trace.mark(_verb_of(call), "verb"):
+                call()

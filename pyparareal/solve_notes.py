@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a listener is told of a solve: a region around it, and how it ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from . import _trace
+from .errors import ConvergenceError
+from .solution import Solution
+
+Array = Any
+Computed = tuple[Solution, Any]
+
+
+def noted(method: Any, u0: Array, compute: Callable[[], Computed]) -> Computed:
+    """``compute()`` in a region "solve", and a note of its solution, also of one that is raised with an error."""
+    name = method if isinstance(method, str) else type(method).__name__.lower()
+    start = time.perf_counter_ns()
+    found: Solution | None = None
+    try:
+        with _trace.mark("serial_solve" if name == "serial" else "solve"):
+            computed = compute()
+        found = computed[0]
+        return computed
+    except ConvergenceError as error:
+        found = error.solution
+        raise
+    finally:
+        if found is not None:
+            _trace.note("solve", _about(name, u0, found, start))
+
+
+def _about(name: str, u0: Array, found: Solution, start: int) -> dict[str, Any]:
+    """As :class:`.profiling.events.Solve` has it, times in nanoseconds of ``time.perf_counter_ns``."""
+    stats = found.stats
+    facts = {
+        "slices": stats.slices,
+        "m": stats.m,
+        "levels": stats.levels,
+        "dtype": str(u0.dtype).rpartition(".")[2],
+        "shape": list(u0.shape),
+        "fine_steps": stats.fine_steps,
+        "coarse_steps": stats.coarse_steps,
+        "serial_steps": stats.serial_steps,
+        "steps_per_level": list(stats.steps_per_level),
+        "mode": stats.mode,
+        "message": found.status.value,
+    }
+    return {
+        "method": name,
+        "start": start,
+        "end": time.perf_counter_ns(),
+        "iterations": found.iterations,
+        "status": found.status.name,
+        "residuals": list(found.residuals),
+        "facts": facts,
+    }
