@@ -12,6 +12,9 @@ _LAZY = {
     "RankClock": "events",
     "Solve": "events",
     "Record": "events",
+    "Timeline": "timeline",
+    "arrows": "flows",
+    "merge": "merging",
     "analyse": "analysis",
     "Analysis": "analysis",
 }
