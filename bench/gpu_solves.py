@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from bench import roofs
 from bench.cases import Result
 from pyparareal import _timing
+from pyparareal.profiling import roofs
 
 WARM_UP = 3  # calls before a capture: lazily loaded kernels, cuBLAS' workspace
 

@@ -6,6 +6,7 @@ All callers say ``_core.name(...)``, so that an op costs nothing more when nobod
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,52 +15,101 @@ from . import _core, _trace
 
 
 class Form(NamedTuple):
-    """Where an op has its arrays, the first state array among them, and the numbers that say how much work it is."""
+    """Where an op has its arrays, the first state array among them, those that it may do without, and what says how
+    much work it is: name, position, and what is read from the argument."""
 
     arrays: tuple[int, ...]
     state: int
-    numbers: tuple[tuple[str, int], ...] = ()
+    numbers: tuple[tuple[str, int, Callable[[Any], Any] | None], ...] = ()
+    optional: tuple[tuple[str, int], ...] = ()
 
 
-def _relaxation(arrays: tuple[int, ...], m: int, sides: int, state: int = 1) -> Form:
-    """Of ``out, ..., m, ..., f, g, every, target, norms``; ``sides`` is where ``f`` is."""
-    return Form((*arrays, *range(sides, sides + 5)), state, (("m", m),))
+def _relaxation(arrays: tuple[int, ...], m: int, sides: int, *numbers: Any, optional: Any = ()) -> Form:
+    """Of ``out, ..., m, ..., f, g, every, target, norms, norm``; ``sides`` is where ``f`` is."""
+    names = (("out", 0), *((name, sides + n) for n, name in enumerate(("f", "g", "every", "target"))), *optional)
+    numbers = (("m", m, None), ("norm", sides + 5, None), *numbers)
+    return Form((*arrays, *range(sides, sides + 5)), 1, numbers, names)
 
+
+def _numbers_in(array: Any) -> int:
+    return math.prod(getattr(array, "shape", ()))
+
+
+def _code(rhs: Any) -> int | None:
+    """Of a right-hand side that is compiled in."""
+    return rhs if isinstance(rhs, int) else None
+
+
+def _stages_and_terms(scheme: Any) -> tuple[int, int]:
+    """Stages, and coefficients that are not zero, of Butcher's ``(a, b, c)``."""
+    a, b = scheme[:2]
+    known = _schemes.get(id(b))
+    if known is None or known[0] is not a or known[1] is not b:
+        terms = sum(c != 0 for row in (*a, b) for c in row)
+        known = _schemes[id(b)] = a, b, (len(b), terms)
+    return known[2]
+
+
+_schemes: dict[int, Any] = {}
+"""By the weights that they belong to; there are as many as there are tableaux."""
+
+_OMEGA, _START = (("omega", 3, None),), (("start", 3),)
+_RK = (("substeps", 7, None), ("rhs", 2, _code), ("tableau", 4, _stages_and_terms))
+_MLP = (("sizes", 2, tuple), ("count", 7, None), ("hidden", 8, None), ("last", 9, None), ("biases", 10, None))
+_COEFFICIENTS = (("coefficients", 2, _numbers_in),)
 
 FORMS = {
-    "parareal_update": Form((0, 1, 2, 3, 4, 5), 1),
-    "slice_norms": Form((0, 1, 2), 1),
-    "extract": Form((0, 0), 0, (("step", 3),)),  # reads as much as it writes
-    "inject": Form((1, 1), 1, (("step", 3),)),
-    "c_relax": Form((0, 1, 2), 1),
-    "relax_diagonal": _relaxation((0, 1, 2), 3, 4),
+    "parareal_update": Form((0, 1, 2, 3, 4, 5), 1, (("norm", 6, None),), (("u_old", 4),)),
+    "slice_norms": Form((0, 1, 2), 1, (("norm", 3, None),), (("u_old", 2),)),
+    "extract": Form((0, 0), 0, (("step", 3, None),)),  # reads as much as it writes
+    "inject": Form((1, 1), 1, (("step", 3, None),)),
+    "c_relax": Form((0, 1, 2), 1, _OMEGA),
+    "relax_diagonal": _relaxation((0, 1, 2), 3, 4, *_COEFFICIENTS),
     "relax_tridiagonal": _relaxation((0, 1, 2, 3, 4), 5, 6),
-    "relax_stencil": _relaxation((0, 1, 2), 4, 5),
-    "relax_rk": _relaxation((0, 1), 6, 9),
-    "relax_mlp_sgd": _relaxation((0, 1, 3, 4, 5), 11, 12),
-    "relax_gru": _relaxation((0, 1, 2, 3, 4), 5, 6),
-    "relax_gru_adjoint": Form(tuple(range(9)), 3),
-    "newton_gru": Form(tuple(range(9)), 4),
-    "relax_dense": _relaxation((0, 1, 2, 3, 7), 6, 8),
+    "relax_stencil": _relaxation((0, 1, 2), 4, 5, *_COEFFICIENTS),
+    "relax_rk": _relaxation((0, 1), 6, 9, *_RK),
+    "relax_mlp_sgd": _relaxation((0, 1, 3, 4, 5), 11, 12, *_MLP, optional=(("first", 6),)),
+    "relax_gru": _relaxation((0, 1, 2, 3, 4), 5, 6, optional=(("bias", 4),)),
+    "relax_gru_adjoint": Form(tuple(range(9)), 3, (), (("d_gates", 1), ("bias", 6), ("d_every", 8))),
+    "newton_gru": Form(tuple(range(9)), 4, (), (("jacobians", 1), ("residuals", 2), ("updates", 3), ("bias", 8))),
+    "relax_dense": _relaxation((0, 1, 2, 3, 7), 6, 8, ("activation", 5, None), optional=(("bias", 3), ("slopes", 7))),
     "relax_dense_adjoint": _relaxation((0, 1, 2, 3), 5, 6),
-    "scan_diag": Form((0, 1, 2, 3), 2),
-    "scan_block": Form((0, 1, 2, 3), 2),
+    "scan_diag": Form((0, 1, 2, 3), 2, (), _START),
+    "scan_block": Form((0, 1, 2, 3), 2, (), _START),
 }
 """The arguments of ``_core`` by position: those of ``_core.pyi``."""
 
+_GIVEN: dict[str, dict[int, tuple[str, ...]]] = {
+    op: {
+        mask: tuple(name for bit, (name, _) in enumerate(form.optional) if mask >> bit & 1)
+        for mask in range(1 << len(form.optional))
+    }
+    for op, form in FORMS.items()
+}
+"""Which optional arrays there are, one bit each."""
+
 
 def facts_of(op: str, form: Form, arguments: tuple[Any, ...]) -> dict[str, Any]:
-    """What a launch is known to do: "op", "shape" and "dtype" of the states, "slices", "bytes" of all arrays, "m"."""
+    """What a launch is known to do: "op", "shape" and "dtype" of the states, "bytes" of all arrays, "given" of those
+    that it may do without, and its numbers."""
     state = arguments[form.state]
-    shape = getattr(state, "shape", ())
-    nbytes = 0
+    nbytes = mask = 0
     for n in form.arrays:
         array = arguments[n]
         if array is not None:
             nbytes += getattr(array, "nbytes", 0)
-    facts = {"op": op, "shape": shape, "dtype": getattr(state, "dtype", None), "bytes": nbytes}
-    for name, n in form.numbers:
-        facts[name] = arguments[n]
+    for bit, (_, n) in enumerate(form.optional):
+        if arguments[n] is not None:
+            mask |= 1 << bit
+    facts = {
+        "op": op,
+        "shape": getattr(state, "shape", ()),
+        "dtype": getattr(state, "dtype", None),
+        "bytes": nbytes,
+        "given": _GIVEN[op][mask],
+    }
+    for name, n, read in form.numbers:
+        facts[name] = arguments[n] if read is None else read(arguments[n])
     return facts
 
 

@@ -24,9 +24,10 @@ if "bench" not in sys.modules:  # by location: the tree must not come before an 
     sys.modules["bench"] = importlib.util.module_from_spec(_spec)
 
 import pyparareal.runtime  # noqa: E402
-from bench import cases, gpu_solves, roofs  # noqa: E402
+from bench import cases, gpu_solves  # noqa: E402
 from bench.cases import Result, mgrit_ensemble_cases, mgrit_gpu_cases, relax_cases  # noqa: E402
 from pyparareal import LocalRuntime, _timing, ops, reference  # noqa: E402
+from pyparareal.profiling import roofs  # noqa: E402
 from pyparareal.tableaux import RK4  # noqa: E402
 
 ROOF = (1 << 8, 1 << 16)
@@ -255,7 +256,7 @@ class FakeCupy:
         class Device:
             attributes = MappingProxyType({"MultiProcessorCount": 3})
 
-    empty = staticmethod(lambda size: np.full(size, np.nan))
+    empty = staticmethod(lambda size, dtype: np.full(size, np.nan, dtype))
 
     class RawKernel:
         def __init__(self, source, name):

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from bench import roofs
 from bench.cases import Result, case
 from bench.cases.relax_cases import LORENZ_RK4_FLOPS
 from bench.gpu_solves import Solves, hold_against
 from pyparareal import _timing
+from pyparareal.profiling import roofs
 
 Array = Any
 BRUSSELATOR_RK4_FLOPS = 56  # per step: 4 slopes of 7, 3 stages of 4, weights of 16

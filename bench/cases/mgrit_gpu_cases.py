@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from bench import roofs
 from bench.cases import Result, case
 from bench.cases.relax_cases import TRIDIAGONAL_FLOPS
 from bench.gpu_solves import Solves, graphed, hold_against
 from pyparareal import _timing
+from pyparareal.profiling import roofs
 
 Array = Any
 ITEM = 8  # bytes of a float64

@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Bytes an op must move and operations it must do, from the facts of a launch. What is not known is None, never 0.
 
-Bytes are compulsory traffic: each input read once, each output written once (the cold misses of Hill and Smith 1989,
-with which the roofline of Williams, Waterman and Patterson 2009 measures intensity). Operations are those that
-:mod:`pyparareal.reference` writes down: an addition, subtraction, multiplication, division or square root is 1, a fused
-multiply-add 2, a comparison, sign or selection 0; ``sigmoid`` and ``tanh`` are what their polynomials take. What does
-not depend on the state (a coefficient times a step size) is not counted, nor what a scan multiplies up besides to be
-parallel, nor the gradient of the inputs of a network's first layer: nobody needs it.
+Bytes are compulsory traffic, each input read once and each output written once: the cold misses with which the roofline
+of Williams, Waterman and Patterson (Communications of the ACM 52, 2009, pp. 65-76) measures intensity. They are those
+of the arrays of the call. Operations are those that :mod:`pyparareal.reference` writes down: an addition, subtraction,
+multiplication, division or square root is 1, a fused multiply-add 2, a comparison, sign or selection 0; ``sigmoid`` and
+``tanh`` are what their polynomials take; a norm of n numbers adds n times. What does not depend on the state (a
+coefficient times a step size) is not counted, nor what a scan multiplies up besides to be parallel, nor the gradient of
+the inputs of a network's first layer: nobody needs it.
 
 Facts
 -----
+Those of :func:`pyparareal.traced_ops.facts_of`:
+
 shape, dtype : of the states, ``[slices, batch, features...]``
+bytes : of all arrays of the call, inputs and outputs
+given : names of the optional arrays that are there
 m : steps of a relaxation
-f, g, target, u_old, bias, slopes, start, d_every, only_start : whether there is one; absent is no
-every : states written per slice on the way, 0 without
 norm : 0 sum of squares, 1 sum of magnitudes, 2 their maximum
 coefficients : numbers in ``a``, or ``weights`` of a stencil
-rhs, stages, terms, substeps : of a Runge-Kutta step: code of the right-hand side, stages, nonzero coefficients
-sizes, count, examples, hidden, last : of a network and of its batch
+rhs, substeps, tableau : of a Runge-Kutta step: code of the right-hand side; stages and nonzero coefficients
+sizes, count, hidden, last, biases : of a network and of its batch, codes of the activations
 activation : code
 """
 
@@ -30,22 +33,12 @@ from typing import Any, NamedTuple
 
 Facts = Mapping[str, Any]
 
-ITEM = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-NUMBERS = 8  # bytes of a norm, a step size, a learning rate or the number of an example
-
 # expm1 by _POLYNOMIAL of the reference: 10 and 5 multiply-adds, and 10 operations besides.
-_EXPM1 = {8: 30, 4: 20, 2: 20}
+_EXPM1 = {"float64": 30, "float32": 20}
 _NORM = {0: 2, 1: 1, 2: 0}  # of a number: squared and added, added, compared
 
-# Codes of _core: components, and operations of one evaluation. See RIGHT_HAND_SIDES of the reference.
-RIGHT_HAND_SIDES = {
-    0: ("dahlquist", 1, 1),
-    1: ("lorenz", 3, 9),
-    2: ("brusselator", 2, 7),
-    3: ("fitzhugh_nagumo", 2, 10),
-    4: ("van_der_pol", 2, 5),
-    5: ("arenstorf", 4, 34),
-}
+RIGHT_HAND_SIDES = {0: (1, 1), 1: (3, 9), 2: (2, 7), 3: (2, 10), 4: (2, 5), 5: (4, 34)}
+"""By code of ``_core``: components, and operations of one evaluation. Names: RIGHT_HAND_SIDES of the reference."""
 
 
 class Cost(NamedTuple):
@@ -56,20 +49,22 @@ class Cost(NamedTuple):
 
 
 def cost(op: str, facts: Facts) -> Cost:
-    """What is known of a launch of ``op``; ``facts["bytes"]`` and ``["flops"]`` count where nothing better is known."""
-    known = COSTS.get(op)
-    nbytes, flops = None, None
-    if known is not None:
-        try:
-            nbytes, flops = known(_Launch(facts))
-        except (KeyError, TypeError, IndexError):
-            pass  # a fact is missing
-    return Cost(_or_said(nbytes, facts, "bytes"), _or_said(flops, facts, "flops"))
+    """What is known of a launch of ``op``. Of what is no op, such as a step of one's own, what its facts say."""
+    nbytes, flops = _said(facts, "bytes"), _said(facts, "flops")
+    count = FLOPS.get(op)
+    if count is None:
+        return Cost(nbytes, flops)
+    try:
+        launch = _Launch(facts)
+        flops = count(launch)
+        if op == "c_relax" and flops == 0 and nbytes is not None:
+            nbytes = nbytes * 2 / 3  # phi is copied, u not looked at
+    except (KeyError, TypeError, IndexError, ValueError):
+        return Cost(nbytes, None)  # a fact is missing
+    return Cost(nbytes, None if flops is None else float(flops))
 
 
-def _or_said(value: float | None, facts: Facts, name: str) -> float | None:
-    if value is not None:
-        return float(value)
+def _said(facts: Facts, name: str) -> float | None:
     said = facts.get(name)
     return float(said) if isinstance(said, int | float) and not isinstance(said, bool) else None
 
@@ -80,180 +75,134 @@ class _Launch:
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self.shape = [int(n) for n in facts["shape"]]
-        self.item = ITEM[str(facts["dtype"])]
         self.size = math.prod(self.shape)  # numbers in the states
-        self.slices = self.shape[0]
-        self.last = self.shape[-1]
-        self.rows = self.size // self.last if self.last else 0
+        self.d = self.shape[-1]
+        self.rows = self.size // self.d if self.d else 0
+        self.given = facts.get("given", ())
 
     def has(self, name: str) -> bool:
-        return bool(self.facts.get(name, False))
+        return name in self.given
 
     def number(self, name: str) -> int:
         return int(self.facts[name])
 
+    def norm(self) -> int:
+        return _NORM[self.number("norm")]
+
     @property
     def sigmoid(self) -> int:
         """And a product, two sums and a quotient."""
-        return _EXPM1[self.item] + 4
+        return _EXPM1[str(self.facts["dtype"])] + 4
 
     @property
     def tanh(self) -> int:
         """The argument doubled, and what makes a quotient of it."""
-        return _EXPM1[self.item] + 7
+        return _EXPM1[str(self.facts["dtype"])] + 7
 
-    def activation(self, name: str) -> int:
-        return {"identity": 0, "relu": 0, "sigmoid": self.sigmoid, "tanh": self.tanh}[name]
+    def steps(self, each: float) -> float:
+        """``m`` steps of so many operations on all states, with their right-hand sides, and norms of the ends."""
+        sides = self.has("f") + self.has("g")
+        norm = (1 + self.norm()) * self.size if self.has("target") else 0
+        return self.number("m") * (each + sides * self.size) + norm
 
 
-Pair = tuple[float, float | None]
-
-
-def _update(op: _Launch) -> Pair:
+def _update(op: _Launch) -> float:
     """``f + (g_new - g_old)``, and of the jump a difference and the norm."""
-    jump = op.has("u_old")
-    flops = op.size * (2 + jump * (1 + _NORM[int(op.facts.get("norm", 0))]))
-    return op.size * op.item * (4 + jump) + jump * op.slices * NUMBERS, flops
+    return op.size * (2 + (1 + op.norm() if op.has("u_old") else 0))
 
 
-def _slice_norms(op: _Launch) -> Pair:
-    both = op.has("u_old")
-    return op.size * op.item * (1 + both) + op.slices * NUMBERS, op.size * (both + _NORM[op.number("norm")])
+def _slice_norms(op: _Launch) -> float:
+    return op.size * (op.has("u_old") + op.norm())
 
 
-def _moved(op: _Launch) -> Pair:
-    """Of what is moved, ``shape``; nothing is computed."""
-    return 2 * op.size * op.item, 0
+def _moved(op: _Launch) -> float:
+    return 0
 
 
-def _c_relax(op: _Launch) -> Pair:
-    """``omega phi + (1 - omega) u``; at ``omega = 1`` the second state is not looked at."""
-    if float(op.facts["omega"]) == 1.0:
-        return 2 * op.size * op.item, 0
-    return 3 * op.size * op.item, 3 * op.size
+def _c_relax(op: _Launch) -> float:
+    """``omega phi + (1 - omega) u``"""
+    return 0 if float(op.facts["omega"]) == 1.0 else 3 * op.size
 
 
-def _relaxation(op: _Launch, each: float | None, others: float) -> Pair:
-    """``m`` steps of ``each`` operations on all states, the sides and norms; ``others``: numbers read besides."""
-    m, target = op.number("m"), op.has("target")
-    every = op.number("every") if op.has("every") else 0
-    sides = op.has("f") + op.has("g")
-    states = 1 + bool(op.facts.get("out", True)) + m * sides + every + target
-    nbytes = op.item * (op.size * states + others) + target * op.slices * NUMBERS
-    if each is None:
-        return nbytes, None
-    norm = target * (1 + _NORM[int(op.facts.get("norm", 0))])
-    return nbytes, m * (each + sides * op.size) + norm * op.size
-
-
-def _diagonal(op: _Launch) -> Pair:
-    return _relaxation(op, op.size, op.number("coefficients"))
-
-
-def _tridiagonal(op: _Launch) -> Pair:
+def _tridiagonal(op: _Launch) -> float:
     """``solve_tridiagonal`` of the reference: elimination 2 (n - 2), the middle 3, substitution 3 (n - 1)."""
-    n = op.last
-    return _relaxation(op, op.rows * (5 * n - 4 if n > 1 else n), 3 * n)
+    return op.steps(op.rows * (5 * op.d - 4 if op.d > 1 else op.d))
 
 
-def _stencil(op: _Launch) -> Pair:
-    weights = op.number("coefficients")
-    return _relaxation(op, op.size * (2 * weights - 1), weights)
+def _stencil(op: _Launch) -> float:
+    return op.steps(op.size * (2 * op.number("coefficients") - 1))
 
 
-def _rk(op: _Launch) -> Pair:
+def _rk(op: _Launch) -> float | None:
     """Per part of a step one evaluation a stage, and a product and a sum for each coefficient that is not zero.
 
     Unknown for a right-hand side of one's own.
     """
-    columns = op.has("dt_array") + op.has("times_array")
-    code = op.facts.get("rhs")
-    each = None
-    if isinstance(code, int) and code in RIGHT_HAND_SIDES:
-        _, components, slope = RIGHT_HAND_SIDES[code]
-        evaluations = op.number("stages") * (op.size // components) * slope
-        each = op.number("substeps") * (evaluations + 2 * op.number("terms") * op.size)
-    nbytes, flops = _relaxation(op, each, 0)
-    return nbytes + columns * op.slices * op.number("m") * NUMBERS, flops
+    if op.facts["rhs"] is None:
+        return None
+    components, slope = RIGHT_HAND_SIDES[op.number("rhs")]
+    stages, terms = op.facts["tableau"]
+    return op.steps(op.number("substeps") * op.size * (stages * slope / components + 2 * terms))
 
 
-def _mlp(op: _Launch) -> Pair:
+def _mlp(op: _Launch) -> float:
     """Forward, the errors, the gradient ``delta^T state``, the errors of all layers but the first, and the update."""
-    sizes, count, bias = [int(n) for n in op.facts["sizes"]], op.number("count"), int(op.has("bias"))
+    sizes, bias = [int(n) for n in op.facts["sizes"]], int(bool(op.facts["biases"]))
     layers = list(itertools.pairwise(sizes))
-    kinds = [str(op.facts["hidden"])] * (len(layers) - 1) + [str(op.facts["last"])]
+    kinds = [op.number("hidden")] * (len(layers) - 1) + [op.number("last")]
     each = sizes[-1]
     for n, ((inputs, outputs), kind) in enumerate(zip(layers, kinds, strict=True)):
-        derivative = 3 if kind in ("sigmoid", "tanh") else 0
-        each += 4 * (inputs + bias) * outputs + 2 * (n > 0) * inputs * outputs
-        each += outputs * (op.activation(kind) + derivative)
-    per_step = op.rows * (count * each + 2 * op.last)
-    nbytes, flops = _relaxation(op, per_step, op.number("examples") * (sizes[0] + sizes[-1]))
-    columns = op.has("alpha_array") + op.has("first")
-    return nbytes + columns * op.slices * op.number("m") * NUMBERS, flops
+        value, slope = {0: (0, 0), 1: (0, 0), 2: (op.sigmoid, 3), 3: (op.tanh, 3)}[kind]
+        each += 4 * (inputs + bias) * outputs + 2 * (n > 0) * inputs * outputs + outputs * (value + slope)
+    return op.steps(op.rows * (op.number("count") * each + 2 * op.d))
 
 
 def _gates(op: _Launch) -> int:
-    """``r, z, s, n`` of one unit, but for the products: :func:`pyparareal.reference_gru.gru_step`."""
+    """``r, z, s, n`` of one unit, but for the products: ``gru_step`` of :mod:`pyparareal.reference_gru`."""
     return 2 * op.sigmoid + op.tanh + 4 + op.has("bias")
 
 
-def _gru(op: _Launch) -> Pair:
+def _gru(op: _Launch) -> float:
     """Three products with a matrix, the gates, and ``n + z (h - n)``."""
-    d = op.last
-    each = op.size * (6 * d + _gates(op) + 3)
-    return _relaxation(op, each, 3 * op.size * op.number("m") + 3 * d * d + op.has("bias") * d)
+    return op.steps(op.size * (6 * op.d + _gates(op) + 3))
 
 
-def _gru_adjoint(op: _Launch) -> Pair:
-    """Of the states ``u [slices, m, ...]``: gates once more, and their gradients, 17 operations, and three products."""
-    d, only = op.last, op.has("only_start")
-    flops = op.size * (12 * d + _gates(op) + 17 + op.has("d_every"))
-    ends = op.size // op.shape[1]
-    states = (1 + 3) * op.size + (0 if only else (1 + 3) * op.size) + op.has("d_every") * op.size + 2 * ends
-    return op.item * (states + 3 * d * d + op.has("bias") * d), flops
+def _gru_adjoint(op: _Launch) -> float:
+    """Of the states ``u [slices, m, ...]``: gates once more, 17 operations of their gradients, and three products."""
+    return op.size * (12 * op.d + _gates(op) + 17 + op.has("d_every"))
 
 
-def _newton_gru(op: _Launch) -> Pair:
-    """Of ``u [steps + 1, ...]``: gates, step 3, Jacobian 19, its factor, the residual, the scan and the new state."""
-    size = op.size - op.size // op.shape[0]
-    flops = size * (_gates(op) + 28)
-    states = op.size + 7 * size + op.has("jacobians") * size + 3 * op.last + op.has("bias") * op.last
-    norms = (op.has("residuals") + op.has("updates")) * (op.slices - 1) * NUMBERS
-    return op.item * states + norms, flops
+def _newton_gru(op: _Launch) -> float:
+    """Of ``u [steps + 1, ...]``: gates, step 3, Jacobian 19, its factor, the residual, scan 2, sum 2."""
+    return (op.size - op.size // op.shape[0]) * (_gates(op) + 28)
 
 
-def _dense(op: _Launch) -> Pair:
-    """``W u + b``, the activation with its derivative where wanted, and ``u + h act``."""
-    d, slopes, m = op.last, op.has("slopes"), op.number("m")
-    value, slope = {
-        0: (op.tanh, 2), 1: (0, 0), 2: (4, 2), 3: (op.sigmoid, 2), 4: (op.sigmoid + 1, 3),
-    }[op.number("activation")]  # fmt: skip
-    each = op.size * (2 * d + value + 2 + slopes * (slope + 1))
-    others = op.slices * m * d * (d + op.has("bias")) + slopes * m * op.size
-    return _relaxation(op, each, others)
+def _dense(op: _Launch) -> float:
+    """``W u + b``, the activation and where wanted its derivative times ``h``, and ``u + h act``."""
+    value, slope = {0: (op.tanh, 3), 1: (0, 1), 2: (4, 3), 3: (op.sigmoid, 3), 4: (op.sigmoid + 1, 4)}[
+        op.number("activation")
+    ]
+    return op.steps(op.size * (2 * op.d + value + 2 + slope * op.has("slopes")))
 
 
-def _dense_adjoint(op: _Launch) -> Pair:
+def _dense_adjoint(op: _Launch) -> float:
     """``v + scale W^T (slopes v)``"""
-    d, m = op.last, op.number("m")
-    return _relaxation(op, op.size * (2 * d + 3), op.slices * m * d * d + m * op.size)
+    return op.steps(op.size * (2 * op.d + 3))
 
 
-def _scan(op: _Launch, width: int) -> Pair:
-    """The recurrence: ``width`` products and as many sums for each number that has one before it."""
-    state, start = op.size // op.slices, int(op.has("start"))
-    flops = 2 * width * (op.slices - 1 + start) * state
-    return op.item * (op.size * (2 + width) + start * state), flops
+def _scan(op: _Launch, width: int) -> float:
+    """The recurrence: ``width`` products and as many sums for each number that has a state before it."""
+    steps = op.shape[0]
+    return 2 * width * (steps - 1 + op.has("start")) * (op.size // steps)
 
 
-COSTS: dict[str, Callable[[_Launch], Pair]] = {
+FLOPS: dict[str, Callable[[_Launch], float | None]] = {
     "parareal_update": _update,
     "slice_norms": _slice_norms,
     "extract": _moved,
     "inject": _moved,
     "c_relax": _c_relax,
-    "relax_diagonal": _diagonal,
+    "relax_diagonal": lambda op: op.steps(op.size),
     "relax_tridiagonal": _tridiagonal,
     "relax_stencil": _stencil,
     "relax_rk": _rk,
@@ -264,5 +213,5 @@ COSTS: dict[str, Callable[[_Launch], Pair]] = {
     "relax_dense": _dense,
     "relax_dense_adjoint": _dense_adjoint,
     "scan_diag": lambda op: _scan(op, 1),
-    "scan_block": lambda op: _scan(op, op.last),
+    "scan_block": lambda op: _scan(op, op.d),
 }

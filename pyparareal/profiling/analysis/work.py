@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from ..events import Event, Record
+from ..op_costs import cost
 from . import intervals
 from .intervals import Intervals
 
@@ -14,6 +15,8 @@ from .intervals import Intervals
 @dataclass(slots=True)
 class Launch:
     """A launch; ``seconds`` without those of launches inside it on the same stream, ``leaf`` if there are none.
+
+    One that is no leaf is a step that calls ops: its own seconds are Python and NumPy around them.
 
     ``bytes`` and ``flops`` are compulsory traffic and operations of its own, None where nobody knows.
     """
@@ -36,7 +39,7 @@ class Work:
     record: Record
     wall: Intervals
     launches: list[Launch]
-    busy_events: list[Event]  # launches and copies
+    busy_events: list[Event]  # leaf launches and copies
     ranks: list[int]
     inside: Intervals  # solves and training steps, all ranks
     _launched: dict[int | None, Intervals] = field(default_factory=dict)
@@ -47,12 +50,12 @@ class Work:
         return intervals.total(self.wall)
 
     def launched(self, rank: int | None = None) -> Intervals:
-        """When a launch was at work on ``rank``, or on any."""
+        """When a launch was at work on ``rank``, or on any; of one that encloses others, what these leave is the host's."""
         if rank not in self._launched:
             self._launched[rank] = intervals.union(
                 (launch.event.start, launch.event.end)
                 for launch in self.launches
-                if rank is None or launch.event.rank == rank
+                if launch.leaf and (rank is None or launch.event.rank == rank)
             )
         return self._launched[rank]
 
@@ -70,8 +73,9 @@ def work_of(record: Record) -> Work:
     spans = [(solve.start, solve.end) for solve in record.solves]
     inside = intervals.both(intervals.union(spans), wall) if spans else wall
     ranks = sorted({event.rank for event in events}) or [0]
-    busy = [event for event in events if event.kind in ("launch", "copy")]
-    return Work(record, wall, _launches(events), busy, ranks, inside)
+    launches = _launches(events)
+    busy = [launch.event for launch in launches if launch.leaf] + [e for e in events if e.kind == "copy"]
+    return Work(record, wall, launches, busy, ranks, inside)
 
 
 def _launches(events: list[Event]) -> list[Launch]:
@@ -87,9 +91,10 @@ def _launches(events: list[Event]) -> list[Launch]:
             while open_ and open_[-1].event.end <= event.start:
                 open_.pop()
             launch = Launch(event, event.seconds)
+            launch.bytes, launch.flops = cost(launch.op, event.facts)
             if open_:
                 outer = open_[-1]
-                outer.leaf = False
+                outer.leaf, outer.bytes, outer.flops = False, None, None
                 outer.seconds = max(0.0, outer.seconds - (min(event.end, outer.event.end) - event.start))
             open_.append(launch)
             found.append(launch)
