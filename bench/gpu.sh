@@ -52,7 +52,7 @@ stage build 200 "$python" setup.py build_ext --inplace
 stage tests 150 "$python" -m pytest -m gpu -q -p no:cacheprovider --junitxml="$scratch/tests.xml" tests
 stage memcheck 70 bash -c 'sanitized memcheck'
 stage racecheck 70 bash -c 'sanitized racecheck'
-stage suite 240 "$python" bench/run.py --suite gpu --json "$out/gpu_suite.json"
+stage suite 240 "$python" bench/run.py --progress --suite gpu --json "$out/gpu_suite.json"
 mv "$out/suite.log" "$scratch/" # progress only; the results are in gpu_suite.json
 
 "$python" bench/gpu_record.py "$out/gpu_run.json" "${stages[@]}" --junit "$scratch/tests.xml"

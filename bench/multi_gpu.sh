@@ -40,7 +40,7 @@ for example in examples/ranks_*.py; do
   stage "$(basename "$example" .py)" torchrun.log 600 "$python" -m torch.distributed.run --standalone --max-restarts 3 \
     --nproc-per-node "$gpus" "$example"
 done
-stage suite suite.log 3600 "$python" bench/run.py --suite multi_gpu --json "$out/multi_gpu.json"
+stage suite suite.log 3600 "$python" bench/run.py --progress --suite multi_gpu --json "$out/multi_gpu.json"
 
 echo "total $SECONDS s, results in $out"
 ((${#failed[@]} == 0)) || echo "failed: ${failed[*]}"

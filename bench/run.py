@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Run bench cases: ``bench/run.py --list | --case NAME ... | --suite quick|full|gpu|multi_gpu  [--json FILE|-]``.
 
+A line per case goes to standard error if that is a terminal (``--quiet``: not even then, ``--progress``: anyway).
 The JSON is a list with one self-contained entry per case (fields: :data:`FIELDS`). Exit status: 0 all
 cases ran and agreed with the reference, 1 some case failed (its entry tells why, the others ran),
 2 the command line was wrong, 130 interrupted (entries so far are written).
@@ -31,6 +32,7 @@ if __package__ in (None, ""):  # started as a script: bench is the one beside it
     sys.path.append(sys.path.pop(0))
 
 from bench import cases, machine
+from pyparareal._progress import Live, seconds_words, wanted
 
 FIELDS = {
     "case": str,
@@ -53,6 +55,10 @@ FIELDS = {
 def main(argv: list[str] | None = None) -> int:
     """Parse, run, report; returns the exit status."""
     args = _parser().parse_args(argv)
+    if args.quiet and args.progress:
+        print("progress: got --quiet and --progress, expected at most one of them", file=sys.stderr)
+        return 2
+    live = Live(wanted(args.quiet, args.progress))
     cases.discover()
     if args.list:
         for name, entry in sorted(cases.CASES.items()):
@@ -67,17 +73,17 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     command = "bench/run.py " + shlex.join(sys.argv[1:] if argv is None else argv)
     with _json_only_stdout(args.json == "-") as stdout:
-        return _run(names, whole_suite=not args.case, json_to=args.json, stdout=stdout, command=command)
+        return _run(names, whole_suite=not args.case, json_to=args.json, stdout=stdout, command=command, live=live)
 
 
-def _run(names: list[str], *, whole_suite: bool, json_to: str | None, stdout: TextIO, command: str) -> int:
+def _run(names: list[str], *, whole_suite: bool, json_to: str | None, stdout: TextIO, command: str, live: Live) -> int:
     shared = {"commit": machine.commit(), "machine": machine.describe(), "command": command}
     entries: list[dict[str, Any]] = []
     if whole_suite:
         entries = [_failed(module, error) | shared | _stamp() for module, error in cases.BROKEN.items()]
-    interrupted = False
+    interrupted, begin = False, time.monotonic()
     for number, name in enumerate(names, 1):
-        print(f"[{number}/{len(names)}] {name}", file=sys.stderr, flush=True)
+        live.line(f"[{number}/{len(names)}] {name}{_rest(begin, number - 1, len(names))}")
         try:
             entries.append(run_case(cases.CASES[name]) | shared)
         except KeyboardInterrupt:
@@ -189,6 +195,14 @@ def _show(entry: dict[str, Any]) -> None:
             print(f"    {text}")
 
 
+def _rest(begin: float, done: int, total: int) -> str:
+    """Time so far, and what is left if the other cases take as long."""
+    if not done:
+        return ""
+    elapsed = time.monotonic() - begin
+    return f"  ({seconds_words(elapsed)}, about {seconds_words(elapsed / done * (total - done))} left)"
+
+
 def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, cases.CASES, n=3, cutoff=0.4) or sorted(cases.CASES)
     broken = "".join(f"; {module} did not import: {error}" for module, error in cases.BROKEN.items())
@@ -220,6 +234,8 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--case", action="append", metavar="NAME", help="run this case (may be repeated)")
     what.add_argument("--suite", choices=cases.SUITES, default="quick", help="run a suite (default: quick)")
     parser.add_argument("--json", metavar="FILE", help="write the results here; - is stdout")
+    parser.add_argument("--quiet", action="store_true", help="no line per case")
+    parser.add_argument("--progress", action="store_true", help="lines also where standard error is no terminal")
     return parser
 
 

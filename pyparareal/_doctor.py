@@ -25,7 +25,6 @@ TRAIN_MODULES = {
     "Pillow": "PIL",
     "safetensors": "safetensors",
     "matplotlib": "matplotlib",
-    "tqdm": "tqdm",
 }
 BUILD = "in the source tree: pip install --no-build-isolation -e ."
 BUILD_CUDA = f"install the CUDA toolkit 13, then {BUILD.replace('pip', 'PYPARAREAL_CUDA=1 pip')}"

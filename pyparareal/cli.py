@@ -17,11 +17,12 @@ COMMANDS = {
     "train": ("pyparareal.nn.train_command", "train a parareal network and compare it with the serial network"),
     "solve": ("pyparareal.solve_command", "solve a model problem in parallel in time, watched and checked"),
     "runs": ("pyparareal.runs_command", "solve training steps in parallel and compare with serial training"),
+    "bench": ("pyparareal.bench_command", "run the measurements behind the figures, or compare two records of them"),
     "doctor": ("pyparareal._doctor", "show what is installed, what works, and how to mend what does not"),
 }
 
 # Modules the train extra brings; asked only after an import has failed.
-_EXTRA_MODULES = ("torch", "sklearn", "scipy", "PIL", "safetensors", "matplotlib", "tqdm")
+_EXTRA_MODULES = ("torch", "sklearn", "scipy", "PIL", "safetensors", "matplotlib")
 
 CALLERS_MISTAKE = 2
 FAILED = 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import runs_report, solve_report
+from ._progress import Live, wanted
 
 PROBLEMS = ("xor", "adder", "digits")
 EPILOG = """\
@@ -49,6 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     option("--json", action="store_true", help="print one JSON document and nothing else")
     option("--plot", type=Path, metavar="FILE", help="draw residuals and speed-ups; needs matplotlib")
     option("--quiet", action="store_true", help="no line per cycle")
+    option("--progress", action="store_true", help="lines also where standard error is no terminal")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -58,12 +60,13 @@ def main(args: argparse.Namespace) -> int:
     solve_report.require_drawable(args.plot)
     if args.plot is not None and args.plot.is_dir():
         raise ValueError(f"plot: got {str(args.plot)!r}, a folder, expected a file")
+    shown = wanted(args.quiet, args.progress)
     problem, runs = _runs(args)
-    progress = None
-    if not (args.json or args.quiet):
-        progress = runs_report.Progress(sys.stdout, sys.stdout.isatty(), problem, runs)
-    result = runs.run(checkpoint=args.checkpoint, callback=progress)
-    outcome = runs_report.outcome(problem, runs, result)
+    with Live(shown) as live:
+        progress = runs_report.Progress(live, problem, runs) if live.active else None
+        result = runs.run(checkpoint=args.checkpoint, callback=progress)
+        live.status("serial training, to compare", at_once=True)
+        outcome = runs_report.outcome(problem, runs, result)
     print(json.dumps(outcome.as_dict(), indent=1) if args.json else outcome.text(), flush=True)
     if args.plot is not None:  # last: the numbers are not lost with the picture
         runs_report.draw(args.plot, outcome)

@@ -8,30 +8,31 @@ import os
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from . import solve_report
+from ._progress import Live
 from ._version import __version__
 from .problems.pictures import COLOURS, draw_residuals
 
 
 class Progress:
-    """A callback of ``TrainingRuns.run`` that writes a line per cycle, with a heading for every window."""
+    """A callback of ``TrainingRuns.run`` that shows every cycle, with a heading for every window."""
 
-    def __init__(self, out: TextIO, bars: bool, problem: Any, runs: Any) -> None:
-        self.out, self.bars, self.problem, self.runs = out, bars, problem, runs
-        self.first, self.lines = -1, solve_report.Progress(out, bars)
+    def __init__(self, live: Live, problem: Any, runs: Any) -> None:
+        self.live, self.problem, self.runs = live, problem, runs
+        self.first, self.lines = -1, solve_report.Progress(live)
 
     def __call__(self, first: int, k: int, residual: float) -> None:
         if first != self.first:
             self.first, steps = first, min(self.runs.window, self.runs.settings.steps - first)
-            self.lines = solve_report.Progress(self.out, self.bars)
+            self.lines = solve_report.Progress(self.live, self.runs.settings.max_iterations)
             self.lines.tol = self.runs.settings.tol * math.sqrt(steps)
             self.lines.heading = heading(self.problem, self.runs) if first == 0 else ""
             if self.runs.window < self.runs.settings.steps:
                 self.lines.heading += f"\nsteps {first} to {first + steps}"
             if k > 1:
-                print(f"{self.lines.heading}\ncycle   residual  factor", file=self.out)
+                self.live.line(f"{self.lines.heading}\ncycle   residual  factor")
         self.lines(k, None, residual)
 
 

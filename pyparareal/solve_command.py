@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import problems, solve_report
+from ._progress import Live, wanted
 from .mgrit import MGRIT
 from .problems import ModelProblem
 from .solver import serial_solve, solve
@@ -59,6 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     option("--json", action="store_true", help="print one JSON document and nothing else")
     option("--plot", type=Path, metavar="FILE", help="draw residuals and solution; needs matplotlib")
     option("--quiet", action="store_true", help="no line per cycle")
+    option("--progress", action="store_true", help="lines also where standard error is no terminal")
 
 
 def _row(number: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -82,9 +84,9 @@ def main(args: argparse.Namespace) -> int:
     problem = problems.model_problem(args.name, points=args.points, steps=args.steps)
     method = _method(args, problem)
     solve_report.require_drawable(args.plot)
-    progress = None if args.json or args.quiet else solve_report.Progress(sys.stdout, sys.stdout.isatty())
     try:
-        outcome = run(problem, method, args, progress)
+        with Live(wanted(args.quiet, args.progress)) as live:
+            outcome = run(problem, method, args, live)
     except MemoryError:
         print("pyparareal solve: error: not enough memory for so many points and steps", file=sys.stderr)
         return 1
@@ -120,9 +122,7 @@ def _method(args: argparse.Namespace, problem: ModelProblem) -> MGRIT | str:
     return dataclasses.replace(MGRIT(levels=levels), **given)
 
 
-def run(
-    problem: ModelProblem, method: MGRIT | str, args: argparse.Namespace, progress: solve_report.Progress | None
-) -> solve_report.Outcome:
+def run(problem: ModelProblem, method: MGRIT | str, args: argparse.Namespace, live: Live) -> solve_report.Outcome:
     """Both solves, timed, one run each."""
     case = problem.arguments(args.integrator)
     case["u0"] = case["u0"].astype(args.dtype)
@@ -130,15 +130,19 @@ def run(
         case["m"] = args.m
     if args.tol is not None:
         case["tol"] = args.tol
-    if progress is not None:
-        progress.tol = case["tol"]
-        progress.heading = solve_report.heading(problem, args.integrator, method, case)
+    progress = solve_report.Progress(live, args.max_iterations)
+    progress.tol, progress.heading = case["tol"], solve_report.heading(problem, args.integrator, method, case)
     factor = case["m"][0] if isinstance(case["m"], tuple) else case["m"]
     with np.errstate(all="ignore"):  # a step that overflows is reported by its status
         begin = time.perf_counter()
         solution = solve(
-            **case, method=method, max_iterations=args.max_iterations, on_failure="return", callback=progress
+            **case,
+            method=method,
+            max_iterations=args.max_iterations,
+            on_failure="return",
+            callback=progress if live.active else None,
         )
+        live.status("the serial chain, to compare", at_once=True)
         middle = time.perf_counter()
         save = "coarse" if args.plot is None else "all"
         serial = serial_solve(case["fine"], case["u0"], case["grid"], m=factor, save=save, on_failure="return")

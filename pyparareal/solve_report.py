@@ -6,14 +6,17 @@ from __future__ import annotations
 import math
 import os
 import textwrap
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from . import arrays, problems
+from ._progress import Live, seconds_words
 from ._version import __version__
 from .mgrit import MGRIT
 from .problems import ModelProblem
@@ -25,22 +28,41 @@ BAR = 40  # characters from the tolerance to the first residual
 
 
 class Progress:
-    """A callback of :func:`pyparareal.solve` that writes a line per cycle; with ``bars`` a residual plot as well."""
+    """A callback of :func:`pyparareal.solve`: a line per cycle, and on a terminal a bar and the time that is left.
 
-    def __init__(self, out: TextIO, bars: bool) -> None:
-        self.out, self.bars, self.tol, self.heading = out, bars, 0.0, ""
+    Parameters
+    ----------
+    limit : most cycles that are taken, if that is known
+    """
+
+    def __init__(self, live: Live, limit: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.live, self.limit, self.tol, self.heading = live, limit, 0.0, ""
         self.first, self.last = math.nan, math.nan
+        self._clock, self._begin = clock, clock()
 
     def __call__(self, k: int, u: Array, residual: float) -> None:
         if k == 1:
-            print(f"{self.heading}\ncycle   residual  factor", file=self.out)
+            self.live.line(f"{self.heading}\ncycle   residual  factor")
         if math.isnan(self.first):
             self.first = residual
-        factor = f"{residual / self.last:.3f}" if 0 < self.last < math.inf and math.isfinite(residual) else "-"
+        factor = residual / self.last if 0 < self.last < math.inf and math.isfinite(residual) else math.nan
         shown = "-" if math.isnan(residual) else f"{residual:.2e}"
-        line = f"{k:5d} {shown:>10} {factor:>7}"
-        print(f"{line}  {self._bar(residual)}".rstrip() if self.bars else line, file=self.out, flush=True)
+        line = f"{k:5d} {shown:>10} {'-' if math.isnan(factor) else f'{factor:.3f}':>7}"
+        self.live.line(f"{line}  {self._bar(residual)}".rstrip() if self.live.on_terminal else line)
         self.last = residual
+        self.live.status(self._rest(k, residual, factor), at_once=True)
+
+    def _rest(self, k: int, residual: float, factor: float) -> str:
+        """Cycles and seconds that are left if the residual goes on falling by ``factor``, or up to the limit."""
+        elapsed = self._clock() - self._begin
+        said = f"cycle {k}, residual {residual:.2e}, {seconds_words(elapsed)}"
+        left = None if self.limit is None else self.limit - k
+        if 0 < factor < 1 and 0 < self.tol < residual:
+            by_rate = math.ceil(math.log(self.tol / residual) / math.log(factor))
+            left = by_rate if left is None else min(left, by_rate)
+        if left is None or not residual > self.tol:
+            return said
+        return f"{said}; about {left} cycle{'s' * (left != 1)}, {seconds_words(elapsed / k * left)} left"
 
     def _bar(self, residual: float) -> str:
         """From the tolerance (or, without one, 15 digits below the first residual) up to ``residual``, in decades."""

@@ -2,15 +2,16 @@
 """``pyparareal solve``: what it prints, in every form, agrees with the solve; and one line for each mistake."""
 
 import dataclasses
-import io
 import json
 import math
 import sys
 
 import numpy as np
 import pytest
+from terminal import Terminal
 
 from pyparareal import MGRIT, cli, predicted_speedup, solve, solve_command
+from pyparareal._progress import CLEAR, Live
 from pyparareal.problems import CATALOGUE, model_problem
 from pyparareal.solution import Status
 from pyparareal.solve_report import BAR, Outcome, Progress
@@ -35,60 +36,74 @@ def document(capsys, *argv, status=0):
 
 
 def test_lines_and_table(capsys):
-    assert run("decay") == 0
+    assert run("decay", "--progress") == 0
     shown = capsys.readouterr()
     p = model_problem("decay")
     solution = solve(**p.arguments(), method=MGRIT())
-    lines = shown.out.splitlines()
+    lines = shown.err.splitlines()
     assert lines[0] == f"decay: {p.equation}"
     assert lines[2].split() == ["cycle", "residual", "factor"]
-    cycles = [line.split() for line in lines[3 : 3 + solution.iterations]]
+    cycles = [line.split() for line in lines[3:]]
+    assert len(cycles) == solution.iterations
     assert cycles[0] == ["1", "-", "-"]  # the first cycle has nothing to measure
     for row, residual, before in zip(cycles[1:], solution.residuals[1:], solution.residuals[:-1], strict=True):
         assert row[1] == f"{residual:.2e}"
         assert row[2] == ("-" if math.isnan(before) else f"{residual / before:.3f}")
-    assert lines[3 + solution.iterations] == ""
-    for word in (
-        "status",
-        "iterations",
-        "levels",
-        "error",
-        "measured",
-        "predicted",
-        solution.status.value,
-    ):
+    for word in ("status", "iterations", "levels", "error", "measured", "predicted", solution.status.value):
         assert word in shown.out
     assert p.remark in " ".join(shown.out.split())
-    assert "#" not in shown.out  # bars are for terminals
+    assert "#" not in shown.err  # bars are for terminals
+
+
+@pytest.mark.parametrize("words", [(), ("--quiet",)])
+def test_nobody_is_looking(words, capsys):
+    assert run("decay", *words) == 0
+    shown = capsys.readouterr()
+    assert "cycle " not in shown.out
+    assert "status" in shown.out
     assert shown.err == ""
 
 
-def test_quiet(capsys):
-    assert run("decay", "--quiet") == 0
-    shown = capsys.readouterr().out
-    assert "cycle " not in shown
-    assert "status" in shown
+def progress(tol, limit=None, seconds=()):
+    out = Terminal()
+    ticks = iter([0.0, *seconds])
+    found = Progress(Live(out=out), limit, clock=lambda: next(ticks, 0.0))
+    found.tol, found.heading = tol, "heading"
+    return found, out
 
 
 def test_bars_are_logarithmic():
-    out = io.StringIO()
-    progress = Progress(out, bars=True)
-    progress.tol, progress.heading = 1e-4, "heading"
+    found, out = progress(1e-4)
     for k, residual in enumerate([math.nan, 1.0, 1e-2, 1e-4, 1e-7, 0.0, math.inf, 1e9], start=1):
-        assert progress(k, None, residual) is None  # a true value would stop the solve
-    lines = out.getvalue().splitlines()[2:]
+        assert found(k, None, residual) is None  # a true value would stop the solve
+    lines = [line for line in out.lasting() if line[:5].strip().isdigit()]
     assert [line.count("#") for line in lines] == [0, BAR, BAR // 2, 0, 0, 0, 0, 2 * BAR]
     assert [line.split()[2] for line in lines] == ["-", "-", "0.010", "0.010", "0.001", "0.000", "-", "-"]
-    progress = Progress(io.StringIO(), bars=True)  # tolerance 0: nothing to draw to
+    found, out = progress(0.0)  # tolerance 0: nothing to draw to
     for residual in (1.0, 1e-30):
-        progress(2, None, residual)
-    assert progress.out.getvalue().count("#") == BAR
+        found(2, None, residual)
+    assert out.getvalue().count("#") == BAR
 
 
-def test_a_terminal_gets_bars(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    assert run("decay") == 0
-    assert "|####" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("tol", "limit", "left"),
+    [
+        (1e-8, None, "about 3 cycles, 3 s left"),  # 1e-2, then 1e-4, 1e-6, 1e-8 at a hundredth a cycle
+        (1e-5, None, "about 2 cycles, 2 s left"),
+        (1e-8, 3, "about 1 cycle, 1 s left"),  # no more are taken
+        (1e-3, None, "about 1 cycle, 1 s left"),
+        (0.0, 10, "about 8 cycles, 8 s left"),  # no tolerance: up to the limit
+        (0.0, None, "2 s"),
+        (1e-1, 10, "2 s"),  # there
+    ],
+)
+def test_the_rest_is_what_the_rate_says(tol, limit, left):
+    found, out = progress(tol, limit, [1.0, 2.0])
+    found(1, None, 1.0)
+    found(2, None, 1e-2)
+    said = out.getvalue().rpartition(CLEAR)[2]
+    assert said.endswith(left)
+    assert said.startswith("cycle 2, residual 1.00e-02, 2 s")
 
 
 def test_json_says_what_the_solve_says(capsys):

@@ -118,7 +118,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="continue the checkpoints in DIR")
     how.add_argument("--restart", action="store_true", help="overwrite an unfinished run in DIR")
-    option("--quiet", action="store_true", help="no progress bar")
+    option("--quiet", action="store_true", help="no progress")
     option("--json", action="store_true", help="print the result as JSON instead of the table")
 
 
@@ -171,7 +171,7 @@ def default_directory(settings: Settings) -> Path:
 def _run(settings: Settings, out: Path, args: argparse.Namespace) -> int:
     from .training_job import report
     from .training_job.job import Interrupted, run_job
-    from .training_job.progress import progress_bar
+    from .training_job.progress import progress_line
 
     with _stop_on_interrupt() as stop:
         try:
@@ -182,7 +182,7 @@ def _run(settings: Settings, out: Path, args: argparse.Namespace) -> int:
                 resume=args.resume,
                 restart=args.restart,
                 interrupted=stop,
-                progress=progress_bar(settings.epochs, quiet=args.quiet),
+                progress=progress_line(settings.epochs, quiet=args.quiet),
             )
         except Interrupted as saved:
             words = ["pyparareal", "train", *settings.arguments(), *["--compare-serial"] * args.compare_serial]

@@ -23,10 +23,10 @@ def run(*argv):
 
 
 def test_lines_and_table(capsys):
-    assert run("--steps", "200", "--levels", "2", "--cycle", "V") == 0
-    shown = capsys.readouterr().out
+    assert run("--steps", "200", "--levels", "2", "--cycle", "V", "--progress") == 0
+    shown, progress = capsys.readouterr()
     result = problems.xor().runs(200, alpha_max=8.0).run()
-    lines = shown.splitlines()
+    lines = progress.splitlines()
     assert lines[0] == "xor: 16 weights, 4 examples, all of them in a step"
     at = lines.index("cycle   residual  factor") + 1
     rows = [line.split() for line in lines[at : at + result.iterations[0]]]
@@ -36,8 +36,8 @@ def test_lines_and_table(capsys):
 
 
 def test_windows_have_headings_of_their_own(capsys):
-    assert run("--steps", "64", "--window", "32", "--rules", "solver2") == 0
-    shown = capsys.readouterr().out
+    assert run("--steps", "64", "--window", "32", "--rules", "solver2", "--progress") == 0
+    shown = capsys.readouterr().err
     assert shown.count("cycle   residual  factor") == 2
     assert "steps 0 to 32" in shown
     assert "steps 32 to 64" in shown
