@@ -34,7 +34,7 @@ FLOORS = {
     "relax_ops": 1, "mlp_ops": 1, "reference_mlp": 1, "_outputs": 1, "_bandwidth": 1, "slopes": 1, "cuda_slopes": 1,
     "dense_ops": 1, "reference_dense": 1, "reference_rhs": 1,
     "gru_ops": 1, "reference_gru": 1, "torch_gru": 1, "scan_ops": 1, "reference_scan": 1, "torch_scan": 1,
-    "torch_autograd": 1, "traced_ops": 1, "_progress": 1,
+    "torch_autograd": 1, "traced_ops": 1, "pages": 1, "_progress": 1,
     "runtime": 2, "time_grid": 2, "propagators": 2, "tableaux": 2, "operators": 2,
     "implicit": 2, "compiled": 2,
     "parareal": 3, "solution": 3, "solver": 3, "problems": 3, "mgrit": 3, "hierarchy": 3, "equations": 3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import svg
+from ....pages import svg
 from .timeline import SUPERSCRIPT, wrapped
 
 MINUS, TIMES = "\u2212", "\u00d7"

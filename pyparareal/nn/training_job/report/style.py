@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Colours and layout of the report. Ink on paper has a contrast of at least 4.5 in both themes."""
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1d1f21; --quiet: #5f6368; --rule: #d8dadd; --panel: #f5f6f7;
-  --serial: #5f6368; --parareal: #0b6fb8; --preprocess: #7a52c7; --fine: #0b6fb8; --coarse: #a85a00; --head: #1f7a4d;
-  --update: #6b7075; --right: 11 111 184; --wrong: 217 105 0; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e6e7e9; --quiet: #a0a5ab; --rule: #3a3f45;
-  --panel: #1f2226; --serial: #a0a5ab; --parareal: #5eb1f0; --preprocess: #8d68d8; --fine: #2a7fc0;
-  --coarse: #b86a10; --head: #2a8a5a; --update: #777c82; --right: 70 150 220; --wrong: 230 125 30; } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 66em; margin: 1.5em auto; padding: 0 1em; color: var(--ink);
-  background: var(--paper); }
-h1 { font-size: 1.5em; line-height: 1.25; } h2 { font-size: 1.15em; margin-top: 1.8em; }
-table { border-collapse: collapse; margin: .7em 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25em .7em; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; } .words { text-align: left; }
-th { color: var(--quiet); font-weight: 600; }
-.scroll { overflow-x: auto; } .note { color: var(--quiet); font-size: .88em; max-width: 60em; }
+from __future__ import annotations
+
+from ....pages.style import BASE, themed
+
+_LIGHT = {
+    "serial": "#5f6368", "parareal": "#0b6fb8", "preprocess": "#7a52c7", "fine": "#0b6fb8", "coarse": "#a85a00",
+    "head": "#1f7a4d", "update": "#6b7075", "right": "11 111 184", "wrong": "217 105 0",
+}  # fmt: skip
+_DARK = {
+    "serial": "#a0a5ab", "parareal": "#5eb1f0", "preprocess": "#8d68d8", "fine": "#2a7fc0", "coarse": "#b86a10",
+    "head": "#2a8a5a", "update": "#777c82", "right": "70 150 220", "wrong": "230 125 30",
+}  # fmt: skip
+
+STYLE = (
+    f"""
+{themed(_LIGHT, _DARK)}{BASE}"""
+    + """\
 .honest { border-left: 4px solid var(--coarse); padding-left: 1em; max-width: 60em; }
 .flow { display: flex; flex-wrap: wrap; gap: 1em 1.4em; } .pair { display: flex; flex-wrap: wrap; gap: 0 2em; }
 figure { margin: 0; min-width: 0; } figcaption { font-weight: 600; }
@@ -24,12 +26,11 @@ figure { margin: 0; min-width: 0; } figcaption { font-weight: 600; }
 .confusion .corner { font-weight: 400; font-size: .7em; } .confusion .none { color: var(--quiet); opacity: .6; }
 .confusion .right { background: rgb(var(--right) / var(--shade)); }
 .confusion .wrong { background: rgb(var(--wrong) / var(--shade)); font-weight: 600; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--ink); } svg .bold { font-weight: 600; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1em; }
 svg.fit { width: 100%; max-width: 420px; height: auto; } svg.natural { max-width: none; }
 svg.timeline { max-width: 100%; height: auto; } svg.narrow { display: none; }
 @media (max-width: 700px) { svg.wide { display: none; } svg.narrow { display: block; } }
-.grid { stroke: var(--rule); } .axis { stroke: var(--quiet); fill: none; } .mark { stroke: var(--ink); fill: none;
+.mark { stroke: var(--ink); fill: none;
   stroke-width: 1.5; stroke-dasharray: 3 2; }
 .curve { fill: none; stroke-width: 2; stroke-linejoin: round; } .dashed { stroke-dasharray: 5 4; }
 .curve.serial, .ring.serial { stroke: var(--serial); } .curve.parareal, .ring.parareal { stroke: var(--parareal); }
@@ -47,3 +48,4 @@ svg.timeline { max-width: 100%; height: auto; } svg.narrow { display: none; }
 .keys { font-size: .88em; display: flex; flex-wrap: wrap; gap: .2em 1.2em; } .key { display: inline-block; width: 1em;
   height: .8em; margin-right: .4em; background: var(--hue); } .key.back { opacity: .35; }
 """
+)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ....pages import svg
+from ....pages.ticks import ticks
 from ..step_time import Bar, StepTimes
-from . import svg
-from .curves import ticks
 
 ROW, BAR = 26, 20  # pixels
 NAMES = {
