@@ -67,7 +67,7 @@ def by_level(work: Work) -> list[LevelRow]:
     """The finest first, what has no level last."""
     groups: dict[int | None, list[Launch]] = defaultdict(list)
     for launch in work.launches:
-        groups[launch.event.level].append(launch)
+        groups[work.level(launch.event)].append(launch)
     every = sum(launch.seconds for launch in work.launches)
     rows = []
     for level in sorted(groups, key=lambda level: math.inf if level is None else level):
@@ -81,8 +81,8 @@ def by_level(work: Work) -> list[LevelRow]:
                 calls=len(groups[level]),
                 seconds=seconds,
                 share=_share(seconds, every),
-                bytes=_all(launch.bytes for launch in groups[level]),
-                flops=_all(launch.flops for launch in groups[level]),
+                bytes=_all(launch.bytes for launch in groups[level] if launch.leaf),
+                flops=_all(launch.flops for launch in groups[level] if launch.leaf),
                 ops=dict(sorted(ops.items(), key=lambda item: -item[1])),
             )
         )

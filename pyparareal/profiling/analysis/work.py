@@ -50,7 +50,7 @@ class Work:
         return intervals.total(self.wall)
 
     def launched(self, rank: int | None = None) -> Intervals:
-        """When a launch was at work on ``rank``, or on any; of one that encloses others, what these leave is the host's."""
+        """When a launch was at work on ``rank``, or on any. What ops leave of a step around them is the host's."""
         if rank not in self._launched:
             self._launched[rank] = intervals.union(
                 (launch.event.start, launch.event.end)
@@ -58,6 +58,14 @@ class Work:
                 if launch.leaf and (rank is None or launch.event.rank == rank)
             )
         return self._launched[rank]
+
+    def level(self, event: Event) -> int | None:
+        """That of the event; the coarsest chain has that of the solve it belongs to."""
+        if event.level is None and event.region == "mgrit.coarsest":
+            for solve in self.record.solves:
+                if solve.start <= event.start <= solve.end and "levels" in solve.facts:
+                    return int(solve.facts["levels"]) - 1
+        return event.level
 
     def inside_of(self, rank: int) -> Intervals:
         """Work of one rank: today that of all."""
