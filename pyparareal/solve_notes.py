@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import _trace
@@ -15,7 +16,7 @@ Array = Any
 Computed = tuple[Solution, Any]
 
 
-def noted(method: Any, u0: Array, compute: Callable[[], Computed]) -> Computed:
+def noted(method: Any, m: Any, u0: Array, compute: Callable[[], Computed]) -> Computed:
     """``compute()`` in a region "solve", and a note of its solution, also of one that is raised with an error."""
     name = method if isinstance(method, str) else type(method).__name__.lower()
     start = time.perf_counter_ns()
@@ -30,15 +31,16 @@ def noted(method: Any, u0: Array, compute: Callable[[], Computed]) -> Computed:
         raise
     finally:
         if found is not None:
-            _trace.note("solve", _about(name, u0, found, start))
+            _trace.note("solve", _about(name, method, m, u0, found, start))
 
 
-def _about(name: str, u0: Array, found: Solution, start: int) -> dict[str, Any]:
+def _about(name: str, method: Any, m: Any, u0: Array, found: Solution, start: int) -> dict[str, Any]:
     """As :class:`.profiling.events.Solve` has it, times in nanoseconds of ``time.perf_counter_ns``."""
     stats = found.stats
     facts = {
         "slices": stats.slices,
-        "m": stats.m,
+        "grid_steps": found.grid.steps,
+        "m": [int(one) for one in m] if isinstance(m, Sequence) else int(m),
         "levels": stats.levels,
         "dtype": str(u0.dtype).rpartition(".")[2],
         "shape": list(u0.shape),
@@ -48,6 +50,7 @@ def _about(name: str, u0: Array, found: Solution, start: int) -> dict[str, Any]:
         "steps_per_level": list(stats.steps_per_level),
         "mode": stats.mode,
         "message": found.status.value,
+        "options": _options(method),
     }
     return {
         "method": name,
@@ -57,4 +60,16 @@ def _about(name: str, u0: Array, found: Solution, start: int) -> dict[str, Any]:
         "status": found.status.name,
         "residuals": list(found.residuals),
         "facts": facts,
+    }
+
+
+def _options(method: Any) -> dict[str, Any]:
+    """Those of a method that are numbers, words or rows of these."""
+    fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
+    values = {field.name: getattr(method, field.name) for field in fields}
+    plain = (bool, int, float, str)
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, plain) or (isinstance(value, list | tuple) and all(isinstance(x, plain) for x in value))
     }

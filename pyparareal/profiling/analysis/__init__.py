@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ..events import Record
 from . import tables
 from .critical import critical_path
+from .predicted import predicted
 from .results import Analysis as Analysis
 from .results import Roof
 from .roofline import roofline
@@ -34,6 +35,7 @@ def analyse(record: Record, *, roofs: Sequence[Roof] | None = None) -> Analysis:
         host_overhead=tables.host_overhead(record, work),
         critical_path=critical_path(record, work),
         roofline=roofline(record.about.get("roofs", []) if roofs is None else roofs, ops),
+        predicted=predicted(record, work),
         solves=tables.solves(record),
         memory=tables.memory(record),
     )

@@ -130,8 +130,8 @@ def _merged(steps: Sequence[PathStep]) -> list[PathStep]:
     """Neighbours of one region and kind as one."""
     found: list[PathStep] = []
     for step in steps:
-        if found and all(found[-1][key] == step[key] for key in ("rank", "kind", "name", "region")):  # type: ignore[literal-required]
-            found[-1] = PathStep(**{**found[-1], "end": step["end"]})  # type: ignore[typeddict-item]
+        if found and all(found[-1][key] == step[key] for key in ("rank", "kind", "name", "region")):
+            found[-1] = PathStep(**{**found[-1], "end": step["end"]})
         else:
             found.append(step)
     return found

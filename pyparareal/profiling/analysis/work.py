@@ -14,7 +14,7 @@ from .intervals import Intervals
 
 @dataclass(slots=True)
 class Launch:
-    """A launch; ``seconds`` without those of launches inside it on the same stream, ``leaf`` if there are none.
+    """A launch; ``seconds`` without those of launches inside it on the same stream; a leaf has none.
 
     One that is no leaf is a step that calls ops: its own seconds are Python and NumPy around them.
 
@@ -23,9 +23,14 @@ class Launch:
 
     event: Event
     seconds: float
-    leaf: bool = True
+    outer: Launch | None = None  # around it
+    inner: int = 0  # directly inside
     bytes: float | None = None
     flops: float | None = None
+
+    @property
+    def leaf(self) -> bool:
+        return not self.inner
 
     @property
     def op(self) -> str:
@@ -102,7 +107,8 @@ def _launches(events: list[Event]) -> list[Launch]:
             launch.bytes, launch.flops = cost(launch.op, event.facts)
             if open_:
                 outer = open_[-1]
-                outer.leaf, outer.bytes, outer.flops = False, None, None
+                launch.outer, outer.inner = outer, outer.inner + 1
+                outer.bytes = outer.flops = None
                 outer.seconds = max(0.0, outer.seconds - (min(event.end, outer.event.end) - event.start))
             open_.append(launch)
             found.append(launch)

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""*Predicted* beside measured: the price of the schedule of every solve, with what its own launches cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from ... import prediction
+from ...mgrit import MGRIT
+from ...runtime.model import StepCost
+from ...time_grid import TimeGrid
+from ..events import Record, Solve
+from . import intervals
+from .critical import is_coarse
+from .results import Predicted, Priced, RegionPrediction
+from .step_costs import calls_of, costs_of
+from .work import Work
+
+MOST_SOLVES = 8  # that are priced, the longest ones
+MOST_LINKS = 200_000  # of a serial chain in all schedules priced: what takes about a second
+MOST_PROCESSORS = 1024
+
+
+def predicted(record: Record, work: Work) -> list[Predicted]:
+    """Of the longest solves in the order they were called, and of a parareal network if the record is of one."""
+    by_length = sorted(range(len(record.solves)), key=lambda n: record.solves[n].start - record.solves[n].end)
+    found = [_of_solve(work, n, record.solves[n]) for n in sorted(by_length[:MOST_SOLVES])]
+    network = record.about.get("network")
+    return [*found, _of_network(network)] if isinstance(network, dict) else found
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """What is priced."""
+
+    steps: int
+    m: Any
+    levels: int
+    iterations: int
+    method: str
+    options: MGRIT
+    costs: Sequence[StepCost]
+
+    def price(self, change: str, processors: int) -> Priced:
+        priced, row = self.predict(processors), self.row()
+        coarse = sum(seconds for region, seconds in priced.regions.items() if is_coarse(region))
+        return Priced(
+            change=change,
+            processors=processors,
+            m=row,
+            levels=self.levels,
+            seconds=priced.seconds,
+            serial_seconds=priced.serial_seconds,
+            speedup=priced.serial_seconds / priced.seconds if priced.seconds > 0 else 0.0,
+            coarse_share=coarse / priced.seconds if priced.seconds > 0 else 0.0,
+        )
+
+    def predict(self, processors: int) -> prediction.Prediction:
+        method: Any = "parareal" if self.method == "parareal" else dataclasses.replace(self.options, levels=self.levels)
+        return prediction.predict(
+            TimeGrid(0.0, 1.0, self.steps),
+            self.costs,
+            m=self.m if self.method == "mgrit" else self.row()[0],
+            iterations=self.iterations,
+            processors=processors,
+            method=method,
+        )
+
+    def row(self) -> list[int]:
+        """The factor of every level."""
+        return [self.m] * (self.levels - 1) if isinstance(self.m, int) else list(self.m)[: self.levels - 1]
+
+    @property
+    def slices(self) -> int:
+        return self.steps // self.row()[0]
+
+    def with_m(self, times: float) -> Schedule | None:
+        """The finest factor changed, None where that leaves nothing to do in parallel."""
+        first, *others = self.row()
+        m = int(first * times)
+        if m < 2 or m == first or self.steps // m < 2:
+            return None
+        return dataclasses.replace(self, m=m if isinstance(self.m, int) and self.levels == 2 else [m, *others])
+
+    def with_levels(self, more: int) -> Schedule | None:
+        """A level more or less; with a third, parareal becomes MGRIT with F-relaxation, which it equals with two."""
+        levels, row = self.levels + more, self.row()
+        if levels < 2:
+            return None
+        if more > 0:
+            coarse = self.steps
+            for m in row:
+                coarse //= m
+            extra = next((m for m in (row[-1], 8, 4, 2) if coarse // m >= 2), None)
+            if extra is None:
+                return None
+            row = [*row, extra]
+        options = (
+            dataclasses.replace(self.options, nu=0, skip_first_down=True) if self.method == "parareal" else self.options
+        )
+        costs = [*self.costs, self.costs[-1]][:levels]
+        return dataclasses.replace(
+            self, m=row[: levels - 1], levels=levels, method="mgrit", options=options, costs=costs
+        )
+
+
+def _of_solve(work: Work, number: int, solve: Solve) -> Predicted:
+    row = Predicted(
+        solve=number,
+        what=solve.method,
+        unit="seconds",
+        measured_seconds=solve.end - solve.start,
+        model_seconds=None,
+        ratio=None,
+        costs=[],
+        regions=[],
+        processors=[],
+        what_if=[],
+        serial_seconds=None,
+        serial_wins=None,
+        reason=None,
+    )
+    row["reason"] = _unpriced(solve) or _priced(row, work, solve)
+    return row
+
+
+def _unpriced(solve: Solve) -> str | None:
+    """Why there is no price."""
+    if solve.method == "serial":
+        return "one step after the other: there is no schedule to price"
+    if solve.method not in ("parareal", "mgrit"):
+        return f"{solve.method}: there is no model of its schedule"
+    if solve.iterations < 1 or (solve.facts.get("levels") or 1) < 2:
+        return "it was solved serially"
+    if not {"grid_steps", "m"} <= solve.facts.keys():
+        return "the record does not say how many steps it has"
+    if solve.facts.get("mode") not in (None, "eager"):
+        return "its launches were recorded in a CUDA graph: they have no times of their own"
+    return None
+
+
+def _priced(row: Predicted, work: Work, solve: Solve) -> str | None:
+    """Fills ``row``; why not, if it cannot."""
+    facts, levels = solve.facts, int(solve.facts["levels"])
+    costs = costs_of(calls_of(work, solve), levels)
+    if costs is None:
+        return "no launch of the finest level was recorded"
+    options = {name: value for name, value in facts.get("options", {}).items() if name in _OPTIONS}
+    m = facts["m"] if isinstance(facts["m"], int) else [int(n) for n in facts["m"]]
+    schedule = Schedule(
+        int(facts["grid_steps"]),
+        m,
+        levels,
+        solve.iterations,
+        solve.method,
+        MGRIT(**options),
+        [cost for cost, _ in costs],
+    )
+    if schedule.slices * solve.iterations > MOST_LINKS:
+        return f"{schedule.slices} slices and {solve.iterations} iterations are too many to price quickly"
+    try:
+        alone = schedule.predict(1)
+    except ValueError as error:
+        return str(error)
+    row["costs"] = [cost for _, cost in costs]
+    row["model_seconds"], row["serial_seconds"] = alone.seconds, alone.serial_seconds
+    row["ratio"] = row["measured_seconds"] / alone.seconds if alone.seconds > 0 else None
+    row["regions"] = _regions(work, solve, alone.regions)
+    row["processors"] = [schedule.price("as it is", count) for count in _counts(schedule)]
+    row["serial_wins"] = all(price["speedup"] <= 1 for price in row["processors"])
+    fastest = min(row["processors"], key=lambda price: price["seconds"])["processors"]
+    row["what_if"] = _what_if(schedule, fastest)
+    return None
+
+
+_OPTIONS = ("min_coarse", "nu", "omega", "cycle", "nested", "skip_first_down", "coarsest_sweeps", "measure")
+
+
+def _counts(schedule: Schedule) -> list[int]:
+    """1, 2, 4, ... up to one for each slice, as many as can be priced quickly."""
+    most = min(schedule.slices, MOST_PROCESSORS)
+    room = max(2, MOST_LINKS // max(1, schedule.slices * schedule.iterations))
+    counts = [1 << k for k in range(most.bit_length()) if 1 << k <= most]
+    return sorted({*counts, most})[:room]
+
+
+def _what_if(schedule: Schedule, processors: int) -> list[Priced]:
+    """On as many processors as are best for the schedule as it is; K is kept."""
+    old, found = schedule.row()[0], []
+    for times in (0.5, 2.0, 4.0):
+        if (other := schedule.with_m(times)) is not None:
+            found.append((f"m = {other.row()[0]} instead of {old}", other))
+    for more in (-1, 1):
+        if (other := schedule.with_levels(more)) is not None:
+            found.append((f"{other.levels} levels instead of {schedule.levels}", other))
+    rows = []
+    for change, other in found:
+        try:
+            rows.append(other.price(change, processors))
+        except ValueError:  # levels that the grid has no room for
+            continue
+    return rows
+
+
+def _regions(work: Work, solve: Solve, priced: dict[str, float]) -> list[RegionPrediction]:
+    measured: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for event in work.record.events:
+        inside = solve.start <= event.start and event.end <= solve.end
+        if inside and event.kind == "region" and event.name not in ("solve", "other"):
+            measured[event.name].append((event.start, event.end))
+    names = [*priced, *(name for name in measured if name not in priced)]
+    return [
+        RegionPrediction(
+            region=name,
+            predicted=priced.get(name),
+            measured=intervals.total(intervals.union(measured[name])) if name in measured else None,
+        )
+        for name in names
+    ]
+
+
+def _of_network(network: dict[str, Any]) -> Predicted:
+    """A step of a parareal network: measured on one device, by its FLOPs on one for each part."""
+    flops, step, parts = network["flops"], float(network["step_seconds"]), int(network["parts"])
+    serial = step * flops["serial_network"] / flops["total"]
+
+    def price(change: str, processors: int, cost: float) -> Priced:
+        seconds = step * cost / flops["total"]
+        return Priced(
+            change=change,
+            processors=processors,
+            m=[],
+            levels=2,
+            seconds=seconds,
+            serial_seconds=serial,
+            speedup=serial / seconds if seconds > 0 else 0.0,
+            coarse_share=flops["coarse"] / cost if cost > 0 else 0.0,
+        )
+
+    rows = [price("as it is", 1, flops["total"]), price("a device for each part", parts, flops["critical_path"])]
+    return Predicted(
+        solve=-1,
+        what="network",
+        unit="seconds",
+        measured_seconds=step,
+        model_seconds=None,
+        ratio=None,
+        costs=[],
+        regions=[],
+        processors=rows,
+        what_if=[],
+        serial_seconds=serial,
+        serial_wins=all(row["speedup"] <= 1 for row in rows),
+        reason=None,
+    )
