@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from . import _core, _trace
@@ -118,17 +119,20 @@ def _traced(op: str, call: Callable[..., None]) -> Callable[..., None]:
 
     def traced(*arguments: Any) -> None:
         listener = _trace.listener
+        around = _around.get(op)
+        run = call if around is None else partial(around, call)
         if listener is None:
-            call(*arguments)
+            run(*arguments)
             return
         with listener.span("launch", op, facts_of(op, form, arguments)):
-            call(*arguments)
+            run(*arguments)
 
     return traced
 
 
 _lock = threading.Lock()
 _plain: dict[str, Callable[..., None]] = {}
+_around: dict[str, Callable[..., None]] = {}
 _wanted = 0
 
 
@@ -152,3 +156,32 @@ def no_more() -> None:
             for op, call in _plain.items():
                 setattr(_core, op, call)
             _plain.clear()
+
+
+def surround(op: str, around: Callable[..., None]) -> None:
+    """Have ``around(call, *arguments)`` called in the place of ``call(*arguments)``, until :func:`leave_alone`.
+
+    ``call`` is the op itself.
+
+    Raises
+    ------
+    RuntimeError
+        Somebody else does so with this op.
+    """
+    with _lock:
+        if op in _around:
+            raise RuntimeError(f"op: {op} is surrounded already; one at a time")
+        _around[op] = around
+    want()
+
+
+def leave_alone(op: str) -> None:
+    """Have it called as it is."""
+    with _lock:
+        del _around[op]
+    no_more()
+
+
+def plain(op: str) -> Callable[..., None]:
+    """The op itself, whoever listens."""
+    return _plain.get(op) or getattr(_core, op)

@@ -15,6 +15,8 @@ _LAZY = {
     "Timeline": "timeline",
     "arrows": "flows",
     "merge": "merging",
+    "capture": "capturing",
+    "replay": "replaying",
     "analyse": "analysis",
     "Analysis": "analysis",
 }
