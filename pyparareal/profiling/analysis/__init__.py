@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ..events import Record
 from . import tables
 from .critical import critical_path
+from .findings import findings
 from .predicted import predicted
 from .results import Analysis as Analysis
 from .results import Roof
@@ -26,7 +27,7 @@ def analyse(record: Record, *, roofs: Sequence[Roof] | None = None) -> Analysis:
     """
     work = work_of(record)
     ops = tables.by_op(work)
-    return Analysis(
+    found = Analysis(
         summary=tables.summary(record, work),
         by_op=ops,
         by_level=tables.by_level(work),
@@ -39,3 +40,5 @@ def analyse(record: Record, *, roofs: Sequence[Roof] | None = None) -> Analysis:
         solves=tables.solves(record),
         memory=tables.memory(record),
     )
+    found.findings = findings(found)
+    return found

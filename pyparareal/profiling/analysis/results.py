@@ -37,6 +37,7 @@ class OpRow(TypedDict):
     op: str
     device: str  # "cpu", "cuda"
     dtype: str | None
+    encloses: bool  # a step around ops: what is its own is Python and NumPy
     calls: int
     seconds: float  # of its own
     share: float  # of the own seconds of all launches

@@ -13,7 +13,7 @@ def roofline(roofs: Sequence[Roof], by_op: Sequence[OpRow]) -> Roofline:
     points, unknown = [], []
     for row in by_op:
         if row["bytes"] is None or row["flops"] is None:
-            unknown.append(row["op"])
+            unknown += [] if row["encloses"] else [row["op"]]
             continue
         roof = _above(roofs, row)
         if roof is not None and row["bytes"] > 0 and row["seconds"] > 0:

@@ -48,6 +48,7 @@ def by_op(work: Work) -> list[OpRow]:
                 op=op,
                 device=device,
                 dtype=dtype,
+                encloses=not all(launch.leaf for launch in launches),
                 calls=len(launches),
                 seconds=seconds,
                 share=_share(seconds, every),

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Findings about the method: its serial part, its convergence, and whether it pays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .results import Analysis, Finding, Predicted, Priced, SolveRow
+from .rules import finding, severity
+from .wording import count, duration, percent
+
+COARSE_SHARE = 0.35  # of the critical path
+CLOSE = 0.7  # iterations over slices: with as many as slices every solve is exact, and no faster than serial
+SLOW = 0.8  # residuals shrink by less than a fifth in an iteration
+FEW = 2  # iterations that say something about convergence
+
+_TROUBLE = {
+    "SERIAL_FALLBACK": "It did not converge, and was solved serially instead: both were paid for.",
+    "STAGNATED": "The residual no longer shrank, and the solve was given up.",
+    "DIVERGED": "The residual grew, and the solve was given up.",
+    "MAX_ITERATIONS": "It ended at the largest number of iterations, not converged.",
+    "ROUND_OFF": "The residual is at the rounding of the dtype, above the tolerance.",
+    "NON_FINITE": "A step produced infinity or NaN.",
+    "NON_FINITE_GUESS": "The starting guess holds infinity or NaN: the coarse step may be unstable.",
+}
+
+
+def coarse_chain(analysis: Analysis) -> Iterator[Finding]:
+    """The chain that must happen one slice after the other is most of the critical path."""
+    path = analysis.critical_path
+    if path is None or path["coarse_share"] < COARSE_SHARE:
+        return
+    better = _best_change(analysis)
+    told = "A larger m or another level makes it shorter"
+    if better is not None:
+        was, row = better
+        saved = was["seconds"] - row["seconds"]
+        told = (
+            f"With {row['change']}, a solve would save about {duration(saved)} of {duration(was['seconds'])} on "
+            f"{count(row['processors'], 'processor')} (predicted; as many iterations assumed)"
+        )
+    yield finding(
+        "coarse-chain",
+        severity(analysis, path["coarse_seconds"]),
+        "The coarse chain holds everything up",
+        f"The coarse chain is {percent(path['coarse_share'])} of the critical path, "
+        f"{duration(path['coarse_seconds'])} of {duration(path['seconds'])}: its steps come one after the other, "
+        "and no processor more makes it faster.",
+        {"coarse_share": path["coarse_share"], "coarse_seconds": path["coarse_seconds"]},
+        f"{told}.",
+        path["coarse_seconds"],
+    )
+
+
+def _best_change(analysis: Analysis) -> tuple[Priced, Priced] | None:
+    """The schedule as it is and the change that saves most, of the longest solve that was priced."""
+    priced = [row for row in analysis.predicted if row["what_if"]]
+    if not priced:
+        return None
+    row = max(priced, key=lambda one: one["measured_seconds"])
+    best = min(row["what_if"], key=lambda one: one["seconds"])
+    was = next(one for one in row["processors"] if one["processors"] == best["processors"])
+    return (was, best) if best["seconds"] < 0.95 * was["seconds"] else None
+
+
+def serial_wins(analysis: Analysis) -> Iterator[Finding]:
+    """No number of processors makes the schedule faster than the serial chain; or it takes some."""
+    for row in analysis.predicted:
+        if not row["processors"] or row["serial_seconds"] is None:
+            continue
+        best = min(row["processors"], key=lambda one: one["seconds"])
+        first = next((one for one in row["processors"] if one["speedup"] > 1), None)
+        if row["serial_wins"]:
+            yield _never_pays(analysis, row, best)
+        elif first is not None and first["processors"] > 1:
+            yield finding(
+                "pays-from",
+                "note",
+                f"It pays from {count(first['processors'], 'processor')} on",
+                f"On one, the {_what(row)} is {best_ratio(row)} times slower than the serial one; on "
+                f"{first['processors']} it is {first['speedup']:.2f} times as fast, at best {best['speedup']:.2f} "
+                f"times on {best['processors']} (predicted, communication free).",
+                {"speedup": best["speedup"], "processors": best["processors"]},
+            )
+        else:
+            yield finding(
+                "pays",
+                "good",
+                "It pays",
+                f"The {_what(row)} is {row['processors'][0]['speedup']:.2f} times as fast as the serial one on one "
+                f"processor, and {best['speedup']:.2f} times on {best['processors']} (predicted, communication free).",
+                {"speedup": best["speedup"], "processors": best["processors"]},
+            )
+
+
+def best_ratio(row: Predicted) -> str:
+    """Parallel over serial on one processor."""
+    return f"{1 / max(row['processors'][0]['speedup'], 1e-9):.2f}"
+
+
+def _what(row: Predicted) -> str:
+    return "parareal network" if row["solve"] < 0 else f"{row['what']} solve"
+
+
+def _never_pays(analysis: Analysis, row: Predicted, best: Priced) -> Finding:
+    lost = max(0.0, row["measured_seconds"] - (row["serial_seconds"] or 0.0))
+    return finding(
+        "serial-wins",
+        severity(analysis, lost),
+        "The serial chain is faster",
+        f"One step after the other takes about {duration(row['serial_seconds'] or 0.0)}; this {_what(row)} took "
+        f"{duration(row['measured_seconds'])}, and on {count(best['processors'], 'processor')}, the best number, "
+        f"would take {duration(best['seconds'])} (predicted, communication free).",
+        {"serial_seconds": row["serial_seconds"], "best_seconds": best["seconds"], "processors": best["processors"]},
+        "Solve it serially, or make the problem larger: more work in a fine step, a cheaper coarse step, or a better "
+        "coarse propagator, which takes fewer iterations.",
+        lost,
+    )
+
+
+def many_iterations(analysis: Analysis) -> Iterator[Finding]:
+    """About as many iterations as there are slices: then parallel is no faster than serial."""
+    for solve in analysis.solves:
+        slices, iterations = solve["slices"], solve["iterations"]
+        if solve["method"] != "parareal" or not slices or slices < 4 or iterations < CLOSE * slices:
+            continue
+        yield finding(
+            "many-iterations",
+            severity(analysis, solve["seconds"]),
+            "Nearly as many iterations as slices",
+            f"It took {iterations} iterations for {slices} slices. After as many as slices every state is exact "
+            "whatever the coarse propagator does, and nothing was gained over the serial chain.",
+            {"iterations": iterations, "slices": slices},
+            "Use a better coarse propagator (a higher order, a smaller coarsening factor m), a looser tol, or a "
+            "shorter interval; a chaotic problem can only be solved so over short times.",
+            solve["seconds"],
+        )
+
+
+def slow_convergence(analysis: Analysis) -> Iterator[Finding]:
+    """The residual hardly shrinks."""
+    for solve in analysis.solves:
+        factor, iterations = solve["factor"], solve["iterations"]
+        if factor is None or iterations <= FEW or factor < SLOW or _is_close(solve):
+            continue
+        yield finding(
+            "slow-convergence",
+            severity(analysis, solve["seconds"]),
+            "Convergence is slow",
+            f"An iteration shrank the residual by a factor of {factor:.2f} only; {iterations} of them took "
+            f"{duration(solve['seconds'])}.",
+            {"factor": factor, "iterations": iterations},
+            "FCF-relaxation (nu = 1), a smaller m or a coarse propagator closer to the fine one converge faster.",
+            solve["seconds"],
+        )
+
+
+def _is_close(solve: SolveRow) -> bool:
+    slices = solve["slices"]
+    return solve["method"] == "parareal" and bool(slices) and solve["iterations"] >= CLOSE * (slices or 0)
+
+
+def trouble(analysis: Analysis) -> Iterator[Finding]:
+    """A solve did not converge."""
+    for number, solve in enumerate(analysis.solves):
+        words = _TROUBLE.get(solve["status"])
+        if words is not None:
+            yield finding(
+                "trouble",
+                "serious",
+                f"Solve {number + 1} did not converge",
+                f"{words} It took {duration(solve['seconds'])} and {count(solve['iterations'], 'iteration')}.",
+                {"status": solve["status"], "iterations": solve["iterations"]},
+                "Look at its residuals. A better coarse propagator, a smaller m or more relaxation (nu) converge "
+                "where this did not.",
+                solve["seconds"],
+            )
+
+
+RULES = (coarse_chain, serial_wins, many_iterations, slow_convergence, trouble)
