@@ -173,16 +173,15 @@ class _Places:
 
     def names(self, record: Record) -> list[Json]:
         several = len({rank for rank, _ in self.pids}) > 1
-        errors = {clock.rank: clock.error for clock in record.clocks}
+        errors = _clock_errors(record) if several or len(self.pids) > 1 else {}
         found: list[Json] = []
         for (rank, device), pid in self.pids.items():
             name = f"rank {rank}, {device}" if several else device
             found.append(_named("process_name", pid, 0, {"name": name}))
             found.append(_named("process_sort_index", pid, 0, {"sort_index": pid}))
-            if several and rank in errors:
-                found.append(
-                    _named("process_labels", pid, 0, {"labels": f"clock right to {errors[rank] * 1e6:.3g} us"})
-                )
+            known = errors.get((rank, device))
+            if known is not None:
+                found.append(_named("process_labels", pid, 0, {"labels": f"clock right to {known * 1e6:.3g} us"}))
             for tid, thread in enumerate(self.threads[pid], 1):
                 found.append(_named("thread_name", pid, tid, {"name": thread}))
                 found.append(_named("thread_sort_index", pid, tid, {"sort_index": tid}))
@@ -206,6 +205,20 @@ def lanes(spans: Sequence[Span]) -> list[int]:
         ends[lane].append(end)
         found.append(lane)
     return found
+
+
+def _clock_errors(record: Record) -> dict[tuple[int, str], float]:
+    """Of each process, in seconds: of a device that of its rank and its own."""
+    found = {(clock.rank, "cpu"): clock.error for clock in record.clocks}
+    for rank, _ in list(found):
+        for device, told in record.about.get(device_clocks(rank), {}).items():
+            found[rank, device] = found[rank, "cpu"] + told["error"]
+    return found
+
+
+def device_clocks(rank: int) -> str:
+    """Where ``about`` says how the clocks of a rank's devices were laid on that of its host."""
+    return "device clocks" if rank == 0 else f"device clocks of rank {rank}"
 
 
 def _rank_of_kind(event: Event) -> int:

@@ -32,7 +32,8 @@ class Event:
     region : str
         The innermost region around it, "" outside all.
     facts : dict
-        What is known besides, as JSON values: "bytes" moved, "flops", "slices", "steps", "dtype", "shape", "to", "source".
+        What is known besides, as JSON values: "bytes" moved, "flops", "slices", "steps", "dtype", "shape", "to",
+        "source".
     flow : str, optional
         The same for two events of which the later one waits for the earlier: a message's sending and its receiving,
         an event's record and the wait for it.
@@ -67,7 +68,7 @@ class Sample:
 
 @dataclass
 class RankClock:
-    """How a rank's clock was laid on that of rank 0: its times plus ``offset``, right to ``error`` seconds either way."""
+    """How a rank's clock was laid on that of rank 0: its times plus ``offset``, to ``error`` seconds either way."""
 
     rank: int
     offset: float = 0.0

@@ -31,8 +31,13 @@ def waits(events: Sequence[Event], members: Sequence[int]) -> list[Arrow]:
     """All pairs in one flow of which the second cannot end before the first has started.
 
     A sending (a fact "to") and each receiving (a fact "source"); in a collective message every one and every other;
-    otherwise what started first, such as an event's record, and each that waits for it.
+    otherwise what started first, such as an event's record, and each that waits for it. What ended with an error (a
+    fact "error") may have ended without what it waited for.
     """
+    return [(i, j) for i, j in _pairs(events, members) if "error" not in events[j].facts]
+
+
+def _pairs(events: Sequence[Event], members: Sequence[int]) -> list[Arrow]:
     sent = [i for i in members if "to" in events[i].facts]
     received = [i for i in members if "source" in events[i].facts and "to" not in events[i].facts]
     if sent and received:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from .chrome import read
+from .chrome import device_clocks, read
 from .clocks import align
 from .events import Record
 
@@ -60,6 +60,8 @@ def merge(records: Sequence[Record | str | Path]) -> Record:
     first = whole[0]
     about = copy.deepcopy(first.about)
     about["ranks"] = len(ranks)
+    for rank, record in zip(ranks, whole, strict=True):
+        about |= {key: copy.deepcopy(told) for key, told in record.about.items() if key == device_clocks(rank)}
     seconds = [record.about.get("seconds") for record in whole]
     if all(isinstance(one, int | float) and math.isfinite(one) for one in seconds):
         starts = [clock.offset for clock in clocks]

@@ -74,6 +74,8 @@ class Timeline:
         record = recorder.record()
         record.clocks = [RankClock(self._rank)]
         record.about = self._about(recorder) | record.about
+        if self._rank and "device clocks" in record.about:
+            record.about[chrome.device_clocks(self._rank)] = record.about.pop("device clocks")
         self._record, self._recorder = record, None
         if self._runtime is not None and error is None:
             self._record = _gathered(record, self._runtime)

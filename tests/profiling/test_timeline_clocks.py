@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyparareal.profiling import Event, RankClock, Record, Sample, Solve, Timeline, arrows, merge
+from pyparareal.profiling import Event, RankClock, Record, Sample, Solve, Timeline, arrows, chrome, merge
 from pyparareal.profiling.clocks import MESSAGES, ONE_WAY, ONE_WAY_EARLY, SHARED, UNKNOWN
 
 ROUNDING = 1e-9  # s: sums of some ten numbers below 1e4, each rounded to 1e-12
@@ -172,6 +172,14 @@ def test_solves_are_those_of_the_lowest_rank():
     for rank, one in enumerate(records):
         one.solves.append(Solve("mgrit", 0.0, 1.0, rank, "CONVERGED", []))
     assert [one.iterations for one in merge(records[::-1]).solves] == [0]
+
+
+def test_what_is_known_of_the_devices_of_all_ranks_is_kept():
+    records = both()
+    for rank, one in enumerate(records):
+        one.about[chrome.device_clocks(rank)] = {"cuda:0": {"error": rank * 1e-6}}
+    about = merge(records).about
+    assert [about[chrome.device_clocks(rank)]["cuda:0"]["error"] for rank in (0, 1)] == [0, 1e-6]
 
 
 def test_what_cannot_be_merged_is_named(tmp_path):

@@ -125,6 +125,19 @@ def test_who_is_who():
     assert (launch["ts"], launch["dur"]) == (100000.0, 100000.0)  # microseconds since the first
 
 
+def test_a_device_is_as_right_as_its_rank_and_its_own_clock():
+    record = small()
+    record.about["device clocks"] = {"cuda:0": {"error": 3e-6, "how": "two anchors"}}
+    labels = {e["pid"]: e["args"]["labels"] for e in shown(record, name="process_labels")}
+    assert [labels[pid] for pid in (1, 2, 3)] == [f"clock right to {us} us" for us in (0, 3, 2)]
+
+
+def test_no_arrow_ends_at_what_ended_with_an_error():
+    record = small()
+    record.events[3].facts["error"] = "RankError"
+    assert shown(record, ph="f") == []
+
+
 def test_counters_are_where_they_belong_and_nan_is_seen():
     record = small()
     device = next(e["pid"] for e in shown(record, name="process_name") if e["args"]["name"] == "rank 0, cuda:0")
