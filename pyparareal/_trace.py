@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -23,6 +24,10 @@ class Listener(Protocol):
         """A counter has this value from now on: "residual"."""
         ...
 
+    def carry(self) -> AbstractContextManager[None]:
+        """See :func:`carry`."""
+        ...
+
     def note(self, what: str, facts: Facts) -> None:
         """Something is known that is no span: a "solve" and how it ended."""
         ...
@@ -39,7 +44,8 @@ class _Off:
     __exit__ = "".format  # of any; not of the class, so that what is raised goes on
 
 
-_OFF = cast("AbstractContextManager[None]", _Off())
+NOTHING = cast("AbstractContextManager[None]", _Off())
+"""A context that does nothing."""
 
 listener: Listener | None = None
 """``None`` switches tracing off."""
@@ -47,13 +53,18 @@ listener: Listener | None = None
 
 def mark(name: str, kind: str = "region", facts: Facts | None = None) -> AbstractContextManager[None]:
     """A context manager that names what it encloses, e.g. ``with mark("mgrit.relax.0"):``."""
-    return _OFF if listener is None else listener.span(kind, name, facts)
+    return NOTHING if listener is None else listener.span(kind, name, facts)
 
 
 def sample(counter: str, value: float) -> None:
     """``counter`` has this ``value`` from now on."""
     if listener is not None:
         listener.sample(counter, value)
+
+
+def carry() -> AbstractContextManager[None]:
+    """A context for another thread, whose spans then are in the region that this thread is in."""
+    return NOTHING if listener is None else listener.carry()
 
 
 def note(what: str, facts: Facts) -> None:
@@ -69,7 +80,10 @@ class _Several:
         self.listeners = listeners
 
     def span(self, kind: str, name: str, facts: Facts | None) -> AbstractContextManager[None]:
-        return cast("AbstractContextManager[None]", _Spans([one.span(kind, name, facts) for one in self.listeners]))
+        return _Contexts([one.span(kind, name, facts) for one in self.listeners])
+
+    def carry(self) -> AbstractContextManager[None]:
+        return _Contexts([one.carry() for one in self.listeners])
 
     def sample(self, counter: str, value: float) -> None:
         for one in self.listeners:
@@ -80,13 +94,13 @@ class _Several:
             one.note(what, facts)
 
 
-class _Spans:
-    def __init__(self, spans: list[AbstractContextManager[None]]) -> None:
-        self.spans, self.entered = spans, ExitStack()
+class _Contexts(AbstractContextManager[None]):
+    def __init__(self, contexts: list[AbstractContextManager[None]]) -> None:
+        self.contexts, self.entered = contexts, ExitStack()
 
     def __enter__(self) -> None:
-        for span in self.spans:
-            self.entered.enter_context(span)
+        for one in self.contexts:
+            self.entered.enter_context(one)
 
     def __exit__(self, *error: Any) -> None:
         self.entered.__exit__(*error)
@@ -119,3 +133,13 @@ def _all() -> tuple[Listener, ...]:
 def _set(listeners: tuple[Listener, ...]) -> None:
     global listener
     listener = None if not listeners else listeners[0] if len(listeners) == 1 else _Several(listeners)
+
+
+def _after_fork() -> None:
+    """A child process has listeners that nobody asks, and a lock that a thread which is not there may hold."""
+    global listener, _lock
+    listener, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

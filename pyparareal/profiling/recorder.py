@@ -1,25 +1,43 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What listens: every span becomes one tuple in a list of its thread, and an :class:`.Event` afterwards."""
+"""What listens: every span becomes one object in a list of its thread, and an :class:`.Event` afterwards.
+
+Nothing is computed, looked up or written while the program runs that can wait until it has ended, no thread waits for
+another, and no device is waited for before the end.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from .. import _trace, traced_ops
+from .device_clocks import Clocks, Marks
 from .events import Event, Record, Sample, Solve
+from .memory import Meter
 
-LEVELS = {"parareal.fine": 0, "parareal.fill": 0, "parareal.guess": 1, "parareal.coarse": 1}
-"""Of regions whose name does not end in one. ``newton.*`` and ``serial`` have the finest only, but ``newton.guess``."""
+_clock = time.perf_counter_ns
+
+LEVELS = {"parareal.fine": 0, "parareal.fill": 0, "parareal.guess": 1, "parareal.coarse": 1, "newton.guess": 1}
+"""Of regions whose name does not end in one. All others of ``newton``, and ``serial``, are on the finest."""
 
 
 class Recorder:
-    """Records while it is entered: ``with Recorder() as recorder: ...``, then ``recorder.record()``.
+    """Records while it is entered, once: ``with Recorder() as recorder: ...``, then ``recorder.record()``.
 
-    Times are seconds since it was entered.
+    Several may listen at once, in one another or side by side. In a forked child none does.
+
+    Attributes
+    ----------
+    start, end : int
+        Nanoseconds of ``time.perf_counter_ns``; times of the record are seconds since ``start``.
+    rank : int
+        That all events get.
     """
 
     def __init__(self) -> None:
@@ -28,10 +46,18 @@ class Recorder:
         self._threads: list[_Thread] = []
         self._here = _Here()
         self._notes: list[tuple[str, Mapping[str, Any]]] = []
-        self._open = False
+        self._state = "new"
+        self._process = os.getpid()
+        self._clocks = Clocks()
+        self._meter = Meter()
 
     def __enter__(self) -> Recorder:
-        self.start, self._open = time.perf_counter_ns(), True
+        if self._state != "new":
+            raise RuntimeError("this recorder was entered before; make another")
+        self._state, self._process = "open", os.getpid()
+        self._clocks.anchor_begin()
+        self.start = _clock()
+        self._meter.measure(self.start)
         traced_ops.want()
         _trace.listen(self)
         return self
@@ -39,73 +65,102 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end, self._state = _clock(), "closed"
+        if self._process != os.getpid():
+            return  # a child of a fork: it has no listeners
         _trace.leave(self)
         traced_ops.no_more()
-        self.end, self._open = time.perf_counter_ns(), False
+        self._meter.measure(_clock())
+        self._meter.close()
+        self._clocks.anchor_end()
 
     # What is heard
 
-    def span(self, kind: str, name: str, facts: Mapping[str, Any] | None) -> _Span:
-        return _Span(self._here.thread or self._new_thread(), kind, name, facts)
+    def span(self, kind: str, name: str, facts: Mapping[str, Any] | None) -> AbstractContextManager[None]:
+        thread = self._here.thread or self._new_thread()
+        if facts is not None and "device" in facts:
+            found = self._clocks.marks(facts)
+            return _OnDevice(thread, kind, name, facts, found) if found is not None else _trace.NOTHING
+        return cast("AbstractContextManager[None]", _Span(thread, kind, name, facts))
 
     def sample(self, counter: str, value: float) -> None:
-        (self._here.thread or self._new_thread()).samples.append((counter, time.perf_counter_ns(), value))
+        (self._here.thread or self._new_thread()).samples.append((counter, _clock(), value))
 
     def note(self, what: str, facts: Mapping[str, Any]) -> None:
         self._notes.append((what, facts))
 
+    def carry(self) -> AbstractContextManager[None]:
+        return _Carried(self, (self._here.thread or self._new_thread()).region)
+
     def _new_thread(self) -> _Thread:
-        thread = self._here.thread = _Thread(threading.current_thread())
+        thread = self._here.thread = _Thread(threading.current_thread(), self._meter)
         self._threads.append(thread)
         return thread
 
     # What is made of it
 
     def record(self) -> Record:
-        """All that ended so far."""
-        events, samples = [], []
-        names: set[str] = set()
-        for thread in list(self._threads):
-            name = thread.name
-            while name in names:
-                name += "'"
-            names.add(name)
-            events += [self._event(name, one) for one in list(thread.spans)]
-            samples += [Sample(c, (at - self.start) * 1e-9, v, self.rank) for c, at, v in list(thread.samples)]
+        """All that has ended; of a closed recorder, what had when it was closed."""
+        until = self.end if self._state == "closed" else _clock()
+        events, samples = list[Event](), [Sample(c, self._at(at), v) for c, at, v in self._meter.taken]
+        for name, thread in _named(list(self._threads)).items():
+            events += [self._event(name, one) for one in list(thread.ended) if one.end <= until]
+            samples += [Sample(c, self._at(at), v) for c, at, v in list(thread.samples)]
+        for sample in samples:
+            sample.rank = self.rank
         events.sort(key=lambda event: (event.start, -event.end))
         samples.sort(key=lambda sample: sample.time)
         solves = [
-            Solve(**{**facts, "start": (facts["start"] - self.start) * 1e-9, "end": (facts["end"] - self.start) * 1e-9})
+            Solve(**{**facts, "start": self._at(facts["start"]), "end": self._at(facts["end"])})
             for what, facts in self._notes
             if what == "solve"
         ]
-        seconds = ((time.perf_counter_ns() if self._open else self.end) - self.start) * 1e-9
-        return Record(events, samples, solves=solves, about={"seconds": seconds})
+        about: dict[str, Any] = {"seconds": self._at(until)}
+        if told := self._clocks.told():
+            about["device clocks"] = told
+        return Record(events, samples, solves=solves, about=about)
 
-    def _event(self, stream: str, span: tuple[Any, ...]) -> Event:
-        kind, name, start, end, region, facts = span
-        return Event(
-            kind,
-            name,
-            (start - self.start) * 1e-9,
-            (end - self.start) * 1e-9,
-            rank=self.rank,
-            stream=stream,
-            level=level_of(region),
-            region=region,
-            facts={} if facts is None else {key: _as_json(value) for key, value in facts.items()},
-            flow=None if facts is None else facts.get("flow"),
-        )
+    def _at(self, nanoseconds: float) -> float:
+        return (nanoseconds - self.start) * 1e-9
+
+    def _event(self, thread: str, span: _Span) -> Event:
+        facts = {} if span.facts is None else {key: _as_json(value) for key, value in span.facts.items()}
+        start, end, device, stream = float(span.start), float(span.end), "cpu", thread
+        if isinstance(span, _OnDevice):
+            facts["host_seconds"] = (end - start) * 1e-9
+            facts["thread"] = thread
+            start, end, device, stream = self._clocks.place(span.marks, span.start, span.end)
+            facts.pop("on", None)
+            facts.pop("device", None)
+        flow = facts.pop("flow", None)
+        at, until = self._at(start), self._at(end)
+        level = level_of(span.region)
+        return Event(span.kind, span.name, at, until, self.rank, device, stream, level, span.region, facts, flow)
 
 
 class _Thread:
-    """What one thread did."""
+    """What one thread did, and the regions it is in."""
 
-    def __init__(self, thread: threading.Thread) -> None:
+    def __init__(self, thread: threading.Thread, meter: Meter) -> None:
         self.name = "main" if thread is threading.main_thread() else thread.name
-        self.spans: list[tuple[Any, ...]] = []
+        self.ended: list[_Span] = []
         self.samples: list[tuple[str, int, float]] = []
         self.region = ""
+        self.regions: list[_Span | _Carried] = []
+        self.meter = meter
+
+    def enter(self, one: _Span | _Carried, name: str) -> None:
+        self.regions.append(one)
+        self.region = name
+
+    def leave(self, one: _Span | _Carried) -> None:
+        """It need not be the innermost: a generator may be left in the middle of one."""
+        regions = self.regions
+        if regions[-1] is one:
+            regions.pop()
+        else:
+            regions.remove(one)
+        self.region = regions[-1].name if regions else ""
 
 
 class _Here(threading.local):
@@ -113,24 +168,69 @@ class _Here(threading.local):
 
 
 class _Span:
-    """One span; a tuple when it ends."""
+    """One span, which begins when it is made."""
 
-    __slots__ = ("facts", "kind", "name", "outside", "start", "thread")
+    __slots__ = ("end", "facts", "kind", "name", "region", "start", "thread")
+
+    __enter__ = "".isascii  # nothing, see :class:`._trace._Off`
 
     def __init__(self, thread: _Thread, kind: str, name: str, facts: Mapping[str, Any] | None) -> None:
         self.thread, self.kind, self.name, self.facts = thread, kind, name, facts
-
-    def __enter__(self) -> None:
-        thread = self.thread
-        self.outside = thread.region
-        if self.kind == "region":
-            thread.region = self.name
-        self.start = time.perf_counter_ns()
+        self.region = thread.region
+        if kind == "region":
+            thread.enter(self, name)
+        self.start = _clock()
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        end, thread = time.perf_counter_ns(), self.thread
-        thread.spans.append((self.kind, self.name, self.start, end, self.outside, self.facts))
-        thread.region = self.outside
+        self.end = end = _clock()
+        thread = self.thread
+        thread.ended.append(self)
+        if self.kind == "region":
+            thread.leave(self)
+        if kind is not None:
+            self.facts = {**(self.facts or {}), "error": kind.__name__}
+        if end > thread.meter.due:
+            thread.meter.measure(end)
+
+
+class _OnDevice(_Span):
+    """One on a stream of a device, between two of its events."""
+
+    __slots__ = ("marks",)
+
+    def __init__(self, thread: _Thread, kind: str, name: str, facts: Mapping[str, Any], marks: Marks) -> None:
+        super().__init__(thread, kind, name, facts)
+        self.marks = marks
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.marks.finish()
+        super().__exit__(kind, error, trace)
+
+
+class _Carried:
+    """In another thread: its spans are in the region that this one is in, and so are not of none."""
+
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self.recorder, self.name = recorder, name
+
+    def __enter__(self) -> None:
+        self.thread = self.recorder._here.thread or self.recorder._new_thread()
+        self.thread.enter(self, self.name)
+
+    def __exit__(self, *error: Any) -> None:
+        self.thread.leave(self)
+
+
+def _named(threads: list[_Thread]) -> dict[str, _Thread]:
+    """Their names made different where they are the same."""
+    named: dict[str, _Thread] = {}
+    for thread in threads:
+        name, number = thread.name, 1
+        while name in named:
+            number += 1
+            name = f"{thread.name} ({number})"
+        named[name] = thread
+    return named
 
 
 def level_of(region: str) -> int | None:
@@ -138,9 +238,8 @@ def level_of(region: str) -> int | None:
     last = region.rpartition(".")[2]
     if last.isdecimal():
         return int(last)
-    if region.startswith("newton.") or region == "serial":
-        return int(region == "newton.guess")
-    return LEVELS.get(region)
+    finest = 0 if region.startswith("newton.") or region == "serial" else None
+    return LEVELS.get(region, finest)
 
 
 def _as_json(value: Any) -> Any:
@@ -150,6 +249,8 @@ def _as_json(value: Any) -> Any:
         return [_as_json(one) for one in value]
     if isinstance(value, Mapping):
         return {str(key): _as_json(one) for key, one in value.items()}
-    if hasattr(value, "__index__"):
-        return int(value)
-    return str(value).rpartition(".")[2]
+    with contextlib.suppress(TypeError):
+        return int(value.__index__()) if hasattr(value, "__index__") else float(value)
+    return str(value).rpartition(".")[2]  # torch.float64
+
+
