@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol, cast
 
@@ -65,6 +65,17 @@ def sample(counter: str, value: float) -> None:
 def carry() -> AbstractContextManager[None]:
     """A context for another thread, whose spans then are in the region that this thread is in."""
     return NOTHING if listener is None else listener.carry()
+
+
+def carried(task: Callable[[], Any]) -> Callable[[], Any]:
+    """``task`` for another thread, in :func:`carry` of this one."""
+    context = carry()
+
+    def inside() -> Any:
+        with context:
+            return task()
+
+    return inside
 
 
 def note(what: str, facts: Facts) -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+
+from . import _trace
 
 Array = Any
 """A NumPy, torch or CuPy array (or, for the kernels, any object with ``__dlpack__``)."""
@@ -100,8 +103,14 @@ def to_numpy(u: Array) -> np.ndarray[Any, Any]:
     if isinstance(u, np.ndarray):
         return u
     if is_torch(u):
-        return u.detach().cpu().numpy()
-    return namespace(u).asnumpy(u)
+        with _waiting(u.is_cuda):
+            return u.detach().cpu().numpy()
+    with _waiting(True):
+        return namespace(u).asnumpy(u)
+
+
+def _waiting(for_device: bool) -> AbstractContextManager[None]:
+    return _trace.mark("device", "wait") if for_device else _trace.NOTHING
 
 
 def float64_like(values: np.ndarray[Any, Any], u: Array) -> Array:
@@ -174,7 +183,7 @@ def read_later(u: Array) -> Callable[[], np.ndarray[Any, Any]]:
             pinned.copy_(u.detach(), non_blocking=True)
             copied = torch.cuda.Event()
             copied.record()
-        return lambda: (copied.synchronize(), pinned.numpy())[1]
+        return lambda: _after(copied, pinned.numpy())
     cupy = namespace(u)
     with u.device:
         memory = cupy.cuda.alloc_pinned_memory(max(1, u.nbytes))
@@ -182,7 +191,13 @@ def read_later(u: Array) -> Callable[[], np.ndarray[Any, Any]]:
         cupy.asnumpy(u, out=host, blocking=False)
         event = cupy.cuda.Event(disable_timing=True)
         event.record()
-    return lambda: (event.synchronize(), host)[1]
+    return lambda: _after(event, host)
+
+
+def _after(copied: Any, host: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    with _waiting(True):
+        copied.synchronize()
+    return host
 
 
 def kernel_takes(u: Array) -> bool:

@@ -33,7 +33,7 @@ from .runtime.distributed import DistributedRuntime
 from .runtime.ranks import Ranks
 from .solution import Status
 from .states import Found, filled, points_of, serial_states, settled_status
-from .stopping import Monitor
+from .stopping import History, Monitor
 from .survivors import Watch, recreating, require_recreatable
 from .time_grid import TimeGrid
 
@@ -258,7 +258,7 @@ def local_run(whole: BlockRun, levels: list[Level], block: BlockRuntime) -> Bloc
             grid=levels[0].grid,
             runtime=block,
             callback=_one_answer(mine.iterate.callback, block),
-            residuals=[],
+            residuals=History(),
             converged=[],
         )
         return mine

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import arrays, checks
+from . import _trace, arrays, checks
 from .adjoint import AdjointChain, BackwardPass, Stretch
 from .adjoint_blocks import BackwardOverRanks, in_slices
 from .method_runs import Problem
@@ -142,6 +142,12 @@ class _Backward:
         self, u: Tensor, points: Any, du: Tensor, parameters: list[Tensor], needed: tuple[bool, ...]
     ) -> tuple[Tensor | None, ...]:
         """Of ``u0``, ``rhs`` and ``parameters``, where ``needed``."""
+        with _trace.mark("backward"):
+            return self._gradients(u, points, du, parameters, needed)
+
+    def _gradients(
+        self, u: Tensor, points: Any, du: Tensor, parameters: list[Tensor], needed: tuple[bool, ...]
+    ) -> tuple[Tensor | None, ...]:
         if self.ranks is not None:
             with self.autocast():
                 return self.ranks.gradients(

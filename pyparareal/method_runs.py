@@ -18,7 +18,7 @@ from .parareal import Callback, Parareal
 from .propagators import Propagator
 from .runtime import Runtime
 from .solution import Solution, Stats, Status
-from .stopping import TEMPORAL, Limits, Monitor, Rule, SpatialNorm, finished, require_norm
+from .stopping import TEMPORAL, History, Limits, Monitor, Rule, SpatialNorm, finished, require_norm
 from .time_grid import TimeGrid
 
 Array = Any
@@ -123,6 +123,7 @@ class PararealRun:
             keep_going=common.keep_going,
             runtime=common.runtime,
             callback=common.callback,
+            residuals=History(),
         )
         self.guessed = common.guessed
 

@@ -332,7 +332,7 @@ class Cycles:
             steps = slice(0, 1, 1)
             equation.relax(u[:1], steps, len(u) - 1, None, every=arrays.windows(u, steps, len(u) - 1, shift=1))
 
-        with self.runtime.mark("mgrit.coarsest"):
+        with self.runtime.mark(f"mgrit.coarsest.{at}"):
             self.runtime.chain(step, u, 0, whole=whole if is_fused(equation) else None)
             self._count(at, self.levels[at].grid.steps, self.levels[at].grid.steps)
 
@@ -346,7 +346,7 @@ class Cycles:
         """Per C-point what makes the norm of ``A(u[i]) - u[i+1]``, or of what the propagator calls its residual."""
         if ends.norms is not None:
             return ends.norms
-        with self.runtime.mark("mgrit.residual"):
+        with self.runtime.mark("mgrit.residual.0"):
             if isinstance(equation, WithResidual):
                 return self._norms("norms", equation.defect(ends.c[1:], ends.last, self.levels[0].last_steps))
             return self._norms("norms", ends.f[1:], ends.c[1:])

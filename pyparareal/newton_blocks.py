@@ -18,6 +18,7 @@ from .newton import NewtonIteration
 from .newton_run import NewtonRun
 from .runtime.block import BlockRuntime
 from .runtime.ranks import Ranks
+from .stopping import History
 from .time_grid import shift_points
 
 Array = Any
@@ -36,7 +37,7 @@ def local_newton(whole: NewtonIteration, levels: list[Level], block: BlockRuntim
         grid=levels[0].grid,
         runtime=block,
         callback=callback,
-        residuals=[],
+        residuals=History(),
         converged=[],
     )
 

@@ -18,6 +18,7 @@ from .newton import Newton, NewtonIteration
 from .newton_fused import FusedNewton, fuses
 from .norms import NORMS
 from .solution import Solution, Stats, Status
+from .stopping import History
 from .time_grid import TimeGrid
 
 Array = Any
@@ -67,6 +68,7 @@ class NewtonRun:
             keep_going=common.keep_going,
             runtime=common.runtime,
             callback=common.callback,
+            residuals=History(),
         )
         self._failed_at: Array | None = None
 

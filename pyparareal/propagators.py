@@ -10,7 +10,6 @@ also when only one slice is passed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,6 +19,7 @@ from .compiled import CompiledRhs, Form, Rhs
 from .reference import UniformTimes
 from .tableaux import RK4, Tableau
 from .time_grid import TimeGrid, count_points, part_of_points, shift_points
+from .traced_ops import launch
 
 Array = Any
 
@@ -99,16 +99,6 @@ def advance(phi: Propagator, u: Array, points: slice, m: int = 1, *, out: Array)
         return
     with launch(phi, u, m):
         _advance(phi, u, points, m, out)
-
-
-def launch(phi: Any, u: Array, m: int) -> AbstractContextManager[None]:
-    """The span of ``m`` steps from ``u``, with the name of the propagator that takes them, not of what wraps it."""
-    if _trace.listener is None:
-        return _trace.mark("")
-    while (inner := getattr(phi, "phi", None)) is not None:
-        phi = inner
-    facts = {"shape": getattr(u, "shape", ()), "dtype": getattr(u, "dtype", None), "slices": len(u), "steps": m}
-    return _trace.mark(type(phi).__name__, "launch", facts)
 
 
 def _advance(phi: Propagator, u: Array, points: slice, m: int, out: Array) -> None:

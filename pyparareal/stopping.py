@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from . import arrays, ops
+from . import _trace, arrays, ops
 from .norms import NORMS
 from .runtime import Runtime
 from .solution import Status
@@ -67,6 +67,19 @@ def temporal_norm(kind: str, values: Array, runtime: Runtime) -> float:
     if kind == "inf":
         return runtime.reduce(values, np.maximum)
     return math.sqrt(runtime.reduce(values * values)) if kind == "l2" else runtime.reduce(values)
+
+
+class History(list[float]):
+    """Residuals in the order of the iterations; a timeline hears of each when it is known."""
+
+    def append(self, residual: float) -> None:
+        super().append(residual)
+        _trace.sample("residual", residual)
+
+    def __iadd__(self, residuals: Iterable[float]) -> History:  # type: ignore[misc,override]
+        for residual in residuals:
+            self.append(residual)
+        return self
 
 
 def leading(small: Any) -> int:
@@ -149,7 +162,8 @@ class Monitor:
         finish: Callable[[Array], Array],
     ) -> None:
         self.rule, self.limits, self.lag, self.keep_going, self.runtime = rule, limits, lag, keep_going, runtime
-        self.finish, self.history = finish, list[float]()
+        self.finish = finish
+        self.history: list[float] = History()
         self._pending: deque[tuple[Callable[[], Any] | None, Callable[[], Any] | None]] = deque()
 
     def record(self, norms: Array | None, states: Array | None = None) -> None:

@@ -7,10 +7,14 @@ All callers say ``_core.name(...)``, so that an op costs nothing more when nobod
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from . import _core, _trace
 
@@ -114,8 +118,36 @@ def facts_of(op: str, form: Form, arguments: tuple[Any, ...]) -> dict[str, Any]:
     return facts
 
 
+def placed(facts: dict[str, Any], u: Any, stream: Any = None) -> dict[str, Any]:
+    """With "device", "library" and "on", the stream that was given, where ``u`` is an array on a CUDA device."""
+    kind = type(u)
+    if kind is np.ndarray:
+        return facts
+    if getattr(u, "is_cuda", False):
+        return facts | {"device": str(u.device), "library": "torch", "on": stream}
+    if kind.__module__.partition(".")[0] == "cupy":
+        return facts | {"device": f"cuda:{u.device.id}", "library": "cupy", "on": stream}
+    return facts
+
+
+def launch(phi: Any, u: Any, m: int) -> AbstractContextManager[None]:
+    """The span of ``m`` steps from ``u``, with the name of the propagator that takes them, not of what wraps it."""
+    if _trace.listener is None:
+        return _trace.mark("")
+    while (inner := getattr(phi, "phi", None)) is not None:
+        phi = inner
+    facts = {"shape": getattr(u, "shape", ()), "dtype": getattr(u, "dtype", None), "slices": len(u), "steps": m}
+    return _trace.mark(type(phi).__name__, "launch", placed(facts, u))
+
+
+def _position(call: Callable[..., None], name: str) -> int:
+    """Of an argument, in the signature that pybind11 writes first."""
+    signature = (call.__doc__ or "").partition("(")[2].partition(") ->")[0]
+    return [one.partition(":")[0].strip() for one in signature.split(",")].index(name)
+
+
 def _traced(op: str, call: Callable[..., None]) -> Callable[..., None]:
-    form = FORMS[op]
+    form, stream = FORMS[op], _position(call, "stream")
 
     def traced(*arguments: Any) -> None:
         listener = _trace.listener
@@ -124,7 +156,10 @@ def _traced(op: str, call: Callable[..., None]) -> Callable[..., None]:
         if listener is None:
             run(*arguments)
             return
-        with listener.span("launch", op, facts_of(op, form, arguments)):
+        facts, state = facts_of(op, form, arguments), arguments[form.state]
+        if type(state) is not np.ndarray:
+            facts = placed(facts, state, arguments[stream])
+        with listener.span("launch", op, facts):
             run(*arguments)
 
     return traced
@@ -151,11 +186,9 @@ def no_more() -> None:
     """One listener less."""
     global _wanted
     with _lock:
-        _wanted -= 1
+        _wanted = max(_wanted - 1, 0)  # in a child of a fork it was 0
         if _wanted == 0:
-            for op, call in _plain.items():
-                setattr(_core, op, call)
-            _plain.clear()
+            _restore()
 
 
 def surround(op: str, around: Callable[..., None]) -> None:
@@ -178,10 +211,28 @@ def surround(op: str, around: Callable[..., None]) -> None:
 def leave_alone(op: str) -> None:
     """Have it called as it is."""
     with _lock:
-        del _around[op]
+        _around.pop(op, None)
     no_more()
 
 
 def plain(op: str) -> Callable[..., None]:
     """The op itself, whoever listens."""
     return _plain.get(op) or getattr(_core, op)
+
+
+def _restore() -> None:
+    for op, call in _plain.items():
+        setattr(_core, op, call)
+    _plain.clear()
+
+
+def _after_fork() -> None:
+    """In a child nobody listens any more."""
+    global _wanted, _lock
+    _wanted, _lock = 0, threading.Lock()
+    _around.clear()
+    _restore()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -54,7 +54,7 @@ def test_the_slowest_processor_decides():
     found = predict(grid, costs, m=4, iterations=1, processors=5, method=MGRIT(nu=0, skip_first_down=False))
     assert found.regions["mgrit.relax.0"] == 4 * (3 + 7)
     assert found.regions["mgrit.restrict.1"] == 0.5
-    assert found.regions["mgrit.coarsest"] == 32 * 0.5
+    assert found.regions["mgrit.coarsest.1"] == 32 * 0.5
     assert found.seconds == sum(found.regions.values())
     assert found.serial_seconds == 128 * 4
 

@@ -56,7 +56,7 @@ def test_the_largest_block_decides():
     assert many.regions["mgrit.relax.0"] == 2 * 2 * 13
     assert few.regions["mgrit.relax.0"] == 2 * 2 * 21
     assert many.regions["mgrit.relax.4"] == 2 * 2 * 2  # whole
-    assert many.regions["mgrit.coarsest"] == few.regions["mgrit.coarsest"] == 2
+    assert many.regions["mgrit.coarsest.5"] == few.regions["mgrit.coarsest.5"] == 2
 
 
 def test_what_is_solved_whole_is_told_to_all():

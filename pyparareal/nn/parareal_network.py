@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .execution.choice import ExecutionChoice
 from .execution.communication import Traffic, traffic
 from .execution.serial import in_turn, require_summable
+from .execution.spans import called, launch, region
 from .paired_call import call_pair, require_pairable
 from .part import Part
 from .serial_names import from_serial, to_serial
@@ -130,14 +131,18 @@ class PararealNetwork(ExecutionChoice):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [batch, features...] -> h(U_N) [batch, out]``."""
-        return self.head(self.corrected(x))
+        u = self.corrected(x)
+        with region("network.head"):
+            return called("head", self.head, u)
 
     def corrected(self, x: Tensor) -> Tensor:
         """``U_N [batch, X_N]``: the last part's output with its correction, which the head reads."""
-        inputs, outputs = self.run_parts(self.preprocess, self.fine, x)  # x_j and y_j
+        with region("network.parts"):
+            inputs, outputs = self.run_parts(self.preprocess, self.fine, x)  # x_j and y_j
         u = outputs[0]
-        for j, f in enumerate(self.coarse, start=1):
-            u = joined(self.correction, f, j, u, inputs[j], outputs[j])
+        with region("network.coarse"):
+            for j, f in enumerate(self.coarse, start=1):
+                u = joined(self.correction, f, j, u, inputs[j], outputs[j])
         return u
 
     def serial(self) -> nn.Sequential:
@@ -203,10 +208,11 @@ def joined(correction: str, f: nn.Module, j: int, u: Tensor, x: Tensor, y: Tenso
     do not depend on where parts ``j`` and ``j + 1`` are.
     """
     if correction == "residual":
-        carried = f(u - x)
+        carried = called(f"coarse[{j - 1}]", f, u - x)
         require_summable(carried, y, *_coarse_words(j))
         return y + carried
-    g_new, g_old = call_pair(f, u, x)
+    with launch(f"coarse[{j - 1}]", f, u):
+        g_new, g_old = call_pair(f, u, x)
     require_summable(g_new, y, *_coarse_words(j))
     return y + (g_new - g_old)
 

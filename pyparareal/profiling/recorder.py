@@ -27,6 +27,10 @@ LEVELS = {"parareal.fine": 0, "parareal.fill": 0, "parareal.guess": 1, "parareal
 """Of regions whose name does not end in one. All others of ``newton``, and ``serial``, are on the finest."""
 
 
+BACKWARD = "backward"
+"""A region of this name has others in it that say so too: "backward mgrit.relax.0"."""
+
+
 class Recorder:
     """Records while it is entered, once: ``with Recorder() as recorder: ...``, then ``recorder.record()``.
 
@@ -80,11 +84,16 @@ class Recorder:
         thread = self._here.thread or self._new_thread()
         if facts is not None and "device" in facts:
             found = self._clocks.marks(facts)
-            return _OnDevice(thread, kind, name, facts, found) if found is not None else _trace.NOTHING
+            if found is None:
+                return _trace.NOTHING
+            return cast("AbstractContextManager[None]", _OnDevice(thread, kind, name, facts, found))
         return cast("AbstractContextManager[None]", _Span(thread, kind, name, facts))
 
     def sample(self, counter: str, value: float) -> None:
-        (self._here.thread or self._new_thread()).samples.append((counter, _clock(), value))
+        thread = self._here.thread or self._new_thread()
+        if thread.region.startswith(BACKWARD):
+            counter = f"{BACKWARD} {counter}"
+        thread.samples.append((counter, _clock(), value))
 
     def note(self, what: str, facts: Mapping[str, Any]) -> None:
         self._notes.append((what, facts))
@@ -149,9 +158,11 @@ class _Thread:
         self.regions: list[_Span | _Carried] = []
         self.meter = meter
 
-    def enter(self, one: _Span | _Carried, name: str) -> None:
+    def enter(self, one: _Span | _Carried) -> None:
+        if self.region.startswith(BACKWARD) and not one.name.startswith(BACKWARD):
+            one.name = f"{BACKWARD} {one.name}"
         self.regions.append(one)
-        self.region = name
+        self.region = one.name
 
     def leave(self, one: _Span | _Carried) -> None:
         """It need not be the innermost: a generator may be left in the middle of one."""
@@ -178,7 +189,7 @@ class _Span:
         self.thread, self.kind, self.name, self.facts = thread, kind, name, facts
         self.region = thread.region
         if kind == "region":
-            thread.enter(self, name)
+            thread.enter(self)
         self.start = _clock()
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -208,14 +219,14 @@ class _OnDevice(_Span):
 
 
 class _Carried:
-    """In another thread: its spans are in the region that this one is in, and so are not of none."""
+    """In another thread: its spans are in the region ``name`` that this thread is in, rather than in none."""
 
     def __init__(self, recorder: Recorder, name: str) -> None:
         self.recorder, self.name = recorder, name
 
     def __enter__(self) -> None:
         self.thread = self.recorder._here.thread or self.recorder._new_thread()
-        self.thread.enter(self, self.name)
+        self.thread.enter(self)
 
     def __exit__(self, *error: Any) -> None:
         self.thread.leave(self)
@@ -235,6 +246,7 @@ def _named(threads: list[_Thread]) -> dict[str, _Thread]:
 
 def level_of(region: str) -> int | None:
     """0 is the finest; None where the name of the region says nothing."""
+    region = region.removeprefix(BACKWARD).lstrip()
     last = region.rpartition(".")[2]
     if last.isdecimal():
         return int(last)
@@ -252,5 +264,3 @@ def _as_json(value: Any) -> Any:
     with contextlib.suppress(TypeError):
         return int(value.__index__()) if hasattr(value, "__index__") else float(value)
     return str(value).rpartition(".")[2]  # torch.float64
-
-

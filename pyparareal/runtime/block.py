@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays
+from .. import _trace, arrays
 from ..propagators import Propagator, is_fused, padding
 from ..time_grid import part_of_points
 from .local import LocalRuntime, rows_of
@@ -109,6 +109,10 @@ class BlockRuntime(LocalRuntime):
         return self.costs.overlaps(u[:1].nbytes, calls, m * padding(phi))
 
     def shift(self, u: Array) -> Array:
+        with _trace.mark("shift", "verb"):
+            return self._shift(u)
+
+    def _shift(self, u: Array) -> Array:
         what = self._what("shift")
         sent, self._sent = self._sent, None
         if sent is None:
@@ -126,6 +130,10 @@ class BlockRuntime(LocalRuntime):
         self.chained += len(u) - 1 - first
 
     def scan(self, a: Array, b: Array, first: int, u: Array) -> None:
+        with _trace.mark("scan", "verb"):
+            self._scan(a, b, first, u)
+
+    def _scan(self, a: Array, b: Array, first: int, u: Array) -> None:
         u[:1] = 0
         if not len(b):
             return
@@ -159,6 +167,10 @@ class BlockRuntime(LocalRuntime):
         return super().reduce(self.gather(values)[0], combine)
 
     def gather(self, *values: Array) -> list[np.ndarray[Any, Any]]:
+        with _trace.mark("gather", "verb"):
+            return self._gathered(values)
+
+    def _gathered(self, values: Sequence[Array]) -> list[np.ndarray[Any, Any]]:
         mine = [arrays.to_numpy(one).astype(np.float64) for one in values]
         return self._ranks.numbers(mine, self._room, self._what("gather"), mirrored=self._mirrored)
 

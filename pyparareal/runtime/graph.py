@@ -10,10 +10,12 @@ Everything else runs as in :class:`.LocalRuntime`, and ``Solution.stats.mode`` s
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from .. import arrays
+from .. import _trace, arrays
+from ..traced_ops import placed
 from .local import LocalRuntime
 
 Array = Any
@@ -75,7 +77,7 @@ class Repeated:
             self._seen.add(kind)
             return work()
         result, launch = self._graphs[key]
-        with self.runtime.mark("graph"):
+        with self.runtime.mark("graph"), self._traced(result):
             launch()
         self.replayed += 1
         return result
@@ -86,6 +88,12 @@ class Repeated:
             return f"eager: {self.why_not or 'no cycle came twice'}"
         why = f", then eager: {self.why_not}" if self.why_not else ""
         return f"graph: {self.replayed} of {self.passes} cycles{why}"
+
+    def _traced(self, result: Any) -> AbstractContextManager[None]:
+        """One launch, where the results are."""
+        if _trace.listener is None:
+            return _trace.NOTHING
+        return _trace.mark("graph", "launch", placed({"op": "graph"}, next(iter(found_in(result)), None)))
 
     def _record(self, key: Hashable, work: Callable[[], Any]) -> bool:
         if self.recorder is None or self.why_not is not None:
@@ -105,6 +113,15 @@ def recorder_of(u: Array) -> Recorder | None:
         return TorchRecorder(u.device) if u.is_cuda else None
     cupy = sys.modules.get("cupy")
     return CupyRecorder(u.device) if cupy is not None and isinstance(u, cupy.ndarray) else None
+
+
+def found_in(result: Any) -> Iterator[Array]:
+    """The arrays in what a piece of work returned."""
+    if hasattr(result, "dtype") and hasattr(result, "shape"):
+        yield result
+    elif isinstance(result, list | tuple):
+        for one in result:
+            yield from found_in(one)
 
 
 class TorchRecorder:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from .. import _core, _trace, arrays, ops, reference
-from ..propagators import Propagator, advance, is_fused, is_of, launch
+from ..propagators import Propagator, advance, is_fused, is_of
 from ..time_grid import part_of_points
+from ..traced_ops import launch
 from .protocol import Link, Repeat
 
 Array = Any

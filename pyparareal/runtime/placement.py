@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import arrays
+from .. import _trace, arrays
 from ..propagators import Propagator
 from ..time_grid import count_points, part_of_points
 from .local import LocalRuntime, steps_of
@@ -229,8 +229,11 @@ def _run_plainly(tasks: Sequence[Callable[[], None]], threads: int) -> None:
         task()
 
     with ThreadPoolExecutor(threads, thread_name_prefix="pyparareal-block") as pool:
+        if _trace.listener is not None:
+            tasks = [_trace.carried(task) for task in tasks]
         futures = [pool.submit(inside, task) for task in tasks]
-        wait(futures)
+        with _trace.mark("threads", "wait"):
+            wait(futures)
     for future in futures:
         future.result()
 

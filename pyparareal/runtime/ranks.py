@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RankError
+from .messages import Messages, waiting
 from .wires import HostWire, NcclWire, Sent, Wire, from_bytes, nccl_group, to_bytes, travels_by_nccl
 
 Array = Any
@@ -60,6 +61,7 @@ class Ranks:
         self._talks = 0
         self._met = 0
         self._ended: str | None = None
+        self._messages = Messages(store, rank)
         self._store.set(f"here/0/{rank}", "")
         self._attempt("connecting", lambda _: self._connect(gloo), "here/0/")
         _OPEN.add(self)
@@ -91,7 +93,9 @@ class Ranks:
         to = self.rank + 1 if to is None else to
         if not u.nbytes:
             return
-        self._attempt(f"{what}, sending to rank {to}", lambda _: self._sending.append((self._wire(u).send(u, to), to)))
+        at = f"{what}, sending to rank {to}"
+        with self._messages.sending(to, u.nbytes, what):
+            self._attempt(at, lambda _: self._sending.append((self._wire(u).send(u, to), to)))
         self.volume.update(states=1, bytes=u.nbytes)
 
     def receive(self, u: Array, what: str, source: int | None = None) -> None:
@@ -99,14 +103,17 @@ class Ranks:
         if not u.nbytes:
             return
         source = self.rank - 1 if source is None else source
-        if source in self._expected:
-            self._attempt(f"{what}, waiting for rank {source}", lambda _: self._expected.pop(source).wait())
-            return
-        self._attempt(f"{what}, waiting for rank {source}", lambda _: self._wire(u).receive(u, source))
+        at = f"{what}, waiting for rank {source}"
+        with waiting("message"), self._messages.receiving(source, u.nbytes, what):
+            if source in self._expected:
+                self._attempt(at, lambda _: self._expected.pop(source).wait())
+            else:
+                self._attempt(at, lambda _: self._wire(u).receive(u, source))
 
     def expect(self, u: Array, what: str, source: int) -> None:
         """Ask for what the next :meth:`receive` from ``source`` will wait for: it may come meanwhile, into ``u``."""
         if u.nbytes:
+            self._messages.ask(source)
             ask = partial(self._wire(u).expect, u, source)
             self._attempt(f"{what}, asking rank {source}", lambda _: self._expected.update({source: ask()}))
 
@@ -115,7 +122,7 @@ class Ranks:
         self.flush(what)
         if not u.nbytes or self.size == 1:
             return
-        self._attempt(f"{what}, from rank {source} to all", partial(self._broadcast_one, u, source))
+        self._attempt(f"{what}, from rank {source} to all", partial(self._broadcast_one, u, source, what))
         if self.rank == source:
             self.volume.update(broadcasts=1, bytes=u.nbytes)
 
@@ -123,7 +130,8 @@ class Ranks:
         """Wait until what was sent has left."""
         if self._sending:
             to = self._sending[0][1]
-            self._attempt(f"{what}, sending to rank {to}", lambda _: self._sending.pop()[0].wait())
+            with waiting("sent"):
+                self._attempt(f"{what}, sending to rank {to}", lambda _: self._sending.pop()[0].wait())
 
     # Numbers, texts and states, from all to all
 
@@ -178,7 +186,7 @@ class Ranks:
         padded = self.torch.zeros(max(lengths), dtype=self.torch.uint8)
         padded[: len(data)] = self.torch.from_numpy(data)
         self.volume.update(texts=1)
-        found = self._all_gather(padded, what)
+        found = self._all_gather(padded, what, name="texts")
         return [json.loads(one[:n].numpy().tobytes()) for one, n in zip(found, lengths, strict=True)]
 
     def blocks(self, u: Array, rows: Sequence[int], mine: Array, what: str) -> None:
@@ -194,7 +202,7 @@ class Ranks:
         padded = self.torch.zeros(size, dtype=self.torch.uint8)
         padded[: len(mine)] = mine
         first = 0
-        for count, data in zip(rows, self._all_gather(padded, what), strict=True):
+        for count, data in zip(rows, self._all_gather(padded, what, name="states"), strict=True):
             from_bytes(u[first : first + count], data[: count * (size // max(rows))])
             first += count
 
@@ -206,11 +214,12 @@ class Ranks:
                 block[...] = mine
             if count and self.size > 1:
                 at = f"{what}, from rank {rank} to all"
-                self._attempt(at, partial(self._broadcast_one, block, rank))
+                self._attempt(at, partial(self._broadcast_one, block, rank, what))
             first += count
 
-    def _broadcast_one(self, u: Array, source: int, _: Any) -> None:
-        self._wire(u).broadcast(u, source)
+    def _broadcast_one(self, u: Array, source: int, what: str, _: Any) -> None:
+        with waiting("message"), self._messages.broadcast(source, u.nbytes, what):
+            self._wire(u).broadcast(u, source)
 
     def meet(self, values: Sequence[float], what: str) -> list[list[float]]:
         """``PLACE`` numbers of every rank, the first not negative, to see whether all are at the same place.
@@ -226,17 +235,19 @@ class Ranks:
         """The first numbers of something: as many of all that may begin, for gloo aborts on lengths that differ."""
         frame = self.torch.zeros(PLACE, dtype=self.torch.float64)
         frame[: len(values)] = self.torch.tensor(values, dtype=self.torch.float64)
-        found = [one.tolist() for one in self._all_gather(frame, what, key)]
+        found = [one.tolist() for one in self._all_gather(frame, what, key, "place")]
         for rank, theirs in enumerate(found):
             if (theirs[0] == TEXTS) != (values[0] == TEXTS):
                 raise RankError(f"rank {self.rank} is at {what}, rank {rank} at something else")
         return found
 
-    def _all_gather(self, data: Any, what: str, key: str | None = None) -> list[Any]:
-        found = [self.torch.empty_like(data) for _ in range(self.size)]
-        self._attempt(
-            f"{what}, waiting for all {self.size} ranks", lambda group: group.allgather([found], [data]).wait(), key
+    def _all_gather(self, data: Any, what: str, key: str | None = None, name: str = "numbers") -> list[Any]:
+        found, at = (
+            [self.torch.empty_like(data) for _ in range(self.size)],
+            f"{what}, waiting for all {self.size} ranks",
         )
+        with waiting("message"), self._messages.among_all(name, data.nbytes, what):
+            self._attempt(at, lambda group: group.allgather([found], [data]).wait(), key)
         return found
 
     @property

@@ -15,6 +15,8 @@ import torch
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
+from .. import _trace
+
 T = TypeVar("T")
 
 _forked = False
@@ -90,9 +92,12 @@ class Team:
             with context.entered():
                 return task()
 
+        if _trace.listener is not None:
+            tasks = [_trace.carried(task) for task in tasks]
         futures = [self._pool.submit(inside, task) for task in tasks]
         try:
-            wait(futures)
+            with _trace.mark("threads", "wait"):
+                wait(futures)
         except BaseException:  # an interrupt of the waiting thread: tasks not begun are dropped, the others end
             for future in futures:
                 future.cancel()

@@ -223,7 +223,7 @@ class TrainingRuns:
         """Ordinary training with the same step, one update after the other: what :meth:`run` must end in."""
         self._require_unchanged()
         solver = WindowSolver(self.step, self.settings.steps, self.settings)
-        end = timed(solver.window, lambda: solver.serial(self.start), self.wait)
+        end = timed("runs.serial", solver.window, lambda: solver.serial(self.start), self.wait)
         solver.window.steps_per_level = (self.settings.steps,)
         progress = checkpoints.Progress(end, self.settings.steps, [as_json(solver.window)])
         return self._result(progress, Status.SERIAL)
@@ -244,12 +244,12 @@ class TrainingRuns:
         solver = WindowSolver(step, steps, self.settings, self.group)
         window = solver.window
         if progress.serial:
-            end = timed(window, lambda: solver.serial(progress.state), self.wait)
+            end = timed("runs.serial", window, lambda: solver.serial(progress.state), self.wait)
             window.steps_per_level, window.status = (steps,), Status.SERIAL
             return window, end
         cycle = None if progress.c is None else Cycle(progress.c, progress.residuals, progress.parts)
         window.seconds = progress.seconds
-        end = timed(window, lambda: solver.solve(progress.state, cycle, after), self.wait)
+        end = timed("runs.window", window, lambda: solver.solve(progress.state, cycle, after), self.wait)
         if end is not None or window.failure is Status.STOPPED:
             return window, end
         if self.settings.on_failure == "raise":
@@ -257,7 +257,7 @@ class TrainingRuns:
             raise ConvergenceError(window.reason, self._result(so_far, window.status))
         if self.settings.on_failure == "return":
             return window, None
-        return window, timed(window, solver.fall_back, self.wait)
+        return window, timed("runs.fall_back", window, solver.fall_back, self.wait)
 
     def _result(self, progress: checkpoints.Progress, status: Status) -> RunsResult:
         if status.ok and not finite(progress.state):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import arrays, checks
+from .. import _trace, arrays, checks
 from ..mgrit import MGRIT
 from ..propagators import Propagator, advance, is_fused
 from ..runtime import LocalRuntime
@@ -297,12 +297,13 @@ class _Idle:
         return self
 
 
-def timed(window: Window, work: Callable[[], Any], wait: Callable[[], None]) -> Any:
-    """``work()``, its seconds added to ``window``."""
+def timed(name: str, window: Window, work: Callable[[], Any], wait: Callable[[], None]) -> Any:
+    """``work()``, a region ``name``; its seconds are added to ``window``."""
     wait()
     begin = time.perf_counter()
     try:
-        return work()
+        with _trace.mark(name):
+            return work()
     finally:
         wait()
         window.seconds += time.perf_counter() - begin

@@ -19,6 +19,7 @@ from . import Modules, States
 from .congruence import congruent_groups, first_difference
 from .fused import run_fused
 from .serial import require_meeting, run_part
+from .spans import launch
 
 Groups = list[list[int]]
 
@@ -43,11 +44,12 @@ class Batched:
         if len(fine) == 1:
             x_1 = preprocess[0](x)
             return [x_1], [run_part(0, fine[0], x_1)], "serial"
-        inputs = self._run_groups(preprocess, [x] * len(preprocess), self._groups(preprocess, [x] * len(preprocess)))
+        groups = self._groups(preprocess, [x] * len(preprocess))
+        inputs = self._run_groups("preprocess", preprocess, [x] * len(preprocess), groups)
         groups = self._groups(fine, inputs)
         if len(groups) == len(fine):
             raise ValueError(_no_pair(fine, inputs))
-        outputs = self._run_groups(fine, inputs, groups)
+        outputs = self._run_groups("fine", fine, inputs, groups)
         for j in range(1, len(fine)):
             require_meeting(j, inputs[j], outputs[j - 1])
         return inputs, outputs, "batched"
@@ -71,15 +73,16 @@ class Batched:
             self._known[key] = congruent_groups(modules, inputs)
         return self._known[key]
 
-    def _run_groups(self, modules: Modules, inputs: list[Tensor], groups: Groups) -> list[Tensor]:
+    def _run_groups(self, name: str, modules: Modules, inputs: list[Tensor], groups: Groups) -> list[Tensor]:
         outputs: dict[int, Tensor] = {}
         for group in groups:
             if len(group) == 1:
                 j = group[0]
-                outputs[j] = run_part(j, modules[j], inputs[j])
+                outputs[j] = run_part(j, modules[j], inputs[j], name)
             else:
                 members = [modules[j] for j in group]
-                outputs |= zip(group, run_fused(members, [inputs[j] for j in group]), strict=True)
+                with launch(f"{name}[{', '.join(map(str, group))}]", members[0], inputs[group[0]]):
+                    outputs |= zip(group, run_fused(members, [inputs[j] for j in group]), strict=True)
         return [outputs[j] for j in range(len(modules))]
 
 

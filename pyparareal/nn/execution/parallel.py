@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from ...runtime.team import Context
 from . import Modules, States, streams
 from .serial import Serial, require_meeting, run_part
+from .spans import called, launch, region
 from .team import context, team
 
 PartStates = tuple[Tensor, Tensor]  # x_j, y_j
@@ -118,7 +119,7 @@ def _one(task: Callable[[], PartStates]) -> list[PartStates]:
 
 
 def _part(j: int, part: tuple[nn.Module, nn.Module], x: Tensor) -> PartStates:
-    x_j = part[0](x)
+    x_j = called(f"preprocess[{j}]", part[0], x)
     return x_j, run_part(j, part[1], x_j)
 
 
@@ -152,10 +153,10 @@ class _Parts(torch.autograd.Function):
             )
         count = len(ctx.pairs)
         tasks = [
-            partial(_part_gradients, pair, (gradients[j], gradients[count + j]), ctx.sources[j], _keeps_graph())
+            partial(_part_gradients, j, pair, (gradients[j], gradients[count + j]), ctx.sources[j], _keeps_graph())
             for j, pair in enumerate(ctx.pairs)
         ]
-        with _hooks_held(ctx.wanted):
+        with _hooks_held(ctx.wanted), region("backward network.parts"):
             found = team(count).run(tasks, context())
         # In the order in which autograd adds up the serial network's: the last part's first.
         sums: dict[int, Tensor] = {}
@@ -172,13 +173,14 @@ class _Parts(torch.autograd.Function):
 
 
 def _part_gradients(
-    states: PartStates, gradients: tuple[Tensor | None, ...], sources: list[Tensor], keep: bool
+    j: int, states: PartStates, gradients: tuple[Tensor | None, ...], sources: list[Tensor], keep: bool
 ) -> Sequence[Tensor | None]:
     used = [(s, g) for s, g in zip(states, gradients, strict=True) if g is not None and s.requires_grad]
     if not used or not sources:
         return [None] * len(sources)
     outputs, seeds = zip(*used, strict=True)
-    return torch.autograd.grad(outputs, sources, seeds, retain_graph=keep, allow_unused=True)
+    with launch(f"backward fine[{j}]", states[1], states[1]):
+        return torch.autograd.grad(outputs, sources, seeds, retain_graph=keep, allow_unused=True)
 
 
 def _keeps_graph() -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..shapes import require_same_kind
 from . import Modules, States
+from .spans import called
 
 
 class Serial:
@@ -29,20 +30,20 @@ def in_turn(
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
     for j, (c, g) in enumerate(zip(preprocess, fine, strict=True)):
-        inputs.append(call(c, x) if call else c(x))
+        inputs.append(call(c, x) if call else called(f"preprocess[{j}]", c, x))
         if j > 0:
             require_meeting(j, inputs[j], outputs[j - 1])
         outputs.append(call(g, inputs[j]) if call else run_part(j, g, inputs[j]))
     return inputs, outputs
 
 
-def run_part(j: int, g: nn.Module, x_j: Tensor) -> Tensor:
+def run_part(j: int, g: nn.Module, x_j: Tensor, name: str = "fine") -> Tensor:
     """``g^{j+1}(x_{j+1})``, which must leave its argument as it is: the residual of interface ``j`` needs it."""
     if torch.compiler.is_compiling():
         # A compiled graph has no version counters; a part that overwrites its own copy does no harm.
         return g(x_j.clone() if j > 0 else x_j)
     before = _version(x_j)
-    y = g(x_j)
+    y = called(f"{name}[{j}]", g, x_j)
     if j > 0 and _version(x_j) != before:
         raise ValueError(
             f"fine[{j}]: got a part that changes its input in place, expected one that leaves it as it is, because "

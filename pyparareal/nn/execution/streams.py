@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import Modules
 from .serial import run_part
+from .spans import called
 
 _STREAMS: dict[tuple[torch.device, int], torch.cuda.Stream] = {}
 
@@ -34,7 +35,7 @@ def run(preprocess: Modules, fine: Modules, x: Tensor) -> tuple[list[Tensor], li
             stream = _stream(owned.device if owned.is_cuda else x.device, j)
             stream.wait_event(fork)
             with torch.cuda.stream(stream):
-                x_j = c(x.to(stream.device, non_blocking=True))
+                x_j = called(f"preprocess[{j}]", c, x.to(stream.device, non_blocking=True))
                 y_j = run_part(j, g, x_j)
                 inputs.append(x_j.to(x.device, non_blocking=True))
                 outputs.append(y_j.to(x.device, non_blocking=True))

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import RankError
 from ..execution.serial import require_meeting, run_part
+from ..execution.spans import launch, region
 from ..parareal_network import joined
 from .chance import Chance, consume
 from .link import Link, Sent
@@ -66,7 +68,8 @@ def run(net: RankedNetwork, x: Tensor) -> Tensor:
         net.meeting.late = True
     if kind.draws:
         consume()
-    return own.output()
+    with region("network.output"):
+        return own.output()
 
 
 def _fields(net: RankedNetwork, x: Tensor) -> dict[str, Any]:
@@ -170,7 +173,8 @@ class _Own:
 
     def _stage(self, place: str, number: int, call: Callable[..., Any], *arguments: Any) -> Any:
         self.link.place = place
-        with self.chance.stage(number):
+        module = isinstance(call, nn.Module)  # the others say themselves what they launch
+        with self.chance.stage(number), launch(place, call, arguments[0]) if module else nullcontext():
             return call(*arguments)
 
 
@@ -179,9 +183,11 @@ def _again(own: _Own, x: Tensor, expected: Sent) -> None:
     link = own.link
     with link.runtime.failing() as ranks:
         try:
-            own.run_parts(x)
-            own.receive()
-            got = own.correct()
+            with region("network.parts"):
+                own.run_parts(x)
+            with region("network.coarse"):
+                own.receive()
+                got = own.correct()
             if got != expected:
                 raise ValueError(f"got {got} for an input of a kind that had given {expected}")
             own.hand_on()
@@ -198,7 +204,8 @@ def _first(own: _Own, x: Tensor) -> Kind:
     """
     link, error, draws = own.link, None, False
     try:
-        own.run_parts(x)
+        with region("network.parts"):
+            own.run_parts(x)
     except RankError:
         raise
     except Exception as failed:
@@ -207,8 +214,9 @@ def _first(own: _Own, x: Tensor) -> Kind:
         told: dict[str, Any] = {}
         if turn == link.rank and error is None:
             try:
-                own.receive()
-                told = {"sent": own.correct().tell(), "draws": own.chance.drew}
+                with region("network.coarse"):
+                    own.receive()
+                    told = {"sent": own.correct().tell(), "draws": own.chance.drew}
             except RankError:
                 raise
             except Exception as failed:

@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ... import _trace
 from ...adjoint import BackwardPass
 from ...errors import ConvergenceError
 from ...runtime.group import Group, checksum
 from ...solution import Status
 from ...time_grid import shift_points
+from ...traced_ops import launch
 from ...vjp import held_by, leaves, require_known, require_repeatable, without_hooks
 from .share import Share
 
@@ -83,7 +85,7 @@ class ChunkedBackward:
         """Of ``u0`` and the parameters, from the states ``u`` and their gradients ``w``, ``[length + 1, ...]``."""
         with self.group.together():
             self._agree(w, parameters)
-        with self.group.failing() as ranks:
+        with self.group.failing() as ranks, _trace.mark("backward"):
             share = Share(ranks, self.length // self.m, "recurrence, backward")
             went, start, found = self._gradients(u, w, parameters, share)
         if start is None:
@@ -224,7 +226,7 @@ class Tape:
         self.step, self.points, self.m, self.ends = step, points, m, ends
         slices = len(u)
         self.given = w[1 : slices * m + 1].unflatten(0, (slices, m)).unbind(1)
-        with torch.enable_grad():
+        with torch.enable_grad(), _trace.mark("recurrence.again"), launch(step, u, m):
             self.starts = u.detach().clone().requires_grad_()
             self.states = unrolled(step, self.starts, points, m)
         if not self.states[-1].requires_grad:

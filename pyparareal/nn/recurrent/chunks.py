@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import arrays
+from ... import _trace, arrays
 from ...propagators import is_fused, relax_by_steps
 from ...runtime.ranks import Ranks
 from ...solution import Status
+from ...stopping import History
+from ...traced_ops import launch
 from .share import Share
 
 
@@ -51,7 +53,7 @@ class Chunks:
     warm_up: int
     tol: float | None
     max_iterations: int
-    residuals: list[float] = field(default_factory=list)
+    residuals: list[float] = field(default_factory=History)
     passes: list[int] = field(default_factory=list)
     inexact: list[int] = field(default_factory=list)
     ranks: Ranks | None = None
@@ -134,8 +136,8 @@ class Chunks:
         every = None
         if u is not None:
             every = arrays.windows(u, slice(points.start, points.stop, points.step), m, shift=1)
-        relax = self.step.relax if is_fused(self.step) else None
-        if relax is not None:
-            relax(c, points, m, out, every=every)
-        else:
-            relax_by_steps(self.step, c, points, m, out, every=every)
+        with _trace.mark("recurrence.chunks"), launch(self.step, c, m):
+            if is_fused(self.step):
+                self.step.relax(c, points, m, out, every=every)
+            else:
+                relax_by_steps(self.step, c, points, m, out, every=every)

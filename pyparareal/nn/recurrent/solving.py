@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import _trace
 from ...adjoint import Adjoint, BackwardPass
 from ...errors import ConvergenceError
 from ...mgrit import MGRIT
@@ -228,7 +229,8 @@ class Task:
         return wanted and torch.is_inference_mode_enabled() and not hasattr(self.step, "linearise")
 
     def _serial(self, settings: Settings) -> tuple[Tensor, SequenceReport]:
-        u = serial_states(self.plain, self.u0, self.length)
+        with _trace.mark("recurrence.serial"):
+            u = serial_states(self.plain, self.u0, self.length)
         status = Status.SERIAL if _finite(u) else Status.NON_FINITE
         return u, SequenceReport("serial", self.length, self.length, status, begin=self.begin, settings=settings)
 

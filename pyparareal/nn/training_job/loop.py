@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ... import _trace
 from ...errors import PararealError
 from ..data import Images, Split, batches, steps_per_epoch
 from .device import autocast
@@ -99,7 +100,7 @@ def train(
             start=state.step,
             augment=settings.augment,
         )
-        for batch in todo:
+        for batch in _fetched(todo):
             if interrupted():
                 save()
                 return False
@@ -109,6 +110,17 @@ def train(
         state.epoch, state.step, state.loss_sum, state.correct, state.seen = state.epoch + 1, 0, 0.0, 0, 0
         save()
     return True
+
+
+def _fetched(todo: Iterable[Images]) -> Iterator[Images]:
+    """The same, with the time that each took in the trace."""
+    left = iter(todo)
+    while True:
+        with _trace.mark("train.data"):
+            batch = next(left, None)
+        if batch is None:
+            return
+        yield batch
 
 
 class _Trainer:
@@ -128,13 +140,16 @@ class _Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad()
-        with autocast(self.precision, batch.x.device):
+        with _trace.mark("train.forward"), autocast(self.precision, batch.x.device):
             logits = self.net(batch.x)
             loss = F.cross_entropy(logits, batch.y)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
-        value = loss.item()
+        with _trace.mark("train.backward"):
+            self.scaler.scale(loss).backward()
+        with _trace.mark("train.update"):
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+            value = loss.item()
+        _trace.sample("loss", value)
         seconds = time.perf_counter() - started
 
         if not math.isfinite(value):
@@ -175,6 +190,11 @@ class Score(NamedTuple):
 @torch.no_grad()
 def evaluate(net: nn.Module, images: Images, batch_size: int = 256, precision: str = "float32") -> Score:
     """Mean cross-entropy, accuracy and predictions over ``images``, in evaluation mode."""
+    with _trace.mark("train.evaluation"):
+        return _evaluated(net, images, batch_size, precision)
+
+
+def _evaluated(net: nn.Module, images: Images, batch_size: int, precision: str) -> Score:
     net.eval()
     loss, correct, predicted = 0.0, 0, []
     for start in range(0, len(images), batch_size):
