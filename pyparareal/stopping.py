@@ -70,11 +70,12 @@ def temporal_norm(kind: str, values: Array, runtime: Runtime) -> float:
 
 
 class History(list[float]):
-    """Residuals in the order of the iterations; a timeline hears of each when it is known."""
+    """Residuals in the order of the iterations; a timeline hears of each that is a number when it is known."""
 
     def append(self, residual: float) -> None:
         super().append(residual)
-        _trace.sample("residual", residual)
+        if _trace.listener is not None and not math.isnan(residual):
+            _trace.sample("residual", residual)
 
     def __iadd__(self, residuals: Iterable[float]) -> History:  # type: ignore[misc,override]
         for residual in residuals:

@@ -167,6 +167,7 @@ def _traced(op: str, call: Callable[..., None]) -> Callable[..., None]:
 
 _lock = threading.Lock()
 _plain: dict[str, Callable[..., None]] = {}
+_ours: dict[str, Callable[..., None]] = {}
 _around: dict[str, Callable[..., None]] = {}
 _wanted = 0
 
@@ -179,7 +180,8 @@ def want() -> None:
         if _wanted == 1:
             for op in FORMS:
                 _plain[op] = getattr(_core, op)
-                setattr(_core, op, _traced(op, _plain[op]))
+                _ours[op] = _traced(op, _plain[op])
+                setattr(_core, op, _ours[op])
 
 
 def no_more() -> None:
@@ -222,8 +224,10 @@ def plain(op: str) -> Callable[..., None]:
 
 def _restore() -> None:
     for op, call in _plain.items():
-        setattr(_core, op, call)
+        if getattr(_core, op) is _ours[op]:  # or somebody has put another in its place
+            setattr(_core, op, call)
     _plain.clear()
+    _ours.clear()
 
 
 def _after_fork() -> None:
