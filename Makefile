@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# make train | test | build | wheel | sanitize | mutate | docs | lint | format | gpu.  Needs Python >= 3.10 and a C++17
-# compiler; CUDA is used where nvcc is found. PYTHON=... chooses the interpreter, PYPARAREAL_* switches are in setup.py.
+# make train | test | build | wheel | sanitize | mutate | docs | figures | bench-report | lint | format | gpu.
+# Needs Python >= 3.10 and a C++17 compiler; CUDA is used where nvcc is found.
+# PYTHON=... chooses the interpreter, PYPARAREAL_* switches are in setup.py.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +9,7 @@ CPP := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' 
 CYTHON := $(wildcard pyparareal/*.pyx pyparareal/*.pxd)
 CODE := pyparareal tests bench examples docs setup.py
 .DEFAULT_GOAL := build
-.PHONY: build train test wheel sanitize mutate docs lint check-format check-stubs check-spills stubs format gpu clean
+.PHONY: build train test wheel sanitize mutate docs figures bench-report lint check-format check-stubs check-spills stubs format gpu clean
 
 build: .venv/built
 .venv/installed: pyproject.toml .ci/constraints.txt .ci/setup
@@ -32,6 +33,10 @@ mutate: build
 	$(BIN)/python tests/tools/mutate.py
 docs: build
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+figures: build
+	$(BIN)/python bench/figures.py
+bench-report: build
+	$(BIN)/python bench/history.py
 gpu:
 	bench/gpu.sh
 
