@@ -12,6 +12,7 @@ from ...pages import svg
 from ...pages.ticks import decades, ticks
 
 WIDTH, HEIGHT = 350, 260  # a phone's width: on wider screens charts stand side by side or are scaled up
+SMALLEST = 1e-30  # of the largest value of a logarithmic axis: what is below is drawn at its low end
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 40
 
 
@@ -48,7 +49,9 @@ def linear(label: str, values: Iterable[float], words: Callable[[float], str], c
 
 def logarithmic(label: str, values: Iterable[float], words: Callable[[float], str], most: int = 7) -> Axis:
     """Around the ``values`` that are positive and finite, at most about ``most`` ticks."""
-    seen = [value for value in values if 0 < value < math.inf] or [1.0]
+    seen = [min(value, 1e290) for value in values if 0 < value < math.inf] or [1.0]
+    lowest = max(SMALLEST * max(seen), 1e-290)
+    seen = [max(value, lowest) for value in seen]
     found = decades(min(seen), max(seen))
     step = math.ceil((len(found) - 1) / most) if len(found) > most + 1 else 1
     kept = found[::-1][::step][::-1]

@@ -16,6 +16,7 @@ from .axes import Axis, Chart, linear, logarithmic
 
 CURVES = 6  # of one chart; their colours and dashes
 MOST_POINTS = 400  # of a curve: more than a screen has pixels for it
+MOST_MARKS = 60  # on one: each can be focused
 LISTED = 24  # solves with a chart of their own curve
 
 
@@ -51,7 +52,7 @@ def _residuals(shown: Sequence[tuple[int, Solve]], *, single: bool) -> str:
         good = [(k, value) for k, value in points if 0 < value < math.inf]
         broken += sum(not math.isfinite(value) for _, value in points)
         chart.line(good, f"c{place}")
-        for k, value in good:
+        for k, value in good[:: math.ceil(len(good) / MOST_MARKS)] if good else []:
             name = solve.method if single else f"solve {number + 1}, {solve.method}"
             chart.point(k, value, f"c{place}", [f"{name}, iteration {k}", f"residual\t{value:.4g}"], 3)
         if not single:

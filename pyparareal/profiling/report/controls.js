@@ -59,6 +59,12 @@ class Timeline {
     return !same;
   }
 
+  // From the first event to the last: there may be much time after it.
+  events() {
+    const last = this.lanes.data.end.reduce((a, b) => Math.max(a, b), 0);
+    if (last > 0) this.show(0, 1.01 * last);
+  }
+
   fit() { this.show(this.lanes.begin, this.lanes.finish); }
 
   // The time at x stays where it is; factor > 1 shows less.

@@ -43,21 +43,22 @@ def pack(record: Record, words: Mapping[tuple[int, str, str | None], str] | None
     events.sort(key=lambda event: (_track(event), event.start, -event.end, _kind(event)))
     starts = _ticks((event.start for event in events), begin)
     ends = np.maximum(_ticks((event.end for event in events), begin), starts)
-    types, facts, flows = _Numbers(), _Numbers(), _Numbers()
-    flows.of("")
+    types: dict[tuple[Any, ...], int] = {}
+    flows: dict[str | None, int] = {None: 0, "": 0}
+    facts = _Facts()
     columns: list[Any] = [
-        [types.of(json.dumps([e.kind, e.name, e.level, e.region], ensure_ascii=False)) for e in events],
+        [types.setdefault((e.kind, e.name, e.level, e.region), len(types)) for e in events],
         _differences(starts, events),
         ends - starts,
-        [facts.of(json.dumps(plain(e.facts), ensure_ascii=False)) for e in events],
-        [flows.of(e.flow or "") for e in events],
+        [facts.number(e.facts) for e in events],
+        [flows.setdefault(e.flow, len(flows) - 1) for e in events],
     ]
     seconds = max(float(ends.max()) * TICK if events else 0.0, _finite(record.about.get("seconds")))
     header = {
         "events": len(events),
         "seconds_traced": seconds,
-        "types": [dict(zip(("kind", "name", "level", "region"), json.loads(text), strict=True)) for text in types.seen],
-        "facts": [json.loads(text) for text in facts.seen],
+        "types": [dict(zip(("kind", "name", "level", "region"), entry, strict=True)) for entry in types],
+        "facts": facts.seen,
         "tracks": _tracks(events, words or {}),
         "marks": marks(record, begin),
     }
@@ -101,14 +102,19 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-class _Numbers:
-    """Numbers for texts, in the order in which they first occur."""
+class _Facts:
+    """Numbers for mappings, in the order in which they first occur."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, int] = {}
+        self.seen: list[Mapping[str, Any]] = []
+        self._numbers: dict[str, int] = {}
 
-    def of(self, text: str) -> int:
-        return self.seen.setdefault(text, len(self.seen))
+    def number(self, facts: Mapping[str, Any]) -> int:
+        key = repr(facts)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.seen)
+            self.seen.append(facts)
+        return self._numbers[key]
 
 
 def _track(event: Event) -> tuple[int, bool, str, str]:

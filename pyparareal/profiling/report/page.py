@@ -66,25 +66,27 @@ def page(record: Record, analysis: Analysis) -> str:
 
 
 def answer(analysis: Analysis) -> str:
-    """One sentence: where the time went."""
+    """Where the time went, in a sentence or two."""
     summary = analysis.summary
     if not summary["events"]:
         return "Nothing was traced: there is no time to tell of."
-    parts = [f"Of {words.seconds(summary['seconds'])}, ops and steps were at work {words.share(summary['busy_share'])}"]
+    text = f"{words.seconds(summary['work_seconds'])} of work ({words.seconds(summary['seconds'])} traced)"
+    if analysis.host_overhead:
+        worst = max(analysis.host_overhead, key=lambda row: row["overhead_share"])
+        whole = worst["seconds"] or 1.0
+        rank = f"on rank {worst['rank']} " if len(analysis.host_overhead) > 1 else ""
+        text += f": {rank}{words.share(worst['launch_seconds'] / whole)} in kernels and innermost steps, "
+        text += f"{words.share(worst['overhead_share'])} on the host between them, "
+        text += f"{words.share((worst['copy_seconds'] + worst['wait_seconds']) / whole)} copying and waiting"
     if analysis.by_op:
-        most = analysis.by_op[0]
-        parts.append(
-            f"the most in {most['op']} ({words.seconds(most['seconds'])}, {words.share(most['share'])} of all ops)"
-        )
+        most, ranks = analysis.by_op[0], " on all ranks" if summary["ranks"] > 1 else ""
+        took = f"{words.seconds(most['seconds'])}{ranks}, {words.share(most['share'])} of all launches"
+        text += f". The most went to {most['op']} ({took})"
     levels = [row for row in analysis.by_level if row["level"] is not None]
     if len(levels) > 1:
         top = max(levels, key=lambda row: row["seconds"])
-        parts.append(f"{words.share(top['share'])} on level {top['level']}{', the finest' * (top['level'] == 0)}")
-    if analysis.host_overhead:
-        worst = max(analysis.host_overhead, key=lambda row: row["overhead_share"])
-        rank = f" of rank {worst['rank']}" if len(analysis.host_overhead) > 1 else ""
-        parts.append(f"the host{rank} took {words.share(worst['overhead_share'])} of the work's time between them")
-    return "; ".join(parts) + "."
+        text += f"; level {top['level']}{', the finest,' * (top['level'] == 0)} took {words.share(top['share'])}"
+    return text + "."
 
 
 def _section(title: str, body: str) -> str:
@@ -112,18 +114,18 @@ def _finding(found: Finding) -> str:
 
 def _tiles(record: Record, analysis: Analysis) -> str:
     summary = analysis.summary
-    tiles = [("traced", words.seconds(summary["seconds"])), ("at work in ops", words.share(summary["busy_share"]))]
+    tiles = [("traced", words.seconds(summary["seconds"])), ("kernels at work", words.share(summary["busy_share"]))]
     if analysis.host_overhead:
         spent = sum(row["overhead_seconds"] for row in analysis.host_overhead)
         whole = sum(row["seconds"] for row in analysis.host_overhead)
-        tiles.append(("host between ops", words.share(spent / whole if whole else 0.0)))
+        tiles.append(("host between kernels", words.share(spent / whole if whole else 0.0)))
     if analysis.critical_path:
         tiles.append(("coarse chain, of critical path", words.share(analysis.critical_path["coarse_share"])))
     tiles += [("launches", words.count(summary["launches"])), ("events", words.count(summary["events"]))]
     if record.solves:
-        iterations = sum(solve.iterations for solve in record.solves)
-        tiles.append(("solves, iterations", f"{len(record.solves):,}, {iterations:,}"))
-    tiles.append(("ranks, devices", f"{summary['ranks']}, {', '.join(summary['devices']) or 'none'}"))
+        tiles.append(("solves", words.count(len(record.solves))))
+        tiles.append(("iterations", words.count(sum(solve.iterations for solve in record.solves))))
+    tiles += [("ranks", words.count(summary["ranks"])), ("devices", ", ".join(summary["devices"]) or "none")]
     if summary["bytes"] is not None:
         tiles.append(("bytes, of known ops", words.amount(summary["bytes"], "B")))
     if summary["flops"] is not None:

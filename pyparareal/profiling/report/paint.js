@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Draws what is in view, on the canvas of the timeline and on the small one over it.
 
+const COLUMN = 2, DIM = 0.18; // pixels; opacity of what was not searched for
 const MOST_ARROWS = 300; // more of them are a grey cloud: then only those of the event under the pointer
 
 class Painter {
@@ -28,48 +29,39 @@ class Painter {
       const y = track.y - this.scroll;
       if (!track.rows.length || y > height || y + HEAD + track.rows.length * lanes.row < 0) continue;
       track.rows.forEach((row, depth) => this.row(pen, row, y + HEAD + depth * lanes.row));
-      pen.fillStyle = colours.ink;
-      pen.fillText(track.words, 4, y + HEAD / 2 + 1, this.width - 8);
     }
     this.marks(pen, height);
+    for (const track of lanes.data.tracks) if (track.rows.length) this.head(pen, track, track.y - this.scroll);
     this.arrows(pen);
     this.outline(pen);
     this.axis(pen);
     this.minimap();
   }
 
-  // Events narrower than a pixel are drawn together, in the colour of the longest of them.
+  head(pen, track, y) {
+    pen.fillStyle = this.colours.paper;
+    pen.fillRect(0, y + 2, this.measure(pen, track.words) + 10, HEAD - 4);
+    pen.fillStyle = this.colours.ink;
+    pen.fillText(track.words, 4, y + HEAD / 2 + 1, this.width - 8);
+  }
+
+  // Events too narrow to be seen are drawn as columns: how high a colour is, is its share of the column's time.
   row(pen, row, y) {
-    const { lanes, colours } = this, { data } = lanes, height = lanes.row - 2;
-    const scale = this.width / (this.view.to - this.view.from), from = this.view.from;
+    const { lanes } = this, { data } = lanes, height = lanes.row - 2, { from, to } = this.view;
+    const scale = this.width / (to - from), columns = new Columns(pen, this.colours, y, height, COLUMN / scale);
     const dim = lanes.words !== "";
-    let left = 0, right = -1, longest = 0, type = 0, hit = false;
-    const flush = () => {
-      if (right < left) return;
-      pen.globalAlpha = dim && !hit ? 0.18 : 1;
-      pen.fillStyle = colours.fills[type].fill;
-      pen.fillRect(left, y, Math.max(right - left, 1), height);
-      right = -1;
-      left = 0;
-    };
     for (let k = firstEnding(data, row, from); k < row.length; k++) {
-      const event = row[k];
-      if (data.start[event] > this.view.to) break;
+      const event = row[k], found = !dim || lanes.matches(event);
+      if (data.start[event] > to) break;
       const a = (data.start[event] - from) * scale, b = (data.end[event] - from) * scale;
-      const found = dim && lanes.matches(event);
-      if (b - a >= 1.5) {
-        flush();
-        pen.globalAlpha = dim && !found ? 0.18 : 1;
-        this.event(pen, event, Math.max(a, -2), Math.min(b, this.width + 2), y, height);
+      if (b - a < 1.5) {
+        columns.add(Math.floor(a / COLUMN), data.type[event], data.seconds[event], found);
         continue;
       }
-      if (right >= left && a > right + 0.7) flush();
-      if (right < left) [left, right, longest, type, hit] = [a, b, -1, data.type[event], false];
-      if (data.seconds[event] > longest) [longest, type] = [data.seconds[event], data.type[event]];
-      right = Math.max(right, b);
-      hit ||= found;
+      pen.globalAlpha = found ? 1 : DIM;
+      this.event(pen, event, Math.max(a, -2), Math.min(b, this.width + 2), y, height);
     }
-    flush();
+    columns.draw();
     pen.globalAlpha = 1;
   }
 
@@ -133,10 +125,11 @@ class Painter {
   marks(pen, height) {
     pen.strokeStyle = pen.fillStyle = this.colours.mark;
     pen.setLineDash([4, 3]);
-    let free = -1e9;
+    let free = -1e9, line = -1e9;
     for (const mark of this.lanes.data.marks) {
       const x = this.x(mark.time);
-      if (x < 0 || x > this.width) continue;
+      if (x < 0 || x > this.width || x - line < 14) continue;
+      line = x;
       pen.globalAlpha = 0.8;
       stroke(pen, [[x, AXIS - 2], [x, height]]);
       const wide = this.measure(pen, mark.words) + 6;
@@ -229,7 +222,7 @@ class Painter {
     pen.lineWidth = 1;
   }
 
-  // The deepest row that is busy in each pixel is what works there: drawn last, it covers what encloses it.
+  // The deepest row is what works: drawn last, it covers what encloses it.
   busy(width, height) {
     const { lanes, colours } = this, { data } = lanes, tile = document.createElement("canvas");
     tile.width = this.overview.width;
@@ -238,17 +231,50 @@ class Painter {
     pen.scale(tile.width / width, tile.height / height);
     const tracks = data.tracks.filter((track) => track.rows.length), thick = height / Math.max(tracks.length, 1);
     tracks.forEach((track, k) => track.rows.forEach((row) => {
-      let done = -1;
+      const high = Math.max(thick - (thick > 4 ? 1 : 0), 0.5), columns = new Columns(pen, colours, k * thick, high, COLUMN / scale);
       for (const event of row) {
-        const b = data.end[event] * scale;
-        if (b < done + 0.5) continue;
-        pen.fillStyle = colours.fills[data.type[event]].fill;
-        pen.fillRect(data.start[event] * scale, k * thick, Math.max(b - data.start[event] * scale, 0.5),
-          Math.max(thick - (thick > 4 ? 1 : 0), 0.5));
-        done = b;
+        const a = data.start[event] * scale, b = data.end[event] * scale;
+        if (b - a < 1.5) columns.add(Math.floor(a / COLUMN), data.type[event], data.seconds[event], true);
+        else {
+          pen.fillStyle = colours.fills[data.type[event]].fill;
+          pen.fillRect(a, k * thick, b - a, high);
+        }
       }
+      columns.draw();
     }));
     this.picture = { tile, width: this.overview.width, rows: data.tracks[0]?.rows };
+  }
+}
+
+// Sums of seconds by colour in columns of a row; they come from left to right.
+class Columns {
+  constructor(pen, colours, y, height, seconds) {
+    Object.assign(this, { pen, colours, y, height, seconds });
+    this.place = -1;
+    this.sums = new Map();
+  }
+
+  add(place, type, seconds, found) {
+    if (place !== this.place) this.draw();
+    this.place = place;
+    const key = found ? this.colours.fills[type].fill : `-${this.colours.fills[type].fill}`;
+    this.sums.set(key, (this.sums.get(key) ?? 0) + seconds);
+  }
+
+  draw() {
+    if (!this.sums.size) return;
+    let all = 0;
+    for (const seconds of this.sums.values()) all += seconds;
+    const high = Math.min(this.height, Math.max(3, (all / this.seconds) * this.height)); // seen, however short
+    let bottom = this.y + this.height;
+    for (const [key, seconds] of this.sums.size > 1 ? [...this.sums].sort() : this.sums) {
+      const part = all > 0 ? (seconds / all) * high : high / this.sums.size;
+      this.pen.globalAlpha = key[0] === "-" ? DIM : 1;
+      this.pen.fillStyle = key[0] === "-" ? key.slice(1) : key;
+      this.pen.fillRect(this.place * COLUMN, bottom - part, COLUMN, part);
+      bottom -= part;
+    }
+    this.sums.clear();
   }
 }
 

@@ -131,6 +131,7 @@ async function start() {
   filters(timeline);
   recolour(timeline);
   timeline.count();
+  timeline.events();
   timeline.draw();
   for (const button of document.querySelectorAll("button[data-event]")) {
     button.hidden = false;

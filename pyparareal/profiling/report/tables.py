@@ -16,6 +16,7 @@ from .words import Cell, figure, share, table
 
 LONGEST = 15  # of work, waiting and phases each
 LISTED_SOLVES = 200
+LISTED_PREDICTIONS = 12
 
 
 def by_op(analysis: Analysis) -> str:
@@ -164,7 +165,9 @@ def predicted(analysis: Analysis) -> str:
     """What the model says beside what was measured, each marked."""
     if not analysis.predicted:
         return words.missing("No prediction: nothing in this run has a schedule that the model prices.")
-    return "".join(_predicted(found) for found in analysis.predicted)
+    left = len(analysis.predicted) - LISTED_PREDICTIONS
+    more = words.note(f"{left} more predictions are not shown.") if left > 0 else ""
+    return "".join(_predicted(found) for found in analysis.predicted[:LISTED_PREDICTIONS]) + more
 
 
 def _predicted(found: Predicted) -> str:

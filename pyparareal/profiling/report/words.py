@@ -9,6 +9,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 UNKNOWN = "-"
+SPACE = "\u00a0"  # a figure and its unit stay on one line
 _SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
 _LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
@@ -18,9 +19,9 @@ def seconds(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return UNKNOWN if value is None else str(value)
     if value == 0:
-        return "0 s"
+        return f"0{SPACE}s"
     scale, prefix = next(((s, p) for s, p in _SMALL if abs(value) >= s * 0.9995), _SMALL[-1])
-    return f"{_digits(value / scale)} {prefix}s"
+    return f"{_digits(value / scale)}{SPACE}{prefix}s"
 
 
 def amount(value: float | None, unit: str) -> str:
@@ -28,12 +29,12 @@ def amount(value: float | None, unit: str) -> str:
     if value is None or not math.isfinite(value):
         return UNKNOWN if value is None else f"{value} {unit}"
     scale, prefix = next(((s, p) for s, p in _LARGE if abs(value) >= s), (1.0, ""))
-    return f"{_digits(value / scale)} {prefix}{unit}"
+    return f"{_digits(value / scale)}{SPACE}{prefix}{unit}"
 
 
 def share(value: float | None) -> str:
     """Per cent."""
-    return UNKNOWN if value is None or not math.isfinite(value) else f"{_digits(100 * value)} %"
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{_digits(100 * value)}{SPACE}%"
 
 
 def count(value: int | float | None) -> str:
@@ -119,6 +120,7 @@ def _cell(cell: Cell, left: bool) -> str:
     bar = ""
     if cell.bar is not None:
         part = 100 * min(1.0, max(0.0, cell.bar)) if math.isfinite(cell.bar) else 0.0
-        bar = f'<svg class=bar width="100%" height="5" aria-hidden=true><rect width="{part:.1f}%" height="5"/></svg>'
+        bars = f'<rect class=whole width="100%" height="5"/><rect width="{part:.1f}%" height="5"/>'
+        bar = f'<svg class=bar width="100%" height="5" aria-hidden=true>{bars}</svg>'
     show = "" if cell.show is None else _SHOW.format(cell.show)
     return f"<td{_words(left)}{key}>{escape(cell.words)}{show}{bar}</td>"

@@ -1,0 +1,465 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The report in a browser: one start of it for all tests. What is drawn is asked of the page, and of its pixels."""
+
+import json
+import re
+
+import chromium
+import pytest
+from report_records import HOSTILE, degenerate, many, told, two_ranks
+
+from pyparareal.profiling import report
+from pyparareal.profiling.analysis import analyse
+from pyparareal.profiling.events import Record
+
+pytestmark = [
+    pytest.mark.no_sanitize,
+    pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing() or "there is one"),
+]
+
+SHIFT = 8
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium.Browser(1000, 800) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Pages by name, each written once."""
+    folder = tmp_path_factory.mktemp("pages")
+
+    def write(name, record, analysis):
+        path = folder / f"{name}.html"
+        path.write_text(report.page(record, analysis), encoding="utf-8")
+        return path
+
+    record = two_ranks()
+    write("full", record, told(analyse(record)))
+    return folder, write
+
+
+@pytest.fixture
+def page(browser, written):
+    """The report of two ranks, freshly opened, the timeline in view."""
+    browser.size(1000, 800)
+    browser.media()
+    browser.open(written[0] / "full.html")
+    browser.js("document.getElementById('gantt').scrollIntoView({block: 'center'})")
+    browser.settle()
+    yield browser
+    # the tests read pixels back, which the browser would have the page say beforehand
+    assert [text for text in browser.complaints() if "willReadFrequently" not in text] == []
+
+
+def spot(page, event):
+    """Where the middle of an event is, in the window."""
+    return page.js(
+        f"""(() => {{ const {{painter, lanes, canvas}} = timeline, box = canvas.getBoundingClientRect();
+        const middle = (lanes.data.start[{event}] + lanes.data.end[{event}]) / 2;
+        return [box.left + painter.x(middle), box.top + lanes.top({event}) - painter.scroll + lanes.row / 2 - 1];
+        }})()"""
+    )
+
+
+def view(page):
+    return page.js("[timeline.view.from, timeline.view.to]")
+
+
+def numbered(page, kind, name="", rank=0, nth=0):
+    """The number of an event in the page."""
+    return page.js(
+        f"""(() => {{ const d = timeline.lanes.data; let n = {nth};
+        for (let i = 0; i < d.events; i++) {{ const t = d.types[d.type[i]];
+          const fits = t.kind === "{kind}" && t.name.includes("{name}") && d.tracks[d.track[i]].rank === {rank};
+          if (fits && n-- === 0) return i;
+        }} return -1; }})()"""
+    )
+
+
+def tip(page):
+    return page.js("document.getElementById('tip').hidden ? null : document.getElementById('tip').innerText")
+
+
+def test_events_arrive_as_they_were(page):
+    """Names, times and facts of every event, as the page holds them, are those of the record."""
+    mine = sorted(
+        (e.rank, round(e.start * 1e9), round(e.end * 1e9), e.kind, e.name, e.level, json.dumps(e.facts))
+        for e in two_ranks().events
+    )
+    theirs = page.js(
+        """(() => { const d = timeline.lanes.data;
+        return Array.from(d.start, (start, i) => {
+            const t = d.types[d.type[i]], facts = JSON.stringify(d.facts[d.fact[i]]), rank = d.tracks[d.track[i]].rank;
+            return [rank, Math.round(start * 1e9), Math.round(d.end[i] * 1e9), t.kind, t.name, t.level, facts];
+        }); })()"""
+    )
+    squeezed = [(*row[:6], json.dumps(json.loads(row[6]))) for row in theirs]
+    assert sorted(squeezed, key=str) == sorted(mine, key=str)
+
+
+def test_rows_are_nested(page):
+    """Regions above verbs above launches, and nothing overlaps in a row."""
+    depth = {
+        kind: page.js(f"timeline.lanes.place[{numbered(page, kind, nth=1)}]") for kind in ("region", "verb", "launch")
+    }
+    assert depth == {"region": 0, "verb": 1, "launch": 2}
+    overlap = page.js(
+        """timeline.lanes.data.tracks.some((track) => track.rows.some((row) => row.some((event, k) =>
+        k > 0 && timeline.lanes.data.start[event] < timeline.lanes.data.end[row[k - 1]] - 1e-12)))"""
+    )
+    assert overlap is False
+
+
+def test_what_is_under_the_pointer_is_what_is_said(page):
+    event = numbered(page, "launch", rank=1, nth=5)
+    page.mouse("mouseMoved", *spot(page, event))
+    said = tip(page)
+    data = page.js(
+        f"(() => {{ const d = timeline.lanes.data; return [d.seconds[{event}], d.facts[d.fact[{event}]].cycle]; }})()"
+    )
+    assert said.startswith("relax_diagonal")
+    assert f"lasted\n{1e6 * data[0]:.4g} µs" in said
+    assert f"cycle\n{data[1]}" in said
+    assert "rank 1 · cpu · main" in said
+    assert page.js("timeline.painter.chosen") == event
+    x, y = spot(page, event)
+    page.mouse("mouseMoved", x, y + 600)
+    assert tip(page) is None
+
+
+def test_the_wheel_zooms_about_the_pointer(page):
+    """exp(0.002 * pixels) per turn: 400 up shows exp(-0.8) of what was in view, the time under the pointer stays."""
+    x, y = spot(page, numbered(page, "launch", nth=7))
+    before = view(page)
+    left = page.js("timeline.canvas.getBoundingClientRect().left")
+    time = page.js(f"timeline.painter.time({x - left})")
+    page.mouse("mouseWheel", x, y, deltaX=0, deltaY=-400)
+    page.until(f"timeline.view.to - timeline.view.from < {0.99 * (before[1] - before[0])}")
+    after = view(page)
+    assert (after[1] - after[0]) / (before[1] - before[0]) == pytest.approx(2.718281828**-0.8, rel=1e-6)
+    # the pointer's place is rounded to whole pixels by the browser
+    assert page.js(f"timeline.painter.x({time})") == pytest.approx(x - left, abs=1.0)
+    page.mouse("mouseWheel", x, y, deltaX=0, deltaY=4000)
+    page.until("timeline.view.to - timeline.view.from > timeline.lanes.finish")
+    scrolled = page.js("scrollY")
+    page.mouse("mouseWheel", x, y, deltaX=0, deltaY=200)
+    page.until(f"scrollY > {scrolled}")  # all is in view: the wheel scrolls the page again
+
+
+def test_buttons_and_keys(page):
+    def width():
+        a, b = view(page)
+        return b - a
+
+    page.js("document.querySelector('[data-do=fit]').click()")
+    page.settle()
+    assert view(page) == pytest.approx([0, page.js("timeline.lanes.finish")])
+    full = width()
+    page.js("document.querySelector('[data-do=in]').click()")
+    assert width() == pytest.approx(full / 1.5)
+    page.js("document.querySelector('[data-do=out]').click()")
+    assert width() == pytest.approx(full)
+    page.js("timeline.canvas.focus()")
+    assert page.js("getComputedStyle(timeline.canvas).outlineStyle") == "solid"
+    page.key("+")
+    page.key("+")
+    assert width() == pytest.approx(full / 1.5**2)
+    start = view(page)[0]
+    page.key("ArrowRight")
+    assert view(page)[0] == pytest.approx(start + 0.15 * width())
+    page.key("ArrowLeft")
+    assert view(page)[0] == pytest.approx(start)
+    page.key("Home")
+    assert width() == pytest.approx(full)
+
+
+def test_keys_go_from_event_to_event_and_say_them(page):
+    page.js("timeline.canvas.focus()")
+    page.key("ArrowRight", SHIFT)
+    first = page.js("timeline.painter.chosen")
+    assert page.js(f"timeline.lanes.place[{first}]") == 0
+    page.key("ArrowRight", SHIFT)
+    second = page.js("timeline.painter.chosen")
+    assert page.js(f"timeline.lanes.data.start[{second}] >= timeline.lanes.data.end[{first}]")
+    assert "mgrit.relax.1" in tip(page)
+    assert page.js("document.getElementById('said').textContent").startswith("mgrit.relax.1, lasted ")
+    page.key("ArrowDown", SHIFT)
+    assert "map" in tip(page)
+    page.key("Enter")
+    chosen = page.js("timeline.painter.chosen")
+    start, end = page.js(f"[timeline.lanes.data.start[{chosen}], timeline.lanes.data.end[{chosen}]]")
+    a, b = view(page)
+    assert a < start < end < b < start + 1.3 * (end - start)
+    page.key("Escape")
+    assert tip(page) is None
+
+
+def test_drag_moves_and_with_shift_zooms_to_the_box(page):
+    x, y = spot(page, numbered(page, "launch", nth=7))
+    page.js("timeline.zoom(4)")
+    a, b = view(page)
+    width = page.js("timeline.painter.width")
+    page.drag((x, y), (x - 100, y))
+    assert view(page)[0] == pytest.approx(a + 100 * (b - a) / width, rel=1e-6)
+    a, b = view(page)
+    left = page.js("timeline.canvas.getBoundingClientRect().left")
+    page.drag((left + 200, y), (left + 300, y), modifiers=SHIFT)
+    scale = (b - a) / width
+    # the canvas may begin between two pixels: to one pixel
+    assert view(page) == pytest.approx([a + 200 * scale, a + 300 * scale], abs=1.01 * scale)
+
+
+def test_fingers_pinch_and_tap(page):
+    page.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    try:
+        event = numbered(page, "launch", nth=3)
+        x, y = spot(page, event)
+        before = view(page)
+
+        def touch(kind, *points):
+            page.call(
+                "Input.dispatchTouchEvent",
+                type=kind,
+                touchPoints=[{"x": a, "y": b, "id": i} for i, (a, b) in enumerate(points)],
+            )
+            page.settle()
+
+        touch("touchStart", (x, y))
+        touch("touchEnd")
+        assert tip(page).startswith("relax_diagonal")
+        touch("touchStart", (400, y), (500, y))
+        touch("touchMove", (350, y), (550, y))
+        touch("touchEnd")
+        after = view(page)
+        assert (before[1] - before[0]) / (after[1] - after[0]) == pytest.approx(2, rel=0.1)
+    finally:
+        page.call("Emulation.setTouchEmulationEnabled", enabled=False)
+
+
+def click(page, selector):
+    page.js(f"document.querySelector({json.dumps(selector)}).click()")
+    page.settle()
+
+
+def test_filters_hide_and_count(page):
+    events = two_ranks().events
+    count = "document.getElementById('count').textContent"
+    assert page.js(count) == f"{len(events)} of {len(events)} events shown"
+    click(page, "#kinds [value=launch]")
+    assert page.js(count) == f"{sum(e.kind != 'launch' for e in events)} of {len(events)} events shown"
+    click(page, "#levels [value='1']")
+    left = [e for e in events if e.kind != "launch" and e.level != 1]
+    assert page.js(count).startswith(f"{len(left)} of")
+    click(page, "#ranks [value='1']")
+    assert page.js(count).startswith(f"{sum(e.rank == 0 for e in left)} of")
+    assert page.js("timeline.lanes.data.tracks.filter((track) => track.rows.length).length") == 1
+
+
+def search(page, words):
+    page.js(f"document.getElementById('search').value = {json.dumps(words)}")
+    page.js("document.getElementById('search').dispatchEvent(new Event('input'))")
+
+
+def test_search_counts_adds_up_and_goes_there(page):
+    events = two_ranks().events
+    search(page, "RECEIVE")
+    said = page.js("document.getElementById('count').textContent")
+    found = [e for e in events if "receive" in e.name]
+    assert f"found in {len(found)}, {1e6 * sum(e.seconds for e in found):.4g} µs" in said
+    click(page, "[data-do=next]")
+    assert "receive state" in tip(page)
+    assert page.js("timeline.painter.chosen === timeline.lanes.found[0]")
+    # facts are searched too
+    search(page, "2048")
+    assert page.js("timeline.lanes.found.length") == sum(e.facts.get("bytes") == 2048 for e in events)
+
+
+def test_arrows_join_what_waits_with_what_it_waits_for(page):
+    assert page.js("timeline.painter.arrowsInView") == 3
+    sent = numbered(page, "message")
+    page.mouse("mouseMoved", *spot(page, sent))
+    assert re.search(r"arrow to\nreceive state on rank 1", tip(page))
+
+
+def test_the_canvas_has_what_it_should_where_it_should(page):
+    """A launch has the colour of its level: here where its label is not, one pixel from its corner."""
+    event = numbered(page, "launch", nth=2)
+    _, y = spot(page, event)
+    pixel = page.js(
+        f"""(() => {{ const box = timeline.canvas.getBoundingClientRect(), pen = timeline.canvas.getContext("2d");
+        const left = timeline.painter.x(timeline.lanes.data.start[{event}]);
+        return Array.from(pen.getImageData(left + 2, {y} - box.top - 7, 1, 1).data).slice(0, 3); }})()"""
+    )
+    fill = page.js(f"timeline.colours.fills[timeline.lanes.data.type[{event}]].fill")
+    assert "#" + "".join(f"{v:02x}" for v in pixel) == fill == "#0072b2"
+
+
+def test_labels_can_be_read_on_every_colour_and_theme(page):
+    for theme in ("light", "dark"):
+        page.js(f"document.documentElement.dataset.theme = '{theme}'")
+        for by in ("kind", "level", "name"):
+            page.js(f"(() => {{ timeline.colours.by = '{by}'; timeline.colours.read(); }})()")
+            assert page.js("timeline.colours.fills.every(({fill, ink}) => ink === '#ffffff' || ink === '#000000')")
+            inks = page.js("timeline.colours.fills.map(({fill, ink}) => [fill, ink])")
+            assert all(contrast(fill, ink) >= 4.5 for fill, ink in inks)
+
+
+def contrast(a, b):
+    def light(colour):
+        parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((light(a), light(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_dark_as_the_system_says_and_as_the_button_does(page):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    corner = (
+        "Array.from(timeline.canvas.getContext('2d').getImageData(timeline.painter.width / 2, 24, 1, 1).data).join()"
+    )
+    page.js("timeline.fit()")
+    page.media(prefers_color_scheme="dark")
+    assert page.js(ground) == "rgb(22, 24, 27)"
+    assert page.js(corner).startswith("22,24,27")
+    click(page, "#theme")
+    assert page.js(ground) == "rgb(255, 255, 255)"
+    assert page.js(corner).startswith("255,255,255")
+    page.media()
+    click(page, "#theme")
+    assert page.js(ground) == "rgb(22, 24, 27)"
+    assert page.js("document.getElementById('theme').getAttribute('aria-label')") == "Use light colours"
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(page):
+    page.size(360, 740, mobile=True)
+    assert page.js("document.documentElement.scrollWidth") == 360
+    wide = page.js(
+        """Array.from(document.querySelectorAll("body *")).filter((e) => !e.closest(".scroll, svg") &&
+        e.getBoundingClientRect().right > 361).map((e) => e.tagName + "." + e.className + "#" + e.id)"""
+    )
+    assert wide == []
+    page.js("timeline.canvas.scrollIntoView({block: 'center'})")
+    page.settle()
+    x, y = spot(page, numbered(page, "region"))
+    page.mouse("mouseMoved", x, y)
+    box = page.js("(({left, right}) => [left, right])(document.getElementById('tip').getBoundingClientRect())")
+    assert 0 <= box[0] < box[1] <= 360
+
+
+def test_tables_are_sorted_by_value(page):
+    """What is not known comes last either way."""
+    table = "document.querySelector('[aria-label=\"Time by phase\"] table')"
+    column = f"Array.from({table}.tBodies[0].rows, (row) => Number(row.cells[1].dataset.value))"
+    for way, reverse in (("descending", True), ("ascending", False)):
+        page.js(f"{table}.querySelectorAll('th button')[1].click()")
+        values = page.js(column)
+        assert values == sorted(values, reverse=reverse)
+        assert len(set(values)) > 1
+        assert page.js(f"{table}.querySelectorAll('th')[1].getAttribute('aria-sort')") == way
+
+
+def test_points_of_charts_say_what_they_are(page):
+    page.js("document.querySelector('[data-tip^=\"relax_diagonal\"]').focus()")
+    said = tip(page)
+    assert "40 %" in said.replace("\u00a0", " ")
+    assert "1 GFLOP/s" in said.replace("\u00a0", " ")
+    page.js("document.activeElement.blur()")
+    assert tip(page) is None
+
+
+def test_the_table_of_long_events_leads_to_the_timeline(page):
+    page.js("document.querySelector('button[data-event]').closest('details').open = true")
+    button = "document.querySelector('button[data-event]')"
+    event = page.js(f"Number({button}.dataset.event)")
+    page.js(f"{button}.click()")
+    page.settle()
+    assert page.js("timeline.painter.chosen") == event
+    assert page.js(f"{button}.closest('td').innerText").startswith(tip(page).splitlines()[0])
+
+
+def test_everything_can_be_reached_and_has_a_name(page):
+    """All that takes the keyboard's focus says to a screen reader what it is."""
+    nameless = page.js(
+        """Array.from(document.querySelectorAll("button, input, select, canvas, [tabindex]")).filter((e) =>
+        !e.hidden && !e.closest("[aria-hidden=true]") && !(e.getAttribute("aria-label") || e.textContent.trim() ||
+        e.labels?.length)).map((e) => e.outerHTML.slice(0, 80))"""
+    )
+    assert nameless == []
+    assert page.js("timeline.canvas.tabIndex") == 0
+
+
+def test_printed_it_is_light_and_has_no_controls(page):
+    page.media(prefers_color_scheme="dark")
+    page.js("window.dispatchEvent(new Event('beforeprint'))")
+    page.media("print", prefers_color_scheme="dark")
+    assert page.js("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.js("getComputedStyle(document.querySelector('.tools')).display") == "none"
+    page.js("window.dispatchEvent(new Event('afterprint'))")
+    page.media(prefers_color_scheme="dark")
+    assert page.js("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 27)"
+    assert len(page.call("Page.printToPDF")["data"]) > 10_000
+
+
+def test_hostile_names_are_letters(browser, written):
+    record = two_ranks()
+    for event in record.events:
+        event.name = event.region = HOSTILE
+        event.facts = {HOSTILE: HOSTILE}
+    record.about["title"] = HOSTILE
+    browser.open(written[1]("hostile", record, analyse(record)))
+    browser.js("timeline.reveal(0)")
+    assert HOSTILE in tip(browser)
+    assert browser.js("document.querySelectorAll('img').length") == 0
+    assert browser.js("window.hacked") is None
+    # and even were there an element with a handler, the policy would not let it run
+    browser.js("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hacked=1\">')")
+    browser.settle()
+    assert browser.js("window.hacked") is None
+
+
+@pytest.mark.parametrize("name", degenerate())
+def test_it_is_drawn_whatever_is_missing(browser, written, name):
+    record = degenerate()[name]
+    browser.size(1000, 800)
+    browser.open(written[1](name.replace(" ", "_"), record, analyse(Record([]))))
+    assert browser.complaints() == []
+    if name == "nothing":
+        return
+    shown = [e for e in record.events if abs(e.start) < 1e300 and abs(e.end) < 1e300]
+    assert browser.js("timeline.lanes.shown") == len(shown)
+    browser.js(
+        "(() => { for (const z of [1e3, 1e9, 1e-12]) { timeline.zoom(z); timeline.draw(); } timeline.reveal(0); })()"
+    )
+    a, b = view(browser)
+    assert b > a
+    assert browser.complaints() == []
+
+
+def test_a_browser_without_decompression_says_so(browser, written):
+    added = browser.call("Page.addScriptToEvaluateOnNewDocument", source="delete window.DecompressionStream;")
+    try:
+        browser.open(written[0] / "full.html", drawn="!document.getElementById('problem').hidden")
+    finally:
+        browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=added["identifier"])
+    assert "too old" in browser.js("document.getElementById('problem').innerText")
+
+
+def test_many_events_in_one_track_are_drawn_as_columns(browser, written):
+    """All events are there, and however many are in view, what is drawn are at most two columns per two pixels."""
+    record = many(20_000)
+    browser.size(1000, 800)
+    browser.open(written[1]("many", record, analyse(Record([]))))
+    assert browser.js("timeline.lanes.shown") == 20_000
+    drawn = browser.js(
+        """(() => { const plain = CanvasRenderingContext2D.prototype.fillRect; let count = 0;
+        CanvasRenderingContext2D.prototype.fillRect = function (...a) { count++; return plain.apply(this, a); };
+        timeline.draw(); CanvasRenderingContext2D.prototype.fillRect = plain; return count; })()"""
+    )
+    colours, rows, width = 3, 2, 1000
+    assert drawn < rows * colours * width / 2 + 200
+    assert browser.complaints() == []
