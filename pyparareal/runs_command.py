@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
     if args.plot is not None and args.plot.is_dir():
         raise ValueError(f"plot: got {str(args.plot)!r}, a folder, expected a file")
     shown = wanted(args.quiet, args.progress)
-    problem, runs = _runs(args)
+    problem, runs = runs_of(args)
     with Live(shown) as live:
         progress = runs_report.Progress(live, problem, runs) if live.active else None
         result = runs.run(checkpoint=args.checkpoint, callback=progress)
@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> int:
     return 1
 
 
-def _runs(args: argparse.Namespace) -> tuple[Any, Any]:
+def runs_of(args: argparse.Namespace) -> tuple[Any, Any]:
     """The problem and its :class:`pyparareal.training.TrainingRuns`."""
     from .nn.training_job.device import resolve
     from .training import problems, rules

@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
     if args.name is None:
         raise ValueError(f"NAME: got nothing, expected one of {', '.join(problems.CATALOGUE)} (--list shows more)")
     problem = problems.model_problem(args.name, points=args.points, steps=args.steps)
-    method = _method(args, problem)
+    method = method_of(args, problem)
     solve_report.require_drawable(args.plot)
     try:
         with Live(wanted(args.quiet, args.progress)) as live:
@@ -104,7 +104,7 @@ def main(args: argparse.Namespace) -> int:
     return 1
 
 
-def _method(args: argparse.Namespace, problem: ModelProblem) -> MGRIT | str:
+def method_of(args: argparse.Namespace, problem: ModelProblem) -> MGRIT | str:
     """What ``solve`` takes as ``method``, or the mistake in the options."""
     name = args.method or problem.method
     if name not in METHODS:
@@ -122,14 +122,20 @@ def _method(args: argparse.Namespace, problem: ModelProblem) -> MGRIT | str:
     return dataclasses.replace(MGRIT(levels=levels), **given)
 
 
-def run(problem: ModelProblem, method: MGRIT | str, args: argparse.Namespace, live: Live) -> solve_report.Outcome:
-    """Both solves, timed, one run each."""
+def case_of(problem: ModelProblem, args: argparse.Namespace) -> dict[str, Any]:
+    """What ``solve`` takes besides the method."""
     case = problem.arguments(args.integrator)
     case["u0"] = case["u0"].astype(args.dtype)
     if args.m is not None:
         case["m"] = args.m
     if args.tol is not None:
         case["tol"] = args.tol
+    return case
+
+
+def run(problem: ModelProblem, method: MGRIT | str, args: argparse.Namespace, live: Live) -> solve_report.Outcome:
+    """Both solves, timed, one run each."""
+    case = case_of(problem, args)
     progress = solve_report.Progress(live, args.max_iterations)
     progress.tol, progress.heading = case["tol"], solve_report.heading(problem, args.integrator, method, case)
     factor = case["m"][0] if isinstance(case["m"], tuple) else case["m"]

@@ -47,7 +47,7 @@ FLOORS = {
     "convergence": 3, "error_propagation": 3, "spectra": 3, "prediction": 3,
     "nn": 4, "training": 4, "profiling": 5, "verification": 5,
     "cli": 6, "__main__": 6, "_doctor": 6, "solve_command": 6, "solve_report": 6, "runs_command": 6, "runs_report": 6,
-    "profile_command": 6, "verify_command": 6, "bench_command": 6,
+    "profile_command": 6, "profile_cases": 6, "profile_runs": 6, "verify_command": 6, "bench_command": 6,
 }  # fmt: skip
 
 

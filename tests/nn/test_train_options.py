@@ -268,7 +268,7 @@ def test_bfloat16_is_used_for_products_and_the_loss_stays_float32(digits, execut
     seen = set()
     hooks = [m.register_forward_hook(lambda m, a, y: seen.add(y.dtype)) for m in (*net.coarse, net.head)]
     state = loop.State()
-    trainer = loop._Trainer(net, loop.make_optimiser(net, settings), settings, state)
+    trainer = loop.Trainer(net, loop.make_optimiser(net, settings), settings, state)
     batch = digits.train.take(torch.arange(16))
     trainer.step(batch, 0.1, job._Silent())
     assert torch.bfloat16 in seen
@@ -290,7 +290,7 @@ def test_float16_scales_the_loss_skips_what_overflows_and_remembers_the_scale(di
     start = [p.detach().clone() for p in net.parameters()]
 
     def step():
-        loop._Trainer(net, optimiser, settings, state).step(batch, 0.1, job._Silent())  # as after resuming
+        loop.Trainer(net, optimiser, settings, state).step(batch, 0.1, job._Silent())  # as after resuming
         return [p.detach().clone() for p in net.parameters()]
 
     state.scaler = torch.amp.GradScaler("cpu").state_dict() | {

@@ -85,7 +85,7 @@ def run_job(
     _require_resumable(out, list(files.values()), resume, restart)
     recorded = [file for file in files.values() if resume and file.exists()]
     settings = _resolved(settings, recorded)
-    data = _load(settings)
+    data = load_images(settings)
     with device.reproducible(settings):
         cut = _recorded_partition(settings, recorded)
         runs: list[Run] = []
@@ -113,7 +113,7 @@ def recheck(out: Path) -> dict[str, float]:
         tensors, rest = checkpoint.read_tensors(file)
         identity = rest["identity"]
         settings = checkpoint.settings_of(file, identity)
-        data = _load(settings)
+        data = load_images(settings)
         with device.reproducible(settings):
             net, _, _ = _build(identity["network"], settings, data, file, identity["partition"])
             net.load_state_dict(tensors)
@@ -121,7 +121,7 @@ def recheck(out: Path) -> dict[str, float]:
     return found
 
 
-def _load(settings: Settings) -> Split:
+def load_images(settings: Settings) -> Split:
     directory = None if settings.data_dir is None else Path(settings.data_dir)
     return device.moved(load(settings.data, directory, image_size=settings.image_size), settings.device)
 

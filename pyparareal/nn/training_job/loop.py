@@ -90,7 +90,7 @@ def train(
 ) -> bool:
     """Train until the last epoch is done (True) or ``interrupted()`` says stop (False). Saves in both cases."""
     per_epoch = steps_per_epoch(len(data.train), settings.batch_size)
-    trainer = _Trainer(net, optimiser, settings, state)
+    trainer = Trainer(net, optimiser, settings, state)
     while state.epoch < settings.epochs:
         todo = batches(
             data.train,
@@ -123,7 +123,7 @@ def _fetched(todo: Iterable[Images]) -> Iterator[Images]:
         yield batch
 
 
-class _Trainer:
+class Trainer:
     """One step at a time. In float16 the loss is scaled, so that small gradients do not become zero."""
 
     def __init__(self, net: nn.Module, optimiser: torch.optim.Optimizer, settings: Settings, state: State) -> None:

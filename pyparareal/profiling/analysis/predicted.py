@@ -223,33 +223,43 @@ def _regions(work: Work, solve: Solve, priced: dict[str, float]) -> list[RegionP
 
 
 def _of_network(network: dict[str, Any]) -> Predicted:
-    """A step of a parareal network: measured on one device, by its FLOPs on one for each part."""
-    flops, step, parts = network["flops"], float(network["step_seconds"]), int(network["parts"])
-    serial = step * flops["serial_network"] / flops["total"]
+    """A training step of a parareal network on 1, 2, ... devices, from its pieces measured alone; the serial network's.
 
-    def price(change: str, processors: int, cost: float) -> Priced:
-        seconds = step * cost / flops["total"]
-        return Priced(
-            change=change,
-            processors=processors,
+    ``network`` is what :meth:`.WatchedTraining.network` says.
+    """
+    serial, step = float(network["serial_step_seconds"]), float(network["step_seconds"])
+    alone = float(network["predicted_seconds"]["1"])
+    rows = [
+        Priced(
+            change="as it is" if count == "1" else "parts on devices of their own",
+            processors=int(count),
             m=[],
             levels=2,
             seconds=seconds,
             serial_seconds=serial,
             speedup=serial / seconds if seconds > 0 else 0.0,
-            coarse_share=flops["coarse"] / cost if cost > 0 else 0.0,
+            coarse_share=network["coarse_seconds"][count] / seconds if seconds > 0 else 0.0,
         )
-
-    rows = [price("as it is", 1, flops["total"]), price("a device for each part", parts, flops["critical_path"])]
+        for count, seconds in network["predicted_seconds"].items()
+    ]
+    pieces = network["pieces"]
+    forward = {name: sum(pair[0] for pair in pieces[name]) for name in ("preprocess", "fine", "coarse")}
+    backward = sum(pair[1] for name in ("preprocess", "fine", "coarse") for pair in pieces[name]) + pieces["head"][1]
+    alone_by_region = {
+        **{f"{name}, forward": seconds for name, seconds in forward.items()},
+        "head, forward": pieces["head"][0],
+        "all, backward": backward,
+        "update": pieces["update"],
+    }
     return Predicted(
         solve=-1,
         what="network",
         unit="seconds",
         measured_seconds=step,
-        model_seconds=None,
-        ratio=None,
+        model_seconds=alone,
+        ratio=step / alone if alone > 0 else None,
         costs=[],
-        regions=[],
+        regions=[RegionPrediction(region=r, predicted=s, measured=None) for r, s in alone_by_region.items()],
         processors=rows,
         what_if=[],
         serial_seconds=serial,
