@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ._progress import Live
 from .profiling import merging
@@ -100,27 +100,37 @@ def over_ranks(args: argparse.Namespace, live: Live) -> tuple[Record | None, int
     with tempfile.TemporaryDirectory(prefix="pyparareal-profile-") as name, _on_termination():
         folder = Path(name)
         statuses = _processes(args, folder, live)
-        failed = next((rank for rank, status in enumerate(statuses) if status), None)
+        # A rank that was left alone by another is told last.
+        culprits = sorted(statuses.failed, key=lambda rank: "RankError" in _said(rank, folder)[-1])
+        failed = next(iter(culprits), None)
         records = [folder / f"rank{rank}.json" for rank in range(args.ranks)]
-        if failed is not None:
-            _tell(failed, statuses[failed], folder)
+        for rank in culprits:
+            _tell(rank, statuses.of[rank], folder)
         found = [path for path in records if path.exists()]
         if not found:
-            return None, statuses[failed or 0]
+            return None, statuses.of[failed or 0]
         try:
             record = merging.merge(found)
         except ValueError as error:
             print(f"pyparareal profile: no report: {error}", file=sys.stderr)
             return None, 1
         if failed is not None:
-            record.about["failed"] = f"rank {failed} ended with status {statuses[failed]}"
+            last = _said(failed, folder)[-1].strip()
+            record.about["failed"] = f"Rank {failed} ended with status {statuses.of[failed]}: {last}"
         elif len(found) < len(records):
             record.about["failed"] = f"{len(records) - len(found)} ranks left no timeline"
-        return record, 0 if failed is None else statuses[failed]
+        return record, 0 if failed is None else statuses.of[failed]
 
 
-def _processes(args: argparse.Namespace, folder: Path, live: Live) -> list[int]:
-    """Started, watched and ended; their exit statuses. Rank 0 speaks for all, the others into files."""
+class Ended(NamedTuple):
+    """How the ranks ended: the status of each, and those that failed, the first to fail first."""
+
+    of: list[int]
+    failed: list[int]
+
+
+def _processes(args: argparse.Namespace, folder: Path, live: Live) -> Ended:
+    """Started, watched and ended. Rank 0 speaks for all, the others into files."""
     command = [sys.executable, "-m", "pyparareal", "profile", args.what, *["--repeat"] * args.repeat]
     port = _free_port()
     workers: list[subprocess.Popen[bytes]] = []
@@ -144,18 +154,21 @@ def _processes(args: argparse.Namespace, folder: Path, live: Live) -> list[int]:
             _end(worker)
 
 
-def _ended(workers: Sequence[subprocess.Popen[bytes]], live: Live) -> list[int]:
+def _ended(workers: Sequence[subprocess.Popen[bytes]], live: Live) -> Ended:
     """Once all have; if one fails, the others have a few seconds."""
     begin, deadline = time.monotonic(), float("inf")
-    while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
-        done = [worker for worker in workers if worker.returncode is not None]
-        if any(worker.returncode for worker in done):
+    failed: list[int] = []
+    while time.monotonic() < deadline:
+        done = [rank for rank, worker in enumerate(workers) if worker.poll() is not None]
+        failed += [rank for rank in done if workers[rank].returncode and rank not in failed]
+        if len(done) == len(workers):
+            break
+        if failed:
             deadline = min(deadline, time.monotonic() + GRACE)
         live.status(f"{len(done)} of {len(workers)} ranks done, {time.monotonic() - begin:.0f} s")
         time.sleep(0.02)
-    failed = any(worker.returncode for worker in workers if worker.returncode is not None)
     # What had to be ended because another failed is no failure of its own.
-    return [worker.returncode if worker.poll() is not None else 0 if failed else 1 for worker in workers]
+    return Ended([worker.returncode or 0 for worker in workers], failed)
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:
@@ -178,11 +191,14 @@ def _free_port() -> int:
         return int(one.getsockname()[1])
 
 
+def _said(rank: int, folder: Path) -> list[str]:
+    return (folder / f"rank{rank}.txt").read_text(errors="replace").rstrip().splitlines() or [""]
+
+
 def _tell(rank: int, status: int, folder: Path) -> None:
-    said = (folder / f"rank{rank}.txt").read_text(errors="replace").rstrip().splitlines()
     how = f"signal {-status}" if status < 0 else f"status {status}"
     print(f"pyparareal profile: rank {rank} ended with {how}", file=sys.stderr)
-    for line in said[-TOLD:]:
+    for line in _said(rank, folder)[-TOLD:]:
         print(f"  {line}", file=sys.stderr)
 
 

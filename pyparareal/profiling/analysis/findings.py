@@ -16,13 +16,27 @@ RULES: tuple[Rule, ...] = (*rules_method.RULES, *rules_machine.RULES)
 def findings(analysis: Analysis) -> list[Finding]:
     """By severity, then by what they cost; "nothing to mend" is one too."""
     found = [one for rule in RULES for one in rule(analysis)]
-    if analysis.summary["events"] and not any(one["severity"] in ("serious", "warning") for one in found):
+    if not analysis.summary["launches"]:
+        found.append(nothing_seen(analysis))
+    elif not any(one["severity"] in ("serious", "warning") for one in found):
         found.append(nothing_to_mend(analysis))
     return sorted(found, key=lambda one: (SEVERITIES.index(one["severity"]), -_cost(one)))
 
 
 def _cost(one: Finding) -> float:
     return one["seconds"] if one["seconds"] is not None else -math.inf
+
+
+def nothing_seen(analysis: Analysis) -> Finding:
+    """There is nothing to judge."""
+    return finding(
+        "nothing-seen",
+        "note",
+        "Nothing of pyparareal ran",
+        f"In {duration(analysis.summary['seconds'])} no step and no op was seen.",
+        {"events": analysis.summary["events"]},
+        "Watch a part of the program that calls solve, an op of pyparareal.ops or a network of pyparareal.nn.",
+    )
 
 
 def nothing_to_mend(analysis: Analysis) -> Finding:

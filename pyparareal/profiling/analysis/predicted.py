@@ -120,11 +120,26 @@ def _of_solve(work: Work, number: int, solve: Solve) -> Predicted:
         processors=[],
         what_if=[],
         serial_seconds=None,
+        serial_measured=_serial_measured(work.record, solve),
         serial_wins=None,
         reason=None,
     )
     row["reason"] = _unpriced(solve) or _priced(row, work, solve)
     return row
+
+
+def _serial_measured(record: Record, solve: Solve) -> float | None:
+    """Of the serial chain of the same grid: what was timed beside the record, or a serial solve in it."""
+    said = record.about.get("serial_seconds")
+    if len(record.solves) == 1 and isinstance(said, int | float):
+        return float(said)
+    keys = ("grid_steps", "shape", "dtype")
+    same = [
+        one.end - one.start
+        for one in record.solves
+        if one.method == "serial" and all(one.facts.get(key) == solve.facts.get(key) for key in keys)
+    ]
+    return min(same, default=None)
 
 
 def _unpriced(solve: Solve) -> str | None:
@@ -162,7 +177,7 @@ def _priced(row: Predicted, work: Work, solve: Solve) -> str | None:
     if schedule.slices * solve.iterations > MOST_LINKS:
         return f"{schedule.slices} slices and {solve.iterations} iterations are too many to price quickly"
     try:
-        alone = schedule.predict(1)
+        alone = schedule.predict(len(work.ranks))
     except ValueError as error:
         return str(error)
     row["costs"] = [cost for _, cost in costs]
@@ -263,6 +278,7 @@ def _of_network(network: dict[str, Any]) -> Predicted:
         processors=rows,
         what_if=[],
         serial_seconds=serial,
+        serial_measured=serial,
         serial_wins=all(row["speedup"] <= 1 for row in rows),
         reason=None,
     )

@@ -29,6 +29,7 @@ class Summary(TypedDict):
     devices: list[str]
     bytes: float | None  # that the launches had to move, of those that are known
     flops: float | None
+    failed: str | None  # how the program that was watched ended, if not well
 
 
 class OpRow(TypedDict):
@@ -208,6 +209,7 @@ class Predicted(TypedDict):
     processors: list[Priced]  # the schedule as it is on 1, 2, 4, ...
     what_if: list[Priced]
     serial_seconds: float | None
+    serial_measured: float | None  # of one step after the other, where that was run too
     serial_wins: bool | None  # on every number of processors priced
     reason: str | None
 

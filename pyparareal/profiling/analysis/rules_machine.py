@@ -18,6 +18,7 @@ COPYING = 0.15
 SETTING_UP = 0.5
 FAR_BELOW, NEAR = 0.1, 0.5  # of a roof
 OP_SHARE = 0.15  # of all launches, for an op to be worth a word
+SMALL_SHARE = 0.02  # of the work: below, a cost is not worth a word
 WARM_UP = 10.0  # times the mean of the others
 
 
@@ -47,8 +48,9 @@ def small_launches(analysis: Analysis) -> Iterator[Finding]:
 
 def waiting(analysis: Analysis) -> Iterator[Finding]:
     """A rank waits for messages, threads or devices."""
-    for row in analysis.host_overhead:
-        share = row["wait_seconds"] / row["seconds"] if row["seconds"] > 0 else 0.0
+    waits = {row["rank"]: row["wait_seconds"] / row["seconds"] for row in analysis.host_overhead if row["seconds"] > 0}
+    for row in sorted(analysis.host_overhead, key=lambda one: -one["wait_seconds"])[:1]:
+        share = waits.get(row["rank"], 0.0)
         if share >= WAITING:
             yield finding(
                 "waiting",
@@ -56,7 +58,7 @@ def waiting(analysis: Analysis) -> Iterator[Finding]:
                 f"Waiting takes {percent(share)}{_on(analysis, row['rank'])}",
                 f"For {duration(row['wait_seconds'])} of {duration(row['seconds'])} nothing ran"
                 f"{_on(analysis, row['rank'])}: it waited for messages, threads or a device.",
-                {"share": share, "rank": row["rank"]},
+                {f"rank {rank}": one for rank, one in waits.items()},
                 "Share the work more evenly, or use fewer ranks or threads; a larger m means fewer messages.",
                 row["wait_seconds"],
             )
@@ -167,9 +169,9 @@ def far_below_roof(analysis: Analysis) -> Iterator[Finding]:
     """An op that takes a large part of the time reaches a small part of what the machine can do."""
     for point, share in _large(analysis):
         each = point["seconds"] / point["calls"]
-        if point["fraction"] >= FAR_BELOW:
-            continue
         lost = point["seconds"] * (1 - point["fraction"])
+        if point["fraction"] >= FAR_BELOW or lost < SMALL_SHARE * analysis.summary["work_seconds"]:
+            continue
         reason = (
             f"A call runs for {duration(each)} only, mostly the cost of calling it."
             if each < SMALL

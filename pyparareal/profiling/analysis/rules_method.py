@@ -76,7 +76,7 @@ def serial_wins(analysis: Analysis) -> Iterator[Finding]:
             yield finding(
                 "pays-from",
                 "note",
-                f"It pays from {count(first['processors'], 'processor')} on",
+                f"It pays from {count(first['processors'], _unit(row))} on",
                 f"On one, the {_what(row)} is {best_ratio(row)} times slower than the serial one; on "
                 f"{first['processors']} it is {first['speedup']:.2f} times as fast, at best {best['speedup']:.2f} "
                 f"times on {best['processors']} (predicted, communication free).",
@@ -88,7 +88,8 @@ def serial_wins(analysis: Analysis) -> Iterator[Finding]:
                 "good",
                 "It pays",
                 f"The {_what(row)} is {row['processors'][0]['speedup']:.2f} times as fast as the serial one on one "
-                f"processor, and {best['speedup']:.2f} times on {best['processors']} (predicted, communication free).",
+                f"{_unit(row)}, and {best['speedup']:.2f} times on {best['processors']} (predicted, "
+                "communication free).",
                 {"speedup": best["speedup"], "processors": best["processors"]},
             )
 
@@ -98,24 +99,60 @@ def best_ratio(row: Predicted) -> str:
     return f"{1 / max(row['processors'][0]['speedup'], 1e-9):.2f}"
 
 
+def _unit(row: Predicted) -> str:
+    return "device" if row["solve"] < 0 else "processor"
+
+
 def _what(row: Predicted) -> str:
     return "parareal network" if row["solve"] < 0 else f"{row['what']} solve"
 
 
 def _never_pays(analysis: Analysis, row: Predicted, best: Priced) -> Finding:
-    lost = max(0.0, row["measured_seconds"] - (row["serial_seconds"] or 0.0))
+    measured = row["serial_measured"]
+    serial = (row["serial_seconds"] or 0.0) if measured is None else measured
+    lost = max(0.0, row["measured_seconds"] - serial)
+    took = f"would take about {duration(serial)}" if measured is None else f"took {duration(serial)}"
     return finding(
         "serial-wins",
         severity(analysis, lost),
         "The serial chain is faster",
-        f"One step after the other takes about {duration(row['serial_seconds'] or 0.0)}; this {_what(row)} took "
-        f"{duration(row['measured_seconds'])}, and on {count(best['processors'], 'processor')}, the best number, "
+        f"One step after the other {took}; this {_what(row)} took "
+        f"{duration(row['measured_seconds'])}, and on {count(best['processors'], _unit(row))}, the best number, "
         f"would take {duration(best['seconds'])} (predicted, communication free).",
         {"serial_seconds": row["serial_seconds"], "best_seconds": best["seconds"], "processors": best["processors"]},
         "Solve it serially, or make the problem larger: more work in a fine step, a cheaper coarse step, or a better "
         "coarse propagator, which takes fewer iterations.",
         lost,
     )
+
+
+def training_step(analysis: Analysis) -> Iterator[Finding]:
+    """Where the time of a training step goes."""
+    rows = {row["region"]: row for row in analysis.by_region}
+    steps = rows["train.update"]["calls"] if "train.update" in rows else 0
+    if not steps or "train.forward" not in rows:
+        return
+    named = {"train.forward": "forward", "train.backward": "backward", "train.update": "updating the weights"}
+    spent = {words: rows[region]["seconds"] / steps for region, words in named.items() if region in rows}
+    step = sum(spent.values())
+    parts = ", ".join(f"{percent(seconds / step)} {words}" for words, seconds in spent.items())
+    told = [f"A training step takes {duration(step)}: {parts} ({count(steps, 'step')})."]
+    pieces = {row["op"]: row["seconds"] / steps for row in analysis.by_op if row["op"] in _PIECES}
+    if pieces and spent["forward"] > 0:
+        shares = ", ".join(f"{percent(seconds / spent['forward'])} {_PIECES[op]}" for op, seconds in pieces.items())
+        told.append(f"Of the forward pass: {shares}.")
+    yield finding(
+        "training-step", "note", "Where a training step goes", " ".join(told),
+        {"seconds": step, **{f"{words} seconds": seconds for words, seconds in spent.items()}}, "", step * steps,
+    )  # fmt: skip
+
+
+_PIECES = {
+    "fine": "in the parts themselves",
+    "coarse": "in the coarse chain between them",
+    "preprocess": "guessing their inputs",
+    "head": "in the head",
+}
 
 
 def many_iterations(analysis: Analysis) -> Iterator[Finding]:
@@ -160,6 +197,21 @@ def _is_close(solve: SolveRow) -> bool:
     return solve["method"] == "parareal" and bool(slices) and solve["iterations"] >= CLOSE * (slices or 0)
 
 
+def failed(analysis: Analysis) -> Iterator[Finding]:
+    """The program did not end well."""
+    why = analysis.summary["failed"]
+    if why is not None:
+        yield finding(
+            "failed",
+            "serious",
+            "The program failed",
+            f"{why}. What is here is what happened until then.",
+            {"failed": why},
+            "",
+            analysis.summary["seconds"],
+        )
+
+
 def trouble(analysis: Analysis) -> Iterator[Finding]:
     """A solve did not converge."""
     for number, solve in enumerate(analysis.solves):
@@ -177,4 +229,4 @@ def trouble(analysis: Analysis) -> Iterator[Finding]:
             )
 
 
-RULES = (coarse_chain, serial_wins, many_iterations, slow_convergence, trouble)
+RULES = (failed, training_step, coarse_chain, serial_wins, many_iterations, slow_convergence, trouble)

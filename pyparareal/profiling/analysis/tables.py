@@ -30,6 +30,7 @@ def summary(record: Record, work: Work) -> Summary:
         devices=sorted({launch.event.device for launch in work.launches}),
         bytes=_known(launch.bytes for launch in work.launches),
         flops=_known(launch.flops for launch in work.launches),
+        failed=None if record.about.get("failed") is None else str(record.about["failed"]),
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -10,6 +11,12 @@ from ..events import Event, Record
 from ..op_costs import cost
 from . import intervals
 from .intervals import Intervals
+
+FRAMEWORK = {"train.backward": "backward", "train.update": "update"}
+"""Regions in which torch is at work without telling of it, and what that is called."""
+
+WORKING = ("train.forward", "train.backward", "train.update", "runs.window", "runs.serial", "runs.fall_back")
+"""Regions of training; solves are work too."""
 
 
 @dataclass(slots=True)
@@ -34,7 +41,8 @@ class Launch:
 
     @property
     def op(self) -> str:
-        return str(self.event.facts.get("op", self.event.name))
+        """Its name as an op, or of a module of a network what it is there: "fine", not "fine[2]"."""
+        return self.event.name.partition("[")[0]
 
 
 @dataclass
@@ -84,11 +92,27 @@ def work_of(record: Record) -> Work:
     end = max([start, *(event.end for event in events)])
     wall = intervals.union([(start, max(end, start + float(record.about.get("seconds", 0.0))))])
     spans = [(solve.start, solve.end) for solve in record.solves]
+    spans += [(event.start, event.end) for event in events if event.kind == "region" and event.name in WORKING]
     inside = intervals.both(intervals.union(spans), wall) if spans else wall
     ranks = sorted({event.rank for event in events}) or [0]
-    launches = _launches(events)
+    launches = _launches(events + _of_framework(events))
     busy = [launch.event for launch in launches if launch.leaf] + [e for e in events if e.kind == "copy"]
     return Work(record, wall, launches, busy, ranks, inside)
+
+
+def _of_framework(events: list[Event]) -> list[Event]:
+    """Launches for those regions in which there is none of ours."""
+    launches = [event for event in events if event.kind == "launch"]
+    found = []
+    for rank in {event.rank for event in events}:
+        mine = intervals.union((event.start, event.end) for event in launches if event.rank == rank)
+        for event in events:
+            if event.kind == "region" and event.name in FRAMEWORK and event.rank == rank:
+                span = intervals.union([(event.start, event.end)])
+                if not len(intervals.both(span, mine)):
+                    name = FRAMEWORK[event.name]
+                    found.append(dataclasses.replace(event, kind="launch", name=name, region=event.name, facts={}))
+    return found
 
 
 def _launches(events: list[Event]) -> list[Launch]:
