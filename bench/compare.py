@@ -187,9 +187,18 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps({"threshold": args.threshold, "rows": [row.as_dict() for row in rows]}, indent=1))
     else:
         print(text(rows, args.all))
+    for where, entries in ((args.old, old), (args.new, new)):
+        if busy := _busy(entries, {row.case for row in rows if row.found}):
+            print(f"{where}: other work may have shared the machine of {', '.join(busy)}", file=sys.stderr)
     if not args.force and any("different machines" in row.note for row in rows):
         print("times of different machines have no verdict; --force compares them", file=sys.stderr)
     return status(rows)
+
+
+def _busy(entries: Sequence[Entry], compared: set[str]) -> list[str]:
+    """Cases that began while more processes ran than half the cores take: their noise is that of other work."""
+    found = (entry for entry in entries if entry["case"] in compared)
+    return [e["case"] for e in found if e["machine"].get("load_average", 0) > e["machine"].get("cores", 1) / 2]
 
 
 def _chosen(entries: list[Entry], names: Sequence[str] | None, where: str) -> list[Entry]:

@@ -50,7 +50,8 @@ svg.chart { width: 100%; height: auto; display: block; } svg.chart text { font-s
 .point.failed { fill: var(--paper); stroke: var(--bad); stroke-width: 2; }
 .chip { font: 600 .72em/1.6 system-ui, sans-serif; border: 1.5px solid var(--quiet); border-radius: 3px;
   padding: 0 .45em; margin-left: .5em; white-space: nowrap; vertical-align: .1em; }
-.SLOW, .BROKEN, .DIFFERS { border-color: var(--bad); color: var(--bad); } .FAST { border-color: var(--good); color: var(--good); }
+.SLOW, .BROKEN, .DIFFERS { border-color: var(--bad); color: var(--bad); }
+.FAST { border-color: var(--good); color: var(--good); }
 details { font-size: .88em; margin-top: .5em; } summary { cursor: pointer; min-height: 1.8em; }
 td.long { white-space: normal; min-width: 12em; text-align: left; }
 @media (max-width: 700px) { body { margin: .8em auto; padding: 0 .7em; } input { flex: 1; } }

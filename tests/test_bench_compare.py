@@ -259,6 +259,16 @@ def status(words):
         return stop.code
 
 
+def test_records_of_a_busy_machine_are_pointed_out(tmp_path, capsys):
+    for name, load in (("quiet", 1.0), ("busy", 1.1)):
+        machine = {"cpu": "one", "cores": 2, "gpus": [], "load_average": load}
+        found = [entry(case, samples={"t": SLOWER[0]}, machine=machine) for case in ("a.b", "c.d")]
+        (tmp_path / name).write_text(json.dumps(found))
+    assert compare.main([str(tmp_path / "quiet"), str(tmp_path / "busy"), "--case", "c.d"]) == 0
+    said = f"{tmp_path / 'busy'}: other work may have shared the machine of c.d\n"
+    assert capsys.readouterr().err == said
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
