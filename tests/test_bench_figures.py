@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
 import bench_tree
 import pytest
+import test_bench_compare
 
 ROOT = bench_tree.load()
 if not (ROOT / "docs").is_dir() or not (ROOT / "README.md").exists():
@@ -133,6 +135,21 @@ def test_intervals():
 )  # fmt: skip
 def test_digits(x, words):
     assert figures.said(x) == words
+
+
+def test_the_latest_good_record_counts(tmp_path):
+    def record(name, day, **fields):
+        found = test_bench_compare.entry(
+            "a.b", date=f"2026-01-0{day}T00:00:00+00:00", **({"metrics": {"day": day}} | fields)
+        )
+        (tmp_path / name).write_text(json.dumps([found]))
+
+    record("a.json", 2)
+    record("b.json", 3)
+    record("c.json", 1)
+    record("d.json", 4, checked=False, error="gone", metrics={})
+    (tmp_path / "e.json").write_text('{"other": "kind"}')
+    assert figures.recorded(tmp_path)["a.b"]["metrics"] == {"day": 3}
 
 
 # README

@@ -52,7 +52,7 @@ def page(*entries):
 
 def test_a_record_that_many_commits_carry_counts_once_and_in_order():
     first, second = run(1), run(2)
-    found = history.series([[first, run(1, "a.b")], [first], [second, first], [second]])
+    found = history.series([[second, run(1, "a.b")], [first], [second, first], [second]])
     assert list(found) == ["a.b", "depth.dense"]
     assert found["depth.dense"] == [first, second]
 
