@@ -16,7 +16,7 @@ Array = Any
 Computed = tuple[Solution, Any]
 
 
-def noted(method: Any, m: Any, u0: Array, compute: Callable[[], Computed]) -> Computed:
+def noted(method: Any, m: Any, u0: Array, compute: Callable[[], Computed], tol: float | None = None) -> Computed:
     """``compute()`` in a region "solve", and a note of its solution, also of one that is raised with an error."""
     name = method if isinstance(method, str) else type(method).__name__.lower()
     start = time.perf_counter_ns()
@@ -31,16 +31,17 @@ def noted(method: Any, m: Any, u0: Array, compute: Callable[[], Computed]) -> Co
         raise
     finally:
         if found is not None:
-            _trace.note("solve", _about(name, method, m, u0, found, start))
+            _trace.note("solve", _about(name, method, m, tol, u0, found, start))
 
 
-def _about(name: str, method: Any, m: Any, u0: Array, found: Solution, start: int) -> dict[str, Any]:
+def _about(name: str, method: Any, m: Any, tol: float | None, u0: Array, found: Solution, start: int) -> dict[str, Any]:
     """As :class:`.profiling.events.Solve` has it, times in nanoseconds of ``time.perf_counter_ns``."""
     stats = found.stats
     facts = {
         "slices": stats.slices,
         "grid_steps": found.grid.steps,
         "m": [int(one) for one in m] if isinstance(m, Sequence) else int(m),
+        "tol": tol,
         "levels": stats.levels,
         "dtype": str(u0.dtype).rpartition(".")[2],
         "shape": list(u0.shape),

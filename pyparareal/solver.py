@@ -169,7 +169,7 @@ def solve(
 
     def compute(adjoint: Any) -> tuple[Solution, Found]:
         iterate = partial(_iterate, run, over, adjoint, c, guessed, grid, save, on_failure, runtime)
-        return iterate() if _trace.listener is None else noted(method, m, start, iterate)
+        return iterate() if _trace.listener is None else noted(method, m, start, iterate, tol)
 
     return _connected(compute, problem, u0, rhs, parameters, adjoint)
 

@@ -23,7 +23,7 @@ from pyparareal.pages import style
 from pyparareal.profiling import report
 from pyparareal.profiling.analysis import analyse, results
 from pyparareal.profiling.events import KINDS, Event, Record, Sample, Solve
-from pyparareal.profiling.report import packing, words
+from pyparareal.profiling.report import charts, packing, words
 
 page_module = importlib.import_module("pyparareal.profiling.report.page")  # the package has its function by that name
 VOID = {"meta", "input", "img", "br", "line", "circle", "rect", "polyline", "polygon"}
@@ -126,13 +126,40 @@ def test_a_hundred_thousand_events_would_be_less_than_five_megabytes():
 
 
 def test_marks_are_numbered_as_residuals_are():
-    """With the residual of the guess the first mark is iteration 0, else 1; samples outside solves are no marks."""
-    samples = [Sample("residual", t, 1.0) for t in (0.1, 0.2, 0.3, 9.0)] + [Sample("other", 0.15, 1.0)]
-    with_guess = Record(samples=samples, solves=[Solve("mgrit", 0, 1, 2, "", [1, 1, 1])])
-    without = Record(samples=samples, solves=[Solve("mgrit", 0, 1, 3, "", [1, 1, 1])])
-    assert [m["words"] for m in packing.marks(with_guess, 0.0)] == ["iteration 0", "iteration 1", "iteration 2"]
-    assert [m["words"] for m in packing.marks(without, 0.0)] == ["iteration 1", "iteration 2", "iteration 3"]
-    assert [m["time"] for m in packing.marks(without, 0.05)] == pytest.approx([0.05, 0.15, 0.25])
+    """By value: a residual that is no number has no sample; with one of the guess the first is iteration 0.
+
+    Samples outside solves and of other counters are no marks.
+    """
+    values = {0.1: 1.0, 0.2: 0.5, 0.3: 0.25, 9.0: 0.125}
+    samples = [Sample("residual", t, value) for t, value in values.items()] + [Sample("other", 0.15, 1.0)]
+
+    def marked(iterations, residuals, begin=0.0):
+        record = Record(samples=samples, solves=[Solve("mgrit", 0, 1, iterations, "", residuals)])
+        return [(round(m["time"], 12), m["words"]) for m in packing.marks(record, begin)]
+
+    assert marked(2, [1.0, 0.5, 0.25]) == [(0.1, "iteration 0"), (0.2, "iteration 1"), (0.3, "iteration 2")]
+    assert marked(4, [math.nan, 1.0, 0.5, 0.25], 0.05) == [
+        (0.05, "iteration 2"), (0.15, "iteration 3"), (0.25, "iteration 4"),
+    ]  # fmt: skip
+    assert marked(1, [7.0]) == []
+
+
+def test_ticks_of_powers():
+    found = [charts.power(value) for value in (1.0, 0.01, 500.0, 1e-7, 2e-7, 1e300, 1e-290)]
+    assert found == ["1", "0.01", "500", "10⁻⁷", "2·10⁻⁷", "10³⁰⁰", "10⁻²⁹⁰"]
+
+
+def test_a_tolerance_is_drawn_where_residuals_are_compared_with_it():
+    def line(tol, **options):
+        record = Record(solves=[Solve("mgrit", 0, 1, 2, "", [2.0, 1e-3], {"tol": tol, "options": options})])
+        found = re.search(r"tolerance ([^<]*)<", charts.residuals(record.solves))
+        return found and float(found[1])
+
+    assert line(1e-4) == 1e-4
+    assert line(1e-4, relative="first") == 2e-4
+    assert line(1e-4, relative="state") is None
+    assert line(None) is None
+    assert line(math.nan) is None
 
 
 class Outline(HTMLParser):

@@ -14,6 +14,7 @@ from ..events import Record, Sample, Solve
 from . import words
 from .axes import Axis, Chart, linear, logarithmic
 
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 CURVES = 6  # of one chart; their colours and dashes
 MOST_POINTS = 400  # of a curve: more than a screen has pixels for it
 MOST_MARKS = 60  # on one: each can be focused
@@ -34,17 +35,16 @@ def residuals(solves: Sequence[Solve]) -> str:
 
 
 def _residuals(shown: Sequence[tuple[int, Solve]], *, single: bool) -> str:
-    tolerances = {float(s.facts["tol"]) for _, s in shown if isinstance(s.facts.get("tol"), (int, float))}
-    tolerances = {tol for tol in tolerances if 0 < tol < math.inf}
+    tolerances = {tol for _, solve in shown if (tol := _tolerance(solve)) is not None}
     values = [value for _, solve in shown for value in solve.residuals]
-    y = logarithmic("residual", [*values, *tolerances], lambda value: f"{value:.0e}")
+    y = logarithmic("residual", [*values, *tolerances], power)
     longest = max(len(solve.residuals) for _, solve in shown)
     x = linear("iteration", [max(longest, 2)], lambda value: f"{value:g}")
     x = Axis(x.label, [tick for tick in x.ticks if tick == int(tick)], x.words)
     chart = Chart("Residual by iteration, logarithmic", x, y)
     for tol in sorted(tolerances):
         chart.line([(x.low, tol), (x.high, tol)], "tolerance")
-        chart.text(x.high, tol, f"tolerance {tol:.2g}", anchor="end")
+        chart.text(x.low, tol, f" tolerance {tol:.2g}")
     broken, keys = 0, []
     for place, (number, solve) in enumerate(shown):
         first = 0 if len(solve.residuals) > solve.iterations else 1  # with that of the guess
@@ -57,22 +57,39 @@ def _residuals(shown: Sequence[tuple[int, Solve]], *, single: bool) -> str:
             chart.point(k, value, f"c{place}", [f"{name}, iteration {k}", f"residual\t{value:.4g}"], 3)
         if not single:
             keys.append(_key(f"c{place}", f"{number + 1}: {solve.method}, {solve.status}"))
-    note = words.note(f"{broken} residuals are not finite and not drawn.") if broken else ""
     zero = sum(value == 0 for value in values)
-    note += words.note(f"{zero} residuals are exactly zero: below the chart.") if zero else ""
+    note = (
+        words.note(f"Not drawn, as they are no finite numbers: {broken} of {len(values)} residuals.") if broken else ""
+    )
+    note += words.note(f"Below the chart, as they are exactly zero: {zero} of {len(values)} residuals.") if zero else ""
     return f"<figure>{chart.picture()}<p class=keys>{''.join(keys)}</p>{note}</figure>"
+
+
+def _tolerance(solve: Solve) -> float | None:
+    """What its residuals are compared with; None for no tolerance, or one that is relative to other norms."""
+    tol, relative = solve.facts.get("tol"), solve.facts.get("options", {}).get("relative")
+    if not isinstance(tol, (int, float)):
+        return None
+    if relative == "first":
+        tol *= next((value for value in solve.residuals if math.isfinite(value)), math.nan)
+    return float(tol) if relative in (None, "first") and 0 < tol < math.inf else None
 
 
 def roofline(found: Roofline) -> str:
     """Ops by their FLOP per byte and FLOP per second, under the roofs measured in this run."""
     if not found["points"] and not found["roofs"]:
-        why = "no op whose FLOPs and bytes are known ran" if not found["unknown"] else _unknown(found["unknown"])
-        return words.missing(f"No roofline: {why}, and no roofs were measured.")
+        unknown = f" {_unknown(found['unknown'])}." if found["unknown"] else ""
+        return words.missing(f"No roofline: the roofs of this machine were not measured in this run.{unknown}")
     points = [p for p in found["points"] if p["intensity"] > 0 and p["flops_per_second"] > 0]
     ridges = [r["flops_per_second"] / r["bytes_per_second"] for r in found["roofs"] if r["bytes_per_second"] > 0]
     x = logarithmic("FLOP per byte", [*(p["intensity"] for p in points), *(8 * v for v in ridges), 0.02], _plain, 5)
     tops = [roof["flops_per_second"] for roof in found["roofs"]]
-    y = logarithmic("FLOP/s", [*(p["flops_per_second"] for p in points), *tops], lambda v: words.amount(v, ""), 6)
+    y = logarithmic(
+        "FLOP/s",
+        [*(rate / 10 for rate in [*tops, *(p["flops_per_second"] for p in points)]), *tops],
+        lambda v: words.amount(v, ""),
+        6,
+    )
     chart = Chart("Roofline: FLOP per second by FLOP per byte, both logarithmic", x, y)
     keys = []
     for place, roof in enumerate(found["roofs"]):
@@ -85,7 +102,7 @@ def roofline(found: Roofline) -> str:
     keys += [_key(f"dot c{place % CURVES}", op) for op, place in ops.items()]
     note = words.note(_unknown(found["unknown"]) + ".") if found["unknown"] else ""
     none = words.missing("No op whose FLOPs and bytes are known ran: roofs alone.") if not points else ""
-    return f"<figure class=large>{chart.picture()}<p class=keys>{''.join(keys)}</p>{none}{note}</figure>"
+    return f"<figure>{chart.picture()}<p class=keys>{''.join(keys)}</p>{none}{note}</figure>"
 
 
 def _roof(chart: Chart, roof: Roof, place: int) -> None:
@@ -116,8 +133,8 @@ def point_tip(point: Point) -> list[str]:
     ]
 
 
-def processors(found: Predicted) -> str:
-    """*Predicted* time by number of processors, the serial chain, and what was *measured*."""
+def processors(found: Predicted, ranks: int) -> str:
+    """*Predicted* time by number of processors, the serial chain, and what was *measured* on so many ``ranks``."""
     rows, unit = found["processors"], found["unit"]
     if not rows:
         return ""
@@ -140,8 +157,9 @@ def processors(found: Predicted) -> str:
                f"against serial\t{row['speedup']:.3g} times"]  # fmt: skip
         chart.point(row["processors"], row["seconds"], "predicted", tip)
     if measured:
-        chart.point(x.low, measured, "measured", ["measured, this run", f"{unit}\t{tell(measured)}"], 5)
-        keys.append(_key("dot measured", "measured: this run"))
+        where = f"measured: this run, {ranks} rank{'s' * (ranks != 1)}"
+        chart.point(ranks, measured, "measured", [where, f"{unit}\t{tell(measured)}"], 5)
+        keys.append(_key("dot measured", where))
     return f"<figure>{chart.picture()}<p class=keys>{''.join(keys)}</p></figure>"
 
 
@@ -186,6 +204,15 @@ def _key(css: str, text: str) -> str:
 
 def _unknown(ops: Sequence[str]) -> str:
     return f"FLOPs or bytes are not known of {', '.join(ops)}"
+
+
+def power(value: float) -> str:
+    """A tick of a logarithmic axis: 10⁻⁷, 2·10⁻⁷; small whole powers as they are."""
+    if 0.01 <= value < 1000:
+        return f"{value:g}"
+    factor, exponent = f"{value:.0e}".split("e")
+    raised = str(int(exponent)).translate(_RAISED)
+    return f"10{raised}" if factor == "1" else f"{factor}·10{raised}"
 
 
 def _plain(value: float) -> str:

@@ -9,7 +9,7 @@ const STRENGTH = { region: 0.3, verb: 0.55 }; // of the hue, so that what enclos
 class Colours {
   constructor(data) {
     this.data = data;
-    this.by = new Set(data.types.map((type) => type.level).filter((level) => level !== null)).size > 1 ? "level" : "kind";
+    this.by = new Set(data.types.map((type) => type.level).filter((level) => level !== null)).size > 1 ? "level" : "name";
     this.names = namesBySeconds(data);
     this.read();
   }

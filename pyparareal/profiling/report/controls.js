@@ -35,9 +35,10 @@ class Timeline {
     this.painter.scroll = this.frame.scrollTop;
     this.painter.draw();
     const { from, to } = this.view;
-    document.getElementById("range").textContent = `${secondsWords(from)} to ${secondsWords(to)}, ${secondsWords(to - from)} wide`;
+    const words = [from, to, to - from].map(secondsWords);
+    document.getElementById("range").textContent = `${words[0]} to ${words[1]}, ${words[2]} wide`;
     const arrows = this.painter.arrowsInView;
-    document.getElementById("arrows").textContent = arrows > MOST_ARROWS
+    document.getElementById("arrows").textContent = arrows > this.painter.mostArrows
       ? `${arrows.toLocaleString("en")} arrows in view: only those of the chosen event are drawn. Zoom in for more.` : "";
   }
 
@@ -180,7 +181,8 @@ class Timeline {
       this.show(data.start[event] - half, data.start[event] + half);
     }
     const height = this.canvas.clientHeight;
-    if (y - this.frame.scrollTop < AXIS || y + this.lanes.row - this.frame.scrollTop > height) this.frame.scrollTop = y - height / 2;
+    const above = y - this.frame.scrollTop;
+    if (above < AXIS || above + this.lanes.row > height) this.frame.scrollTop = y - height / 2;
     const place = this.canvas.getBoundingClientRect();
     const x = Math.min(Math.max(this.painter.x(data.start[event]), 0), this.painter.width);
     this.choose(event, place.left + x, place.top + y - this.frame.scrollTop + this.lanes.row, 0, true);

@@ -80,14 +80,19 @@ def varints(values: Sequence[int] | np.ndarray[Any, Any]) -> bytes:
 
 
 def marks(record: Record, begin: float) -> list[dict[str, Any]]:
-    """Where iterations ended: the samples of the residual inside each solve, numbered as its residuals are."""
+    """Where iterations ended: when the residual of each was known, by its value, as one that is no number is not told.
+
+    Iterations count from 1; the residual of the guess, if a solve has one more residual than iterations, is number 0.
+    """
     found = []
     rank = min((sample.rank for sample in record.samples), default=0)
-    times = sorted(s.time for s in record.samples if s.counter == "residual" and s.rank == rank)
+    known = sorted((s.time, s.value) for s in record.samples if s.counter == "residual" and s.rank == rank)
     for solve in record.solves:
-        inside = [time for time in times if solve.start <= time <= solve.end]
-        first = 0 if len(inside) > solve.iterations else 1  # with the residual of the guess
-        found += [{"time": time - begin, "words": f"iteration {k}"} for k, time in enumerate(inside, first)]
+        numbered = enumerate(solve.residuals, 0 if len(solve.residuals) > solve.iterations else 1)
+        for time, value in known:
+            if solve.start <= time <= solve.end:
+                number = next((k for k, residual in numbered if residual == value), None)
+                found += [] if number is None else [{"time": time - begin, "words": f"iteration {number}"}]
     return found
 
 
@@ -130,10 +135,10 @@ def _tracks(events: Iterable[Event], words: Mapping[tuple[int, str, str | None],
     found = []
     for (rank, _, device, stream), there in groupby(events, _track):
         kinds = [event.kind for event in there]
-        name = f"rank {rank} · {device} · {stream}"
-        if "launch" in kinds or "copy" in kinds:
-            name += words.get((rank, device, stream)) or words.get((rank, device, None), "")
-        found.append({"rank": rank, "device": device, "stream": stream, "words": name, "count": len(kinds)})
+        works = "launch" in kinds or "copy" in kinds
+        more = (words.get((rank, device, stream)) or words.get((rank, device, None), "")) if works else ""
+        track = {"rank": rank, "device": device, "stream": stream, "words": f"rank {rank} · {device} · {stream}"}
+        found.append({**track, "more": more, "count": len(kinds)})
     return found
 
 

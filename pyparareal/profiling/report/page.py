@@ -74,9 +74,9 @@ def answer(analysis: Analysis) -> str:
     if analysis.host_overhead:
         worst = max(analysis.host_overhead, key=lambda row: row["overhead_share"])
         whole = worst["seconds"] or 1.0
-        rank = f"on rank {worst['rank']} " if len(analysis.host_overhead) > 1 else ""
-        text += f": {rank}{words.share(worst['launch_seconds'] / whole)} in kernels and innermost steps, "
-        text += f"{words.share(worst['overhead_share'])} on the host between them, "
+        rank = f"on rank {worst['rank']}, " if len(analysis.host_overhead) > 1 else ""
+        text += f": {rank}{words.share(worst['launch_seconds'] / whole)} computing in kernels and innermost steps, "
+        text += f"{words.share(worst['overhead_share'])} on the host outside them (Python, or what is not traced), "
         text += f"{words.share((worst['copy_seconds'] + worst['wait_seconds']) / whole)} copying and waiting"
     if analysis.by_op:
         most, ranks = analysis.by_op[0], " on all ranks" if summary["ranks"] > 1 else ""
@@ -118,7 +118,7 @@ def _tiles(record: Record, analysis: Analysis) -> str:
     if analysis.host_overhead:
         spent = sum(row["overhead_seconds"] for row in analysis.host_overhead)
         whole = sum(row["seconds"] for row in analysis.host_overhead)
-        tiles.append(("host between kernels", words.share(spent / whole if whole else 0.0)))
+        tiles.append(("host outside kernels", words.share(spent / whole if whole else 0.0)))
     if analysis.critical_path:
         tiles.append(("coarse chain, of critical path", words.share(analysis.critical_path["coarse_share"])))
     tiles += [("launches", words.count(summary["launches"])), ("events", words.count(summary["events"]))]

@@ -2,7 +2,6 @@
 // Draws what is in view, on the canvas of the timeline and on the small one over it.
 
 const COLUMN = 2, DIM = 0.18; // pixels; opacity of what was not searched for
-const MOST_ARROWS = 300; // more of them are a grey cloud: then only those of the event under the pointer
 
 class Painter {
   constructor(canvas, overview, lanes, colours) {
@@ -39,10 +38,11 @@ class Painter {
   }
 
   head(pen, track, y) {
+    const words = track.words + track.more;
     pen.fillStyle = this.colours.paper;
-    pen.fillRect(0, y + 2, this.measure(pen, track.words) + 10, HEAD - 4);
+    pen.fillRect(0, y + 2, this.measure(pen, words) + 10, HEAD - 4);
     pen.fillStyle = this.colours.ink;
-    pen.fillText(track.words, 4, y + HEAD / 2 + 1, this.width - 8);
+    pen.fillText(words, 4, y + HEAD / 2 + 1, this.width - 8);
   }
 
   // Events too narrow to be seen are drawn as columns: how high a colour is, is its share of the column's time.
@@ -74,7 +74,7 @@ class Painter {
       pen.fillStyle = colours.patterns[kind];
       pen.fillRect(a, y, b - a - gap, height);
     }
-    if (b - a < 26 || lanes.row < 16) return;
+    if (b - a < 26 || lanes.row < 16 || pen.globalAlpha < 1) return;
     const [left, room] = [Math.max(a, 0) + 4, Math.min(b, this.width) - Math.max(a, 0) - 8];
     const text = this.fitted(pen, name, room);
     if (!text) return;
@@ -133,7 +133,7 @@ class Painter {
       pen.globalAlpha = 0.8;
       stroke(pen, [[x, AXIS - 2], [x, height]]);
       const wide = this.measure(pen, mark.words) + 6;
-      if (x - wide < free) continue;
+      if (x - wide < Math.max(free, 0)) continue;
       pen.globalAlpha = 1;
       pen.fillStyle = this.colours.paper;
       pen.fillRect(x - wide, AXIS - 2, wide - 1, 13);
@@ -158,9 +158,10 @@ class Painter {
       if (seen > 1 && last >= from && first <= to) near.push(group);
     }
     this.arrowsInView = near.length;
+    this.mostArrows = Math.max(60, this.width / 3); // more are a grey cloud: then only those of the event under the pointer
     for (const group of near) {
       const strong = this.chosen >= 0 && group.includes(this.chosen);
-      if (near.length > MOST_ARROWS && !strong) continue;
+      if (near.length > this.mostArrows && !strong) continue;
       this.arrow(pen, group.filter((event) => lanes.place[event] >= 0), strong);
     }
   }
@@ -231,7 +232,8 @@ class Painter {
     pen.scale(tile.width / width, tile.height / height);
     const tracks = data.tracks.filter((track) => track.rows.length), thick = height / Math.max(tracks.length, 1);
     tracks.forEach((track, k) => track.rows.forEach((row) => {
-      const high = Math.max(thick - (thick > 4 ? 1 : 0), 0.5), columns = new Columns(pen, colours, k * thick, high, COLUMN / scale);
+      const high = Math.max(thick - (thick > 4 ? 1 : 0), 0.5);
+      const columns = new Columns(pen, colours, k * thick, high, COLUMN / scale);
       for (const event of row) {
         const a = data.start[event] * scale, b = data.end[event] * scale;
         if (b - a < 1.5) columns.add(Math.floor(a / COLUMN), data.type[event], data.seconds[event], true);

@@ -14,6 +14,7 @@ from .charts import processors
 from .packing import Packed
 from .words import Cell, figure, share, table
 
+HIDDEN = ("title", "clock", "roofs")  # said elsewhere on the page, or for merging alone
 LONGEST = 15  # of work, waiting and phases each
 LISTED_SOLVES = 200
 LISTED_PREDICTIONS = 12
@@ -64,6 +65,8 @@ def by_level(analysis: Analysis) -> str:
                 Cell(ops + (f" and {more} more" if more > 0 else "")),
             ]
         )
+    if len(rows) == 1 and analysis.by_level[0]["level"] is None:
+        return ""
     return table("Time by level", ["level", "time", "share", "calls", "mostly"], rows) if rows else ""
 
 
@@ -167,14 +170,17 @@ def predicted(analysis: Analysis) -> str:
         return words.missing("No prediction: nothing in this run has a schedule that the model prices.")
     left = len(analysis.predicted) - LISTED_PREDICTIONS
     more = words.note(f"{left} more predictions are not shown.") if left > 0 else ""
-    return "".join(_predicted(found) for found in analysis.predicted[:LISTED_PREDICTIONS]) + more
+    return (
+        "".join(_predicted(found, analysis.summary["ranks"]) for found in analysis.predicted[:LISTED_PREDICTIONS])
+        + more
+    )
 
 
-def _predicted(found: Predicted) -> str:
+def _predicted(found: Predicted, ranks: int) -> str:
     title = f"Solve {found['solve'] + 1}, {found['what']}" if found["solve"] >= 0 else f"The {found['what']}"
-    head = f"<h3>{escape(title)}</h3>"
+    title = f"<h3>{escape(title)}</h3>"
     if found["reason"]:
-        return head + words.missing(f"Not predicted: {found['reason']}.")
+        return title + words.missing(f"Not predicted: {found['reason']}.")
     tell: Callable[[float | None], str] = words.seconds if found["unit"] == "seconds" else _in(found["unit"])
     rows: list[Sequence[Cell]] = [
         [
@@ -186,8 +192,9 @@ def _predicted(found: Predicted) -> str:
     ]
     whole = figure(tell(found["model_seconds"]), found["model_seconds"])
     rows.append([Cell("all"), whole, figure(words.seconds(found["measured_seconds"]), found["measured_seconds"])])
-    parts = [head, '<div class="beside">', processors(found), "<div>"]
-    parts.append(table("Predicted beside measured", ["one processor", "predicted", "measured"], rows, sortable=False))
+    parts = [title, '<div class="beside">', processors(found, ranks), "<div>"]
+    head = ["phase", "predicted, 1 processor", f"measured, {ranks} rank{'s' * (ranks != 1)}"]
+    parts.append(table("Predicted beside measured", head, rows, sortable=False))
     if found["ratio"] is not None:
         parts.append(words.note(f"Measured is {found['ratio']:.3g} times what the model says of the same schedule."))
     if found["serial_wins"] is not None:
@@ -254,7 +261,9 @@ def longest(packed: Packed) -> str:
 
 def facts(record: Record) -> str:
     """Command, machine, versions, and how the clocks of the ranks were laid on one another."""
-    about: dict[str, Any] = {key: value for key, value in record.about.items() if key != "title"}
+    about: dict[str, Any] = {key: value for key, value in record.about.items() if key not in HIDDEN}
+    if isinstance(about.get("seconds"), (int, float)):
+        about["seconds"] = words.seconds(about["seconds"])
     clocks = [
         [
             figure(str(clock.rank), clock.rank),
