@@ -28,6 +28,7 @@ SHARED = "the clock of the same machine"
 MESSAGES = "messages in both directions"
 ONE_WAY = "messages in one direction only: as late as they allow"
 ONE_WAY_EARLY = "messages in one direction only: as early as they allow"
+BETWEEN = "messages in one direction only: between what others allow"
 UNKNOWN = "no message tells: both timelines begin together"
 
 
@@ -51,13 +52,13 @@ def align(records: Sequence[Record], ranks: Sequence[int]) -> list[RankClock]:
     if drift:
         bounds = bounds + np.where(np.eye(len(records)), 0.0, drift)
     closed = shortest(bounds)
-    offsets = _placed(closed, bounds)
+    offsets, why = _placed(closed, bounds)
     clocks = []
     for i, rank in enumerate(ranks):
         if i == 0:
             clocks.append(RankClock(rank))
             continue
-        error, how = _known(closed[0, i], -closed[i, 0], offsets[i])
+        error, how = (math.inf, why[i]) if i in why else (_half(closed, i, offsets[i]), MESSAGES)
         if same[0, i]:
             error, how = max(_resolution(records[0]), _resolution(records[i])), SHARED
         # What rounding adds up to is no contradiction.
@@ -101,39 +102,36 @@ def _tighten_by_messages(bounds: Matrix, records: Sequence[Record]) -> None:
                 bounds[of[j], of[i]] = min(bounds[of[j], of[i]], least)
 
 
-def _placed(closed: Matrix, bounds: Matrix) -> list[float]:
-    """Offsets that obey all bounds: middles where there are two, then one rank after the other at what is left."""
-    offsets = {
-        i: (closed[0, i] - closed[i, 0]) / 2
-        for i in range(len(closed))
-        if math.isfinite(closed[0, i]) and math.isfinite(closed[i, 0])
-    }
-    offsets[0] = 0.0
+def _placed(closed: Matrix, bounds: Matrix) -> tuple[list[float], dict[int, str]]:
+    """Offsets that obey all bounds: middles where there are two, then one rank after the other at what is left.
+
+    Also why, for each of the latter.
+    """
+    both = np.isfinite(closed[0]) & np.isfinite(closed[:, 0])
+    offsets = {int(i): float(closed[0, i] - closed[i, 0]) / 2 for i in np.flatnonzero(both)}
+    offsets[0], why = 0.0, dict[int, str]()
     rest = [i for i in range(len(closed)) if i not in offsets]
-    # Those that some message ties come before those that none does.
     while rest:
         fixed = bounds.copy()
         for i, a in offsets.items():
             for j, b in offsets.items():
                 fixed[i, j] = b - a
         closed = shortest(fixed)
-        tied = [i for i in rest if math.isfinite(closed[0, i]) or math.isfinite(closed[i, 0])]
-        i = (tied or rest)[0]
-        offsets[i] = _at_bound(closed[0, i], -closed[i, 0])
+        # Those that some message ties to a rank already placed come before those that none does.
+        i = next((i for i in rest if math.isfinite(closed[0, i]) or math.isfinite(closed[i, 0])), rest[0])
+        offsets[i], why[i] = _at_bound(float(closed[0, i]), -float(closed[i, 0]))
         rest.remove(i)
-    return [float(offsets[i]) for i in range(len(closed))]
+    return [offsets[i] for i in range(len(closed))], why
 
 
-def _at_bound(upper: float, lower: float) -> float:
+def _at_bound(upper: float, lower: float) -> tuple[float, str]:
     if math.isfinite(upper) and math.isfinite(lower):
-        return (upper + lower) / 2
-    return upper if math.isfinite(upper) else lower if math.isfinite(lower) else 0.0
-
-
-def _known(upper: float, lower: float, offset: float) -> tuple[float, str]:
-    """The error of an offset between two bounds, and where they are from."""
-    if math.isfinite(upper) and math.isfinite(lower):
-        return max(upper - offset, offset - lower, 0.0), MESSAGES
+        return (upper + lower) / 2, BETWEEN
     if math.isfinite(upper):
-        return math.inf, ONE_WAY
-    return math.inf, ONE_WAY_EARLY if math.isfinite(lower) else UNKNOWN
+        return upper, ONE_WAY
+    return (lower, ONE_WAY_EARLY) if math.isfinite(lower) else (0.0, UNKNOWN)
+
+
+def _half(closed: Matrix, i: int, offset: float) -> float:
+    """How far the bounds are from the offset between them."""
+    return max(float(closed[0, i]) - offset, offset + float(closed[i, 0]), 0.0)

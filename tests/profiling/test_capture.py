@@ -124,6 +124,7 @@ def test_every_op_replays_with_its_bits(tmp_path, op, backend, monkeypatch):
         (path,) = captured.paths
         found = replay(path)
         assert found.same
+        assert set(found.same) == set(found.outputs)
         assert all(found.same.values()), str(found)
         assert found.promised
         assert type(next(iter(found.outputs.values()))) is type(backend.like(np.zeros(1)))
@@ -346,7 +347,18 @@ def test_timed_replays_start_from_the_same_numbers(tmp_path):
     f, g = np.ones((2, 1, 3)), np.zeros((2, 1, 3))
     with capture("parareal_update", tmp_path) as captured:
         ops.parareal_update(f, g + 1, g, out=f)
-    found = replay(captured.paths[0], repeats=3)
+    started_from = []
+
+    def watch(call, out, f_old, *others):
+        started_from.append(f_old[0, 0, 0])
+        call(out, f_old, *others)
+
+    traced_ops.surround("parareal_update", watch)
+    try:
+        found = replay(captured.paths[0], repeats=3)
+    finally:
+        traced_ops.leave_alone("parareal_update")
+    assert started_from == [1.0] * 4
     assert len(found.samples.seconds) == 3
     np.testing.assert_array_equal(found.outputs["out"], 2)
 

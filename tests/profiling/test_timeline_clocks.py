@@ -135,6 +135,15 @@ def test_one_direction_says_so(source, how):
     assert clock.offset - 40 == pytest.approx(-0.25 if source == 0 else 0.25, abs=ROUNDING)
 
 
+def test_a_rank_that_is_tied_to_others_only_is_laid_on_theirs():
+    """2 sends to 0 and to 1 in no time: neither is bounded from both sides, yet all are where they were."""
+    happened = [*message(2, 0, 5.0, 0.0, 0), *message(2, 1, 6.0, 0.0, 1)]
+    clocks = merge(planted([0.0, 70.0, -30.0], "ABC", happened)).clocks
+    assert [clock.offset for clock in clocks] == pytest.approx([0, 70, -30], abs=ROUNDING)
+    assert [clock.how for clock in clocks[1:]] == [ONE_WAY_EARLY, ONE_WAY]
+    assert all(clock.error == math.inf for clock in clocks[1:])
+
+
 def test_silence_says_so():
     clock = merge(planted([0.0, 40.0], "AB", [])).clocks[1]
     assert (clock.offset, clock.error, clock.how) == (0.0, math.inf, UNKNOWN)
