@@ -159,4 +159,6 @@ def test_a_step_of_training_a_parareal_network(tmp_path):
         optimiser.step()
     data = json.loads(timeline.save(tmp_path / "t.json").read_bytes())
     assert trace_schema.all_problems(data["traceEvents"]) == []
+    launches = {e.name for e in timeline.record.events if e.kind == "launch"}
+    assert launches >= {"fine[0]", "fine[1]", "fine[2]", "coarse[0]", "coarse[1]", "head"}
     assert timeline.record.about["versions"]["torch"] == torch.__version__
