@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The digest of what an op wrote: every bit counts, but for those of a NaN, which are the processor's."""
+"""The digest of what an op wrote: every bit counts, but for those of a NaN, which are the processor's. And its memory."""
 
 import numpy as np
 import pytest
 
-from pyparareal.profiling.captured_files import Place, digest
+from pyparareal import ops
+from pyparareal.profiling import capture, capturing, replay
+from pyparareal.profiling.captured_files import Place, digest, read
 
 # Unsigned integers as wide, the bits of infinity, and the first bit of the mantissa.
 FORMATS = {
@@ -38,3 +40,22 @@ def test_elements_count_and_where_they_lie_does_not():
     assert told("float32", [1, 9, 2, 9, 3], (3,), [8]) == whole
     assert told("float32", [1, 3, 2], (3,)) != whole
     assert told("float32", [1, 2, 3], (3, 1), [4, 4]) != whole
+
+
+def test_memory_of_a_device_is_read_through_its_storage(tmp_path, monkeypatch):
+    """The way that tensors on a GPU take, on tensors of the host: no address is read."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(capturing.arrays, "on_cpu", lambda _: False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    whole = torch.arange(200, dtype=torch.float32).reshape(10, 4, 5)
+    u = whole[1::2, 1:, 2:]
+    with capture("slice_norms", tmp_path) as captured:
+        ops.slice_norms(u, u)
+    saved, contents = read(captured.paths[0])
+    assert (saved.device, saved.model, saved.library) == ("cuda", "a GPU", "torch")
+    place = saved.arguments["u"]
+    got = np.ndarray(place.shape, place.dtype, contents[place.block].data, place.offset, place.strides)
+    np.testing.assert_array_equal(got, u.numpy())
+    monkeypatch.undo()
+    assert replay(captured.paths[0], device="cpu").ok
