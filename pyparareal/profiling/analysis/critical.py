@@ -36,9 +36,9 @@ def critical_path(record: Record, work: Work) -> CriticalPath | None:
     steps: list[PathStep] = []
     for rank, a, b, message in pieces:
         if message is not None:
-            steps.append(_step(rank, a, b, "message", message, work))
+            steps.append(_step(rank, a, b, "message", message))
         else:
-            steps += _filled(lanes[rank], rank, a, b, work)
+            steps += _filled(lanes[rank], rank, a, b)
     by_name: dict[str, float] = defaultdict(float)
     by_rank: dict[str, float] = defaultdict(float)
     for step in steps:
@@ -100,7 +100,7 @@ def _lane(work: Work, rank: int) -> list[Event]:
     return sorted(found, key=lambda event: event.start)
 
 
-def _filled(lane: Sequence[Event], rank: int, a: float, b: float, work: Work) -> list[PathStep]:
+def _filled(lane: Sequence[Event], rank: int, a: float, b: float) -> list[PathStep]:
     """What the rank did from ``a`` to ``b``, without gaps and overlaps; a gap belongs to what comes after it."""
     steps: list[PathStep] = []
     now = a
@@ -111,18 +111,18 @@ def _filled(lane: Sequence[Event], rank: int, a: float, b: float, work: Work) ->
         if event.end <= now:
             continue
         if event.start > now:
-            steps.append(_step(rank, now, event.start, "host", event, work))
-        steps.append(_step(rank, max(now, event.start), min(b, event.end), event.kind, event, work))
+            steps.append(_step(rank, now, event.start, "host", event))
+        steps.append(_step(rank, max(now, event.start), min(b, event.end), event.kind, event))
         now = min(b, event.end)
     if now < b:
         steps.append(PathStep(rank=rank, start=now, end=b, kind="host", name="host", region="", level=None))
     return steps
 
 
-def _step(rank: int, a: float, b: float, kind: str, event: Event, work: Work) -> PathStep:
+def _step(rank: int, a: float, b: float, kind: str, event: Event) -> PathStep:
     name = "host" if kind == "host" else event.name
     return PathStep(
-        rank=rank, start=a, end=b, kind=kind, name=name, region=event.region, level=work.level(event)
+        rank=rank, start=a, end=b, kind=kind, name=name, region=event.region, level=event.level
     )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def calls_of(work: Work, solve: Solve) -> list[Call]:
         if launch.outer is not None:
             inner[id(launch.outer)].append(launch)
     for launch in inside:
-        level, facts = work.level(launch.event), launch.event.facts
+        level, facts = launch.event.level, launch.event.facts
         steps = facts.get("steps", facts.get("m") if launch.op.startswith("relax_") else None)
         if launch.outer is not None or level is None or not isinstance(steps, int) or not facts.get("shape"):
             continue

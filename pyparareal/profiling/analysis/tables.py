@@ -69,7 +69,7 @@ def by_level(work: Work) -> list[LevelRow]:
     """The finest first, what has no level last."""
     groups: dict[int | None, list[Launch]] = defaultdict(list)
     for launch in work.launches:
-        groups[work.level(launch.event)].append(launch)
+        groups[launch.event.level].append(launch)
     every = sum(launch.seconds for launch in work.launches)
     rows = []
     for level in sorted(groups, key=lambda level: math.inf if level is None else level):

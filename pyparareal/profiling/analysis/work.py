@@ -72,14 +72,6 @@ class Work:
             )
         return self._launched[rank]
 
-    def level(self, event: Event) -> int | None:
-        """That of the event; the coarsest chain has that of the solve it belongs to."""
-        if event.level is None and event.region == "mgrit.coarsest":
-            for solve in self.record.solves:
-                if solve.start <= event.start <= solve.end and "levels" in solve.facts:
-                    return int(solve.facts["levels"]) - 1
-        return event.level
-
     def inside_of(self, rank: int) -> Intervals:
         """Work of one rank: today that of all."""
         return self.inside
