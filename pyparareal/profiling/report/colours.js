@@ -4,6 +4,7 @@
 
 const HUES = ["blue", "vermilion", "green", "purple", "ochre", "sky"];
 const KIND_HUES = { region: "plain", verb: "sky", launch: "blue", copy: "green", wait: "ochre", message: "purple" };
+const PATTERNS = { wait: "hatched", copy: "barred", message: "dotted" };
 const STRENGTH = { region: 0.3, verb: 0.55 }; // of the hue, so that what encloses is paler than what works
 
 class Colours {
@@ -21,16 +22,17 @@ class Colours {
     for (const name of ["paper", "ink", "quiet", "rule", "panel", "mark"]) this[name] = get(name);
     this.hues = Object.fromEntries([...HUES, "plain"].map((name) => [name, get(name)]));
     this.fills = this.data.types.map((type) => {
-      const fill = mix(this.hues[this.hue(type)], this.paper, STRENGTH[type.kind] ?? 1);
+      const hue = this.hue(type), full = this.by === "name" && hue !== "plain";
+      const fill = mix(this.hues[hue], this.paper, full ? 1 : STRENGTH[type.kind] ?? 1);
       return { fill, ink: contrast(fill, "#ffffff") > contrast(fill, "#000000") ? "#ffffff" : "#000000" };
     });
-    this.patterns = Object.fromEntries(["wait", "copy", "message"].map((kind) => [kind, pattern(kind, this.paper)]));
+    this.patterns = Object.fromEntries(Object.keys(PATTERNS).map((kind) => [kind, pattern(kind, this.paper)]));
   }
 
   hue(type) {
     if (this.by === "kind") return KIND_HUES[type.kind] ?? "plain";
     if (this.by === "level") return type.level === null ? "plain" : HUES[type.level % HUES.length];
-    const rank = this.names.indexOf(type.name);
+    const rank = this.names.indexOf(family(type.name));
     return rank >= 0 && rank < HUES.length ? HUES[rank] : "plain";
   }
 
@@ -41,12 +43,15 @@ class Colours {
       return Object.keys(KIND_HUES).filter((kind) => types.some((type) => type.kind === kind))
         .map((kind) => [kind, KIND_HUES[kind], kind]);
     }
+    const patterned = Object.entries(PATTERNS).filter(([kind]) => types.some((type) => type.kind === kind))
+      .map(([kind, how]) => [`${kind}: ${how}`, "plain", kind]);
     if (this.by === "level") {
       const levels = [...new Set(types.map((type) => type.level))].sort((a, b) => (a ?? 1e9) - (b ?? 1e9));
-      return levels.map((level) => [levelWords(level), this.hue({ level }), "launch"]);
+      return [...levels.map((level) => [levelWords(level), this.hue({ level }), "launch"]), ...patterned];
     }
     const rows = this.names.slice(0, HUES.length).map((name, k) => [name, HUES[k], "launch"]);
-    return this.names.length > HUES.length ? [...rows, ["other names", "plain", "launch"]] : rows;
+    if (this.names.length > HUES.length) rows.push(["other names", "plain", "launch"]);
+    return [...rows, ...patterned];
   }
 }
 
@@ -54,16 +59,27 @@ function levelWords(level) {
   return level === null ? "no level" : level === 0 ? "level 0 (finest)" : `level ${level}`;
 }
 
-// The names of what works, by their seconds, the longest first; of all events where nothing works.
+// The names by the seconds of their own, in which nothing else ran inside them on their track; the longest first.
 function namesBySeconds(data) {
-  const works = data.types.some((type) => type.kind === "launch");
-  const seconds = new Map();
-  for (let event = 0; event < data.events; event++) {
-    const type = data.types[data.type[event]];
-    if (works && (type.kind === "region" || type.kind === "verb")) continue;
-    seconds.set(type.name, (seconds.get(type.name) ?? 0) + data.seconds[event]);
+  const seconds = new Map(), add = (event, value) => {
+    const name = family(data.types[data.type[event]].name);
+    seconds.set(name, (seconds.get(name) ?? 0) + value);
+  };
+  for (const track of data.tracks) {
+    const open = [];
+    for (let event = track.first; event < track.first + track.count; event++) {
+      while (open.length && data.end[open[open.length - 1]] <= data.start[event] + 0.5e-9) open.pop();
+      if (open.length) add(open[open.length - 1], -data.seconds[event]);
+      add(event, data.seconds[event]);
+      open.push(event);
+    }
   }
   return [...seconds.keys()].sort((a, b) => seconds.get(b) - seconds.get(a));
+}
+
+// fine[0] and fine[1] do the same work: one colour.
+function family(name) {
+  return name.replace(/\[\d+\]/g, "");
 }
 
 function rgb(colour) {

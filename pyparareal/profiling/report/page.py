@@ -75,9 +75,16 @@ def answer(analysis: Analysis) -> str:
         worst = max(analysis.host_overhead, key=lambda row: row["overhead_share"])
         whole = worst["seconds"] or 1.0
         rank = f"on rank {worst['rank']}, " if len(analysis.host_overhead) > 1 else ""
-        text += f": {rank}{words.share(worst['launch_seconds'] / whole)} computing in kernels and innermost steps, "
-        text += f"{words.share(worst['overhead_share'])} on the host outside them (Python, or what is not traced), "
-        text += f"{words.share((worst['copy_seconds'] + worst['wait_seconds']) / whole)} copying and waiting"
+        parts = [
+            (worst["launch_seconds"], "computing in kernels and innermost steps"),
+            (worst["overhead_seconds"], "on the host outside kernels (Python, or what is not traced)"),
+            (worst["copy_seconds"], "copying"),
+            (worst["wait_seconds"], "waiting"),
+        ]
+        told = [
+            f"{words.share(seconds / whole)} {where}" for seconds, where in sorted(parts, reverse=True) if seconds > 0
+        ]
+        text += f": {rank}{', '.join(told) or 'nothing measurable'}"
     if analysis.by_op:
         most, ranks = analysis.by_op[0], " on all ranks" if summary["ranks"] > 1 else ""
         took = f"{words.seconds(most['seconds'])}{ranks}, {words.share(most['share'])} of all launches"

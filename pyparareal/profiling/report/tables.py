@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
@@ -193,10 +194,11 @@ def _predicted(found: Predicted, ranks: int) -> str:
     whole = figure(tell(found["model_seconds"]), found["model_seconds"])
     rows.append([Cell("all"), whole, figure(words.seconds(found["measured_seconds"]), found["measured_seconds"])])
     parts = [title, '<div class="beside">', processors(found, ranks), "<div>"]
-    head = ["phase", "predicted, 1 processor", f"measured, {ranks} rank{'s' * (ranks != 1)}"]
+    head = ["phase", "predicted", "measured"]
     parts.append(table("Predicted beside measured", head, rows, sortable=False))
     if found["ratio"] is not None:
-        parts.append(words.note(f"Measured is {found['ratio']:.3g} times what the model says of the same schedule."))
+        text = f"Predicted for one processor, measured on {ranks} rank{'s' * (ranks != 1)}: "
+        parts.append(words.note(text + f"{found['ratio']:.3g} times what the model says of the same schedule."))
     if found["serial_wins"] is not None:
         parts.append(_verdict(found))
     parts.append("</div></div>")
@@ -268,7 +270,7 @@ def facts(record: Record) -> str:
         [
             figure(str(clock.rank), clock.rank),
             figure(words.seconds(clock.offset), clock.offset),
-            figure("unknown" if clock.error != clock.error else f"± {words.seconds(clock.error)}", clock.error),
+            figure(f"± {words.seconds(clock.error)}" if math.isfinite(clock.error) else "unknown", clock.error),
             Cell(clock.how),
         ]
         for clock in record.clocks
