@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The digest of what an op wrote: every bit counts, but for those of a NaN, which are the processor's. And its memory."""
+"""The digest of what an op wrote: every bit counts, but for those of a NaN, the processor's. And its memory."""
 
 import numpy as np
 import pytest
