@@ -117,15 +117,15 @@ def _launches(events: list[Event]) -> list[Launch]:
     for lane in lanes.values():
         open_: list[Launch] = []
         for event in sorted(lane, key=lambda event: (event.start, -event.end)):
-            while open_ and open_[-1].event.end <= event.start:
-                open_.pop()
+            while open_ and (open_[-1].event.end < event.end or open_[-1].event.end <= event.start):
+                open_.pop()  # what ends before this one does not enclose it
             launch = Launch(event, event.seconds)
             launch.bytes, launch.flops = cost(launch.op, event.facts)
             if open_:
                 outer = open_[-1]
                 launch.outer, outer.inner = outer, outer.inner + 1
                 outer.bytes = outer.flops = None
-                outer.seconds = max(0.0, outer.seconds - (min(event.end, outer.event.end) - event.start))
+                outer.seconds = max(0.0, outer.seconds - event.seconds)
             open_.append(launch)
             found.append(launch)
     return sorted(found, key=lambda launch: launch.event.start)
