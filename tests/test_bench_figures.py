@@ -15,7 +15,7 @@ ROOT = bench_tree.load()
 if not (ROOT / "docs").is_dir() or not (ROOT / "README.md").exists():
     pytest.skip("docs/ and README.md are not beside tests/", allow_module_level=True)
 
-from bench import cases, claims, figures  # noqa: E402
+from bench import cases, claims, docs_claims, figures  # noqa: E402
 from bench.headlines import ELSEWHERE, HEADLINES, NOT_HEADLINES, Headline  # noqa: E402
 
 RECORDED = figures.recorded()
@@ -158,13 +158,7 @@ def test_the_latest_good_record_counts(tmp_path):
 @pytest.mark.parametrize("claim", claims.CLAIMS, ids=lambda claim: claim.quote[:40])
 def test_readme_prints_what_the_records_say(claim):
     assert claim.quote in claims.plain(README), "README has other words: change the claim with it"
-    printed = claims.numbers(claim.quote)
-    assert len(printed) == len(claim.figures), printed
-    for number, figure in zip(printed, claim.figures, strict=True):
-        if isinstance(figure, str):
-            continue
-        value = figure.value(RECORDED[figure.case]["metrics"])
-        assert claims.agrees(number, value), f"README: {number}, {figure.case} {figure.metric}: {value}"
+    compare_printed(claims.numbers(claim.quote), claim.figures, "README")
 
 
 @pytest.mark.parametrize("claim", claims.CLAIMS, ids=lambda claim: claim.quote[:40])
@@ -183,6 +177,49 @@ def test_every_number_of_a_measured_paragraph_has_its_claim(text):
     for claim in claims.CLAIMS:
         rest = rest.replace(claim.quote, " ")
     assert claims.numbers(rest) == []
+
+
+# docs
+
+
+def compare_printed(printed, found, where):
+    assert len(printed) == len(found), printed
+    for number, figure in zip(printed, found, strict=True):
+        if not isinstance(figure, str):
+            value = figure.value(RECORDED[figure.case]["metrics"])
+            assert claims.agrees(number, value), f"{where}: {number}, {figure.case} {figure.metric}: {value}"
+
+
+def test_tables_of_docs_print_what_the_records_say():
+    for row in docs_claims.ROWS:
+        lines = (ROOT / "docs" / row.page).read_text().splitlines()
+        (rest,) = (line[found.end() :] for line in lines if (found := re.match(row.label, line)))
+        compare_printed(claims.numbers(rest), row.figures, f"{row.page}, {row.label}")
+    assert len(docs_claims.ROWS) > 45
+
+
+@pytest.mark.parametrize("page", docs_claims.PROSE)
+def test_sentences_of_docs_print_what_the_records_say(page):
+    text = claims.plain((ROOT / "docs" / page).read_text())
+    for claim in docs_claims.PROSE[page]:
+        assert text.count(claim.quote) == 1, f"{page} has other words: change the claim with it: {claim.quote}"
+        compare_printed(claims.numbers(claim.quote), claim.figures, page)
+
+
+def test_a_measured_paragraph_of_docs_names_its_case_or_says_why_not(known):
+    reasons = set()
+    for page in sorted((ROOT / "docs").glob("*.rst")):
+        for text in map(claims.plain, re.split(r"\n\s*\n", page.read_text())):
+            if page.name in ("figures.rst", "profiling.rst", "verify.rst") or not re.search(r"\*[Mm]easured\*", text):
+                continue
+            if why := next((begin for begin in docs_claims.UNRECORDED if text.startswith(begin)), None):
+                reasons.add(why)
+            else:
+                assert any(re.search(rf"(?<![\w.]){re.escape(case)}(?!\w)", text) for case in known), text
+    assert reasons == set(docs_claims.UNRECORDED), "a reason for a paragraph that is gone"
+
+
+# Both
 
 
 def test_enough_is_looked_at():
