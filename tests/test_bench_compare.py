@@ -17,6 +17,7 @@ ROOT = bench_tree.load()
 
 from bench import compare, records, verdicts  # noqa: E402
 
+pytestmark = pytest.mark.no_sanitize  # nothing compiled is looked at
 FAST, SLOW, SAME, AMBIGUOUS = verdicts.FAST, verdicts.SLOW, verdicts.SAME, verdicts.AMBIGUOUS
 times = st.lists(st.floats(1e-9, 1e3), min_size=1, max_size=40)
 

@@ -18,6 +18,7 @@ if not (ROOT / "docs").is_dir() or not (ROOT / "README.md").exists():
 from bench import cases, claims, docs_claims, figures  # noqa: E402
 from bench.headlines import ELSEWHERE, HEADLINES, NOT_HEADLINES, Headline  # noqa: E402
 
+pytestmark = pytest.mark.no_sanitize  # nothing compiled is looked at
 RECORDED = figures.recorded()
 README = (ROOT / "README.md").read_text()
 PARAGRAPHS = claims.paragraphs(README)

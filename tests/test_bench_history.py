@@ -14,6 +14,7 @@ bench_tree.load()
 
 from bench import history, history_page, machine  # noqa: E402
 
+pytestmark = pytest.mark.no_sanitize  # nothing compiled is looked at
 DEPTH = {"ratio_w16": 0.2, "ratio_low_w16": 0.1, "ratio_high_w16": 0.3}
 
 
