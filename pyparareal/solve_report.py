@@ -55,7 +55,8 @@ class Progress:
     def _rest(self, k: int, residual: float, factor: float) -> str:
         """Cycles and seconds that are left if the residual goes on falling by ``factor``, or up to the limit."""
         elapsed = self._clock() - self._begin
-        said = f"cycle {k}, residual {residual:.2e}, {seconds_words(elapsed)}"
+        measured = "" if math.isnan(residual) else f"residual {residual:.2e}, "  # the first cycle may have none
+        said = f"cycle {k}, {measured}{seconds_words(elapsed)}"
         left = None if self.limit is None else self.limit - k
         if 0 < factor < 1 and 0 < self.tol < residual:
             by_rate = math.ceil(math.log(self.tol / residual) / math.log(factor))

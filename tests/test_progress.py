@@ -74,6 +74,7 @@ TRAIN = ["train", "--model", "resnet8", "--width", "2", "--parts", "2", "--threa
 COMMANDS = {
     "solve": (["-m", "pyparareal", "solve", "heat-1d"], "cycle 2, residual", "iterations"),
     "runs": (["-m", "pyparareal", "runs", "--steps", "100"], "cycle 2, residual", "cycles"),
+    "profile": (["-m", "pyparareal", "profile", "decay", "--out"], "cycle 2, residual", "wrote"),
     "train": (["-m", "pyparareal", *TRAIN], "parareal   ", "Report:"),
     "bench": (
         ["-m", "pyparareal", "bench", "--case", "mgrit.theorems", "--json", "-"],
@@ -90,7 +91,7 @@ def command(name, folder):
     if name in ("runs", "train"):
         for library in ("torch", "sklearn", "safetensors"):
             pytest.importorskip(library)
-    return [*words, str(folder)] if name == "train" else words, live, result
+    return [*words, str(folder / "out.html")] if words[-1] == "--out" else words, live, result
 
 
 @pytest.mark.slow

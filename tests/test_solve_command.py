@@ -104,6 +104,9 @@ def test_the_rest_is_what_the_rate_says(tol, limit, left):
     said = out.getvalue().rpartition(CLEAR)[2]
     assert said.endswith(left)
     assert said.startswith("cycle 2, residual 1.00e-02, 2 s")
+    found, out = progress(tol, limit, [1.0])
+    found(1, None, math.nan)
+    assert out.getvalue().rpartition(CLEAR)[2] == "cycle 1, 1 s"
 
 
 def test_json_says_what_the_solve_says(capsys):
