@@ -137,7 +137,7 @@ def _train(name: str, arguments: list[str], live: Live) -> Job:
     training = watched_training(args.run)
 
     def after(record: Record) -> None:
-        record.about["network"] = training.network()
+        record.about["network"] = training.network(record)
 
     return Job(training.title, partial(training.steps, args.steps, live), partial(training.steps, 3, live), after)
 

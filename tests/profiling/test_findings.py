@@ -171,10 +171,18 @@ def test_the_serial_chain_wins():
     assert "would take about 2 s" in one["words"]
     assert "took 3 s" in with_prices(healthy(), priced(serial=2.0, measured=3.0))["serial-wins"]["words"]
     told = with_prices(healthy(), priced(serial=5.0))
-    assert "from 2 processors" in told["pays-from"]["title"]
-    assert "1.60 times slower" in told["pays-from"]["words"]
+    assert told["pays-from"]["title"] == "Serial is faster here; it pays from 2 processors on"
+    assert (told["pays-from"]["severity"], told["pays-from"]["seconds"]) == ("serious", 5)
+    told = with_prices(healthy(), priced(serial=5.0, measured=11.0))
+    assert (told["pays-from"]["severity"], told["pays-from"]["seconds"]) == ("note", None)
+    assert "takes 1.60 times as long" in told["pays-from"]["words"]
     told = with_prices(healthy(), priced(serial=20.0))
     assert {"pays", "nothing-to-mend"} == set(told)
+    assert told["pays"]["severity"] == "good"
+    told = with_prices(healthy(), priced(serial=20.0, measured=9.0))
+    assert told["pays"]["severity"] == "note", "it took ten seconds and the serial chain nine"
+    assert "Measured here: 10.0 s, and 9 s" in told["pays"]["words"]
+    assert "pays" not in with_prices(healthy(), priced(serial=8.2, seconds=(8.0,))), "a fortieth is nothing"
     assert "devices" in with_prices(healthy(), priced(serial=5.0, solve_number=-1))["pays-from"]["title"]
 
 

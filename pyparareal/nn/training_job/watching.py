@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,6 +25,9 @@ from .build import build
 from .loop import State, Trainer, make_optimiser
 from .settings import Settings
 from .step_time import StepTimes, measure
+
+if TYPE_CHECKING:
+    from ...profiling.events import Record
 
 RUNS = Path("runs")
 CHECKPOINT = "parareal.checkpoint"
@@ -58,8 +61,11 @@ class WatchedTraining:
 
     loss: float = float("nan")
 
-    def network(self) -> dict[str, Any]:
-        """What the analysis prices: the pieces of a step, measured alone; FLOPs and layers of the critical path."""
+    def network(self, record: Record) -> dict[str, Any]:
+        """What the analysis prices: the pieces of a step, measured alone; FLOPs and layers of the critical path.
+
+        Launches of the pieces in ``record`` are told their FLOPs: products of matrices and convolutions alone.
+        """
         batch = self.data.train.take(torch.arange(min(self.settings.batch_size, len(self.data.train))))
         chain = chain_of(self.serial)
         one = PararealNetwork(chain.blocks, 1, preprocess=[chain.stem], coarse=[], head=chain.head)
@@ -67,6 +73,7 @@ class WatchedTraining:
             nets = {"parareal": self.net, "serial": one}
             times = measure(nets, batch.x, batch.y, repeats=7, precision=self.settings.precision)
         flops, layers = forward_costs(self.net, batch.x)
+        _tell(record, flops)
         mine = times["parareal"]
         return {
             "parts": self.net.parts,
@@ -128,6 +135,16 @@ def _coarse(times: StepTimes, devices: int) -> float:
     bars = times.schedule(devices)
     whole = max(bar.end for bar in bars)
     return times.predicted_step(devices) * sum(bar.seconds for bar in bars if bar.piece == "coarse") / whole
+
+
+def _tell(record: Record, flops: ForwardCost) -> None:
+    """A launch is called ``fine[0]``, or ``fine[0, 2]`` if it is of several parts."""
+    for event in record.events:
+        name, _, numbers = event.name.rstrip("]").partition("[")
+        if event.kind == "launch" and name in ("preprocess", "fine", "coarse") and numbers:
+            event.facts["flops"] = sum(getattr(flops, name)[int(j)] for j in numbers.split(","))
+        elif event.kind == "launch" and name == "head":
+            event.facts["flops"] = flops.head
 
 
 def _as_dict(cost: ForwardCost) -> dict[str, float]:

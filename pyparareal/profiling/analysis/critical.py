@@ -13,7 +13,7 @@ from .results import CriticalPath, PathStep
 from .work import Work
 
 MOST_STEPS = 2000  # that the page draws
-COARSE = ("parareal.coarse", "parareal.guess", "mgrit.coarsest", "newton.guess")
+COARSE = ("parareal.coarse", "parareal.guess", "mgrit.coarsest", "newton.guess", "network.coarse")
 """Regions of a serial chain over the slices; those with a level at the end too."""
 
 Jump = tuple[float, int, float]  # when a wait ended; the rank that was waited for, and since when it could send

@@ -29,7 +29,7 @@ def predicted(record: Record, work: Work) -> list[Predicted]:
     by_length = sorted(range(len(record.solves)), key=lambda n: record.solves[n].start - record.solves[n].end)
     found = [_of_solve(work, n, record.solves[n]) for n in sorted(by_length[:MOST_SOLVES])]
     network = record.about.get("network")
-    return [*found, _of_network(network)] if isinstance(network, dict) else found
+    return [*found, _of_network(work, network)] if isinstance(network, dict) else found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +237,7 @@ def _regions(work: Work, solve: Solve, priced: dict[str, float]) -> list[RegionP
     ]
 
 
-def _of_network(network: dict[str, Any]) -> Predicted:
+def _of_network(work: Work, network: dict[str, Any]) -> Predicted:
     """A training step of a parareal network on 1, 2, ... devices, from its pieces measured alone; the serial network's.
 
     ``network`` is what :meth:`.WatchedTraining.network` says.
@@ -260,12 +260,12 @@ def _of_network(network: dict[str, Any]) -> Predicted:
     pieces = network["pieces"]
     forward = {name: sum(pair[0] for pair in pieces[name]) for name in ("preprocess", "fine", "coarse")}
     backward = sum(pair[1] for name in ("preprocess", "fine", "coarse") for pair in pieces[name]) + pieces["head"][1]
-    alone_by_region = {
-        **{f"{name}, forward": seconds for name, seconds in forward.items()},
-        "head, forward": pieces["head"][0],
-        "all, backward": backward,
-        "update": pieces["update"],
-    }
+    by_piece = {**forward, "head": pieces["head"][0], "backward": backward, "update": pieces["update"]}
+    spent: dict[str, float] = defaultdict(float)
+    for launch in work.launches:
+        spent[launch.op] += launch.seconds
+    steps = sum(event.kind == "region" and event.name == "train.update" for event in work.record.events)
+    measured = {name: spent[name] / steps if name in spent and steps else None for name in by_piece}
     return Predicted(
         solve=-1,
         what="network",
@@ -274,7 +274,7 @@ def _of_network(network: dict[str, Any]) -> Predicted:
         model_seconds=alone,
         ratio=step / alone if alone > 0 else None,
         costs=[],
-        regions=[RegionPrediction(region=r, predicted=s, measured=None) for r, s in alone_by_region.items()],
+        regions=[RegionPrediction(region=r, predicted=s, measured=measured[r]) for r, s in by_piece.items()],
         processors=rows,
         what_if=[],
         serial_seconds=serial,
