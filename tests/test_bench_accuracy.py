@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
+import bench_tree
 import numpy as np
 import pytest
 
@@ -17,14 +15,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install 'pyparareal[train]'")
 pytest.importorskip("scipy", reason="scipy is not installed: pip install 'pyparareal[train]'")
 
-ROOT = Path(__file__).resolve().parents[1]
-if not (ROOT / "bench" / "run.py").exists():
-    pytest.skip("bench/ is not beside tests/", allow_module_level=True)
-if "bench" not in sys.modules:  # by location: the tree must not come before an installed pyparareal
-    _spec = importlib.util.spec_from_file_location(
-        "bench", ROOT / "bench" / "__init__.py", submodule_search_locations=[str(ROOT / "bench")]
-    )
-    sys.modules["bench"] = importlib.util.module_from_spec(_spec)
+bench_tree.load()
 
 from bench import cross_validation as cv  # noqa: E402
 from bench import intervals, steps  # noqa: E402

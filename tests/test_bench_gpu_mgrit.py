@@ -4,24 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
-from pathlib import Path
 from types import MappingProxyType
 
+import bench_tree
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-ROOT = Path(__file__).resolve().parents[1]
-if not (ROOT / "bench" / "run.py").exists():
-    pytest.skip("bench/ is not beside tests/", allow_module_level=True)
-if "bench" not in sys.modules:  # by location: the tree must not come before an installed pyparareal
-    _spec = importlib.util.spec_from_file_location(
-        "bench", ROOT / "bench" / "__init__.py", submodule_search_locations=[str(ROOT / "bench")]
-    )
-    sys.modules["bench"] = importlib.util.module_from_spec(_spec)
+bench_tree.load()
 
 import pyparareal.runtime  # noqa: E402
 from bench import cases, gpu_solves  # noqa: E402

@@ -8,21 +8,14 @@ import importlib
 import importlib.util
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import bench_tree
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-if not (ROOT / "bench" / "run.py").exists():
-    pytest.skip("bench/ is not beside tests/", allow_module_level=True)
-if "bench" not in sys.modules:  # by location: the tree must not come before an installed pyparareal
-    _spec = importlib.util.spec_from_file_location(
-        "bench", ROOT / "bench" / "__init__.py", submodule_search_locations=[str(ROOT / "bench")]
-    )
-    sys.modules["bench"] = importlib.util.module_from_spec(_spec)
+bench_tree.load()
 
 from bench import pymgrit, run, yardstick  # noqa: E402
 from bench.cases import CASES, mgrit_speed_cases  # noqa: E402

@@ -3,21 +3,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import bench_tree
 import pytest
 
 pytest.importorskip("torch")
-ROOT = Path(__file__).resolve().parents[1]
-if not (ROOT / "bench" / "run.py").exists():
-    pytest.skip("bench/ is not beside tests/", allow_module_level=True)
-if "bench" not in sys.modules:  # by location: the tree must not come before an installed pyparareal
-    _spec = importlib.util.spec_from_file_location(
-        "bench", ROOT / "bench" / "__init__.py", submodule_search_locations=[str(ROOT / "bench")]
-    )
-    sys.modules["bench"] = importlib.util.module_from_spec(_spec)
+bench_tree.load()
 
 from bench import runs_tables  # noqa: E402
 from bench.cases import runs_cases  # noqa: E402
