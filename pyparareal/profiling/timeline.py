@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..errors import RankError
 from . import chrome
 from .columns import packed, unpacked
 from .events import RankClock, Record
@@ -31,12 +32,13 @@ class Timeline:
         What the report is called.
     runtime : DistributedRuntime, optional
         Of :func:`pyparareal.distributed`: at the end all its ranks, which must all come, send their records to rank 0,
-        which has them merged (:func:`.merge`); the others keep their own.
+        which has them merged (:func:`.merge`); the others keep their own. So they do after an error, if the runtime has
+        not ended with it.
 
     Attributes
     ----------
     record : Record
-        Once it has ended; also if with an error, then this rank's alone. A Timeline may be entered once.
+        Once it has ended, also if with an error. A Timeline may be entered once.
 
     Notes
     -----
@@ -77,9 +79,11 @@ class Timeline:
         if self._rank and "device clocks" in record.about:
             record.about[chrome.device_clocks(self._rank)] = record.about.pop("device clocks")
         self._record, self._recorder = record, None
-        if self._runtime is not None and error is None:
-            self._record = _gathered(record, self._runtime)
-            self._gathered = True
+        if self._runtime is not None and (error is None or isinstance(error, Exception)):
+            # Also after an error of this rank: the others wait for its record. Of the two errors it is the one to see.
+            with contextlib.nullcontext() if error is None else contextlib.suppress(RankError):
+                self._record = _gathered(record, self._runtime)
+                self._gathered = True
 
     @property
     def record(self) -> Record:

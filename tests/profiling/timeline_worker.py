@@ -5,14 +5,37 @@ Saves ``FOLDER/own.rank<k>.json``, each rank its own, and ``FOLDER/gathered.json
 """
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
 import torch
 from processes import join
 from test_timeline_solves import heat
 
-from pyparareal import MGRIT, distributed, solve
+from pyparareal import MGRIT, ConvergenceError, RankError, distributed, solve
 from pyparareal.profiling import Timeline
+
+
+def after_errors(rank, ranks, runtime, case):
+    """What is raised comes through, and the records come together: of all ranks, of one, and not of a runtime's end."""
+
+    def mistaken(k, u, residual):
+        if rank == 1:
+            raise KeyError("a mistake")
+
+    everyone = set(range(ranks)) if rank == 0 else {rank}
+    with pytest.raises(ConvergenceError), Timeline("on all", runtime=runtime) as timeline:
+        solve(**case | {"max_iterations": 1, "tol": 0.0})
+    assert {e.rank for e in timeline.record.events} == everyone
+    with pytest.raises(KeyError) if rank == 1 else nullcontext(), Timeline("on one", runtime=runtime) as timeline:
+        solve(**case)
+        if rank == 1:
+            raise KeyError("a mistake")
+    assert {e.rank for e in timeline.record.events} == everyone
+    with pytest.raises(KeyError if rank == 1 else RankError), Timeline("the end", runtime=runtime) as timeline:
+        solve(**case, callback=mistaken)
+    assert {e.rank for e in timeline.record.events} == {rank}
 
 
 def main(rank, ranks, folder):
@@ -28,6 +51,7 @@ def main(rank, ranks, folder):
         solve(**case)
     assert {e.rank for e in timeline.record.events} == (set(range(ranks)) if rank == 0 else {rank})
     assert timeline.save(folder / "gathered.json") == (folder / "gathered.json" if rank == 0 else None)
+    after_errors(rank, ranks, runtime, case)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
