@@ -197,6 +197,7 @@ def _run(settings: Settings, out: Path, args: argparse.Namespace) -> int:
     print(report.PREDICTION_NOTE)
     print(report.when_it_will_not_help(result))
     print(f"{result['seconds']:.0f} s. Report: {out / 'report.html'}")
+    print(f"Where the time goes: {shlex.join(['pyparareal', 'profile', 'train', '--run', str(out)])}")
     return 0
 
 

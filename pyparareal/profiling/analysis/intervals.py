@@ -31,16 +31,12 @@ def total(a: Intervals) -> float:
 
 def both(a: Intervals, b: Intervals) -> Intervals:
     """The moments in ``a`` and in ``b``, two unions."""
-    found, i, j = [], 0, 0
-    while i < len(a) and j < len(b):
-        start, end = max(a[i, 0], b[j, 0]), min(a[i, 1], b[j, 1])
-        if end > start:
-            found.append((start, end))
-        if a[i, 1] <= b[j, 1]:
-            i += 1
-        else:
-            j += 1
-    return np.array(found, dtype=np.float64).reshape(-1, 2)
+    first = np.searchsorted(b[:, 1], a[:, 0], side="right")  # of b that ends after the start
+    last = np.searchsorted(b[:, 0], a[:, 1], side="left")  # of b that starts at the end or later
+    counts = np.maximum(last - first, 0)
+    mine = np.repeat(np.arange(len(a)), counts)
+    others = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
+    return np.stack([np.maximum(a[mine, 0], b[others, 0]), np.minimum(a[mine, 1], b[others, 1])], axis=1)
 
 
 def without(a: Intervals, b: Intervals) -> Intervals:
