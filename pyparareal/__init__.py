@@ -29,6 +29,7 @@ _LAZY = {
     "GraphRuntime": "pyparareal.runtime",
     "DistributedRuntime": "pyparareal.runtime",
     "distributed": "pyparareal.runtime",
+    "verify": "pyparareal.verification",
     "RankCosts": "pyparareal.runtime",
     "per_device": "pyparareal.runtime",
     "PararealError": "pyparareal.errors",

@@ -19,6 +19,7 @@ COMMANDS = {
     "runs": ("pyparareal.runs_command", "solve training steps in parallel and compare with serial training"),
     "profile": ("pyparareal.profile_command", "watch a solve, a training step or a program: where did the time go?"),
     "bench": ("pyparareal.bench_command", "run the measurements behind the figures, or compare two records of them"),
+    "verify": ("pyparareal.verify_command", "is a chain solved rightly in parallel? what is wrong, and where"),
     "doctor": ("pyparareal._doctor", "show what is installed, what works, and how to mend what does not"),
 }
 
