@@ -132,7 +132,7 @@ def right_hand_side() -> tuple[Any, ...]:
 def fused_kernel() -> tuple[Any, ...]:
     from pyparareal import problems
 
-    return problems.fitzhugh_nagumo(), None, {}
+    return problems.model_problem("lorenz", steps=2250), None, {}
 
 
 @clean

@@ -72,9 +72,10 @@ class ChainVerifier:
     def __init__(self, chain: Chain, quick: bool, gradients: bool | None, progress: Progress) -> None:
         self.chain, self.quick, self.progress = chain, quick, progress
         u0, grid = checks.initial_value(chain.u0), checks.grid(chain.grid)
-        checks.choose("deterministic", chain.deterministic, (True, False))  # type: ignore[arg-type]
+        if not isinstance(chain.deterministic, bool):
+            raise TypeError(f"deterministic: got {chain.deterministic!r}, expected True or False")
         self.given, self.start, self.grid = u0, arrays.detached(u0), grid
-        self.m = int(chain.m[0] if isinstance(chain.m, list | tuple) else chain.m)
+        self.m = chain.m[0] if isinstance(chain.m, list | tuple) and chain.m else chain.m
         self.slices = grid.slices(self.m)
         self.phi: Propagator = checks.propagator(
             "fine", forced(chain.fine, chain.rhs, self.start, grid), grid, chain.deterministic

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .measures import Numbers, copy, epsilon, like, numbers
+from .measures import Numbers, copy, epsilon, like, numbers, sizes
 
 Array = Any
 
@@ -34,11 +34,14 @@ class Growth:
     scales : float64 array ``[slices]``
         The largest state of every slice.
     m : int
+    sizes : float64 array ``[slices + 1]``
+        The largest number of the state where every slice starts, and of the last one.
     """
 
     logs: Numbers
     scales: Numbers
     m: int
+    sizes: Numbers
 
     @property
     def total(self) -> Numbers:
@@ -49,7 +52,8 @@ class Growth:
     @property
     def relative(self) -> float:
         """The largest growth of a difference relative to the states, over any part of the chain."""
-        logs = np.concatenate([[0.0], np.cumsum(self.logs) - np.log(np.maximum(self.scales / self.scales[0], 1e-300))])
+        sizes = np.maximum(self.sizes, 1e-300)
+        logs = np.concatenate([[0.0], np.cumsum(self.logs)]) - np.log(sizes / sizes[0])
         with np.errstate(over="ignore"):
             return float(np.exp(np.max(logs - np.minimum.accumulate(logs))))
 
@@ -71,7 +75,7 @@ class Growth:
     def allowed(self, eps: float, tol: float, *, growing: bool = True) -> Numbers:
         """Largest expected difference ``[slices]`` of states, from rounding ``eps`` and the method's ``tol``."""
         rounding = 4 * eps * math.sqrt(self.m) * np.maximum(self.scales, 1e-300)
-        chain = self if growing else Growth(np.minimum(self.logs, 0.0), self.scales, self.m)
+        chain = self if growing else Growth(np.minimum(self.logs, 0.0), self.scales, self.m, self.sizes)
         return SAFETY * chain.carried(rounding + tol)
 
 
@@ -98,4 +102,4 @@ def growth(step: Callable[[int, Array], Array], u: Array, m: int, slices: int) -
         floor = eps * scales[n]  # below it there is only rounding
         if before > 0 and math.isfinite(after):
             logs[n] = math.log(max(after, floor) / before)
-    return Growth(logs, scales, m)
+    return Growth(logs, scales, m, sizes(u[: slices * m + 1 : m]))

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``pyparareal verify``: 0 right, 1 a fault, 2 the caller's mistake; and what it prints."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyparareal import cli, verify_command
+
+EXAMPLE = str(Path(__file__).resolve().parents[2] / "examples" / "verify_step.py")
+
+
+def run(*argv):
+    try:
+        return cli.main(["verify", *argv])
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_a_model_problem(capsys):
+    assert run("decay") == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("decay: u' = -u, u(0) = 1: right")
+    assert shown.err == ""
+
+
+@pytest.mark.parametrize("method", verify_command.METHODS)
+def test_options_reach_the_solve(capsys, method):
+    assert run("dahlquist", "--method", method, "--m", "5", "--tol", "1e-6", "--steps", "40", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"]
+    assert (found["facts"]["m"], found["facts"]["steps"], found["facts"]["tolerance"]) == (5, 40, 1e-6)
+    assert len(found["comparisons"][0]["slices"]) == 8
+
+
+def test_a_fault(capsys):
+    assert run(EXAMPLE, "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [f["fault"] for f in found["findings"] if f["severity"] == "fault"] == ["hidden_state"]
+    assert run(EXAMPLE, "--quiet") == 1
+    assert capsys.readouterr().out.startswith("HIDDEN_STATE: slice 0, step 0")
+    assert run(f"{EXAMPLE}:mended", "--quiet") == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_progress_on_a_terminal_only(capsys, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert run("decay") == 0
+    assert "probes" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r")
+    shown = len(terminal.getvalue())
+    assert run("decay", "--quiet") == 0
+    assert len(terminal.getvalue()) == shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["nothing"], "expected one of decay"),
+        (["nothing.py"], "no file"),
+        (["no_such_module:case"], "no module"),
+        ([f"{EXAMPLE}:absent"], "no function absent"),
+        (["decay", "--method", "magic"], "expected one of parareal"),
+        (["decay", "--m", "0"], "m: got 0"),
+        (["decay", "--dtype", "float16"], "dtype"),
+        (["decay", "--points", "4"], "points"),
+        ([EXAMPLE, "--steps", "4"], "only for a model problem"),
+        (["json:loads"], "TARGET"),
+        ([], "required"),
+    ],
+)
+def test_mistakes(capsys, argv, words):
+    if argv == ["json:loads"]:
+        with pytest.raises(TypeError):
+            run(*argv)
+        return
+    assert run(*argv) == 2
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert len(shown.err.splitlines()) == 1
+    assert shown.out == ""
