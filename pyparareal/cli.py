@@ -17,9 +17,9 @@ COMMANDS = {
     "train": ("pyparareal.nn.train_command", "train a parareal network and compare it with the serial network"),
     "solve": ("pyparareal.solve_command", "solve a model problem in parallel in time, watched and checked"),
     "runs": ("pyparareal.runs_command", "solve training steps in parallel and compare with serial training"),
+    "verify": ("pyparareal.verify_command", "is a chain solved rightly in parallel? what is wrong, and where"),
     "profile": ("pyparareal.profile_command", "watch a solve, a training step or a program: where did the time go?"),
     "bench": ("pyparareal.bench_command", "run the measurements behind the figures, or compare two records of them"),
-    "verify": ("pyparareal.verify_command", "is a chain solved rightly in parallel? what is wrong, and where"),
     "doctor": ("pyparareal._doctor", "show what is installed, what works, and how to mend what does not"),
 }
 
