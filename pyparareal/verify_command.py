@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import problems
+from ._progress import Live, bar
 from .verification import Verification, verify
 
 METHODS = ("parareal", "mgrit", "newton")
@@ -34,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     option("target", metavar="TARGET", help=f"one of {', '.join(problems.CATALOGUE)}; or a file or module, see below")
     option("--full", action="store_true", help="probe every step of a slice, not some")
     option("--json", action="store_true", help="print one JSON document and nothing else")
-    option("--quiet", action="store_true", help="print the faults only, and nothing if there are none")
+    option("--quiet", action="store_true", help="no line that says what is being done")
     group = parser.add_argument_group("solves only")
     option = group.add_argument
     option("--method", metavar="NAME", help=f"{', '.join(METHODS)} (default: that of the problem)")
@@ -50,19 +51,13 @@ def main(args: argparse.Namespace) -> int:
     if args.method is not None and args.method not in METHODS:
         raise ValueError(f"method: got {args.method!r}, expected one of {', '.join(METHODS)}")
     model, data, more = _named(args) if args.target in problems.CATALOGUE else _own(args)
-    progress = None if args.json or args.quiet or not sys.stderr.isatty() else _Progress()
-    try:
+    with Live(False if args.json or args.quiet else None) as live:
+
+        def progress(what: str, part: float) -> None:
+            live.status(f"{bar(part)}  {what}")
+
         found: Verification = verify(model, data, quick=not args.full, progress=progress, **more)
-    finally:
-        if progress is not None:
-            progress.clear()
-    if args.json:
-        print(json.dumps(found.as_dict(), indent=1))
-    elif not args.quiet:
-        print(found.text())
-    else:
-        for fault in found.faults:
-            print(fault)
+    print(json.dumps(found.as_dict(), indent=1) if args.json else found.text())
     return 0 if found.ok else 1
 
 
@@ -132,21 +127,6 @@ def _module(where: str, target: str) -> Any:
         raise
     finally:
         sys.path.pop(0)
-
-
-class _Progress:
-    """One line on the terminal, written anew."""
-
-    def __call__(self, what: str, fraction: float) -> None:
-        self._write(f"{100 * fraction:3.0f} %  {what}"[:78])
-
-    def clear(self) -> None:
-        """An empty line again."""
-        self._write("")
-
-    def _write(self, text: str) -> None:
-        sys.stderr.write(f"\r{text:<78}" if text else f"\r{'':<78}\r")
-        sys.stderr.flush()
 
 
 def _one_line(parser: argparse.ArgumentParser, message: str) -> NoReturn:
