@@ -258,6 +258,22 @@ def test_filters_hide_and_count(page):
     assert page.js("timeline.lanes.data.tracks.filter((track) => track.rows.length).length") == 1
 
 
+def test_many_ranks_are_hidden_at_once(browser, written):
+    record = degenerate()["64 ranks"]
+    browser.size(1000, 800)
+    browser.open(written[1]("ranks", record, analyse(Record([]))))
+    for shown in (0, 64):
+        click(browser, "#ranks button")
+        assert browser.js("timeline.lanes.shown") == shown
+        assert browser.js("document.querySelectorAll('#ranks input:checked').length") == shown
+    click(browser, "#ranks button")
+    click(browser, "#ranks [value='7']")
+    assert browser.js("timeline.lanes.data.tracks.filter((track) => track.rows.length).map((track) => track.rank)") == [
+        7
+    ]
+    assert browser.complaints() == []
+
+
 def search(page, words):
     page.js(f"document.getElementById('search').value = {json.dumps(words)}")
     page.js("document.getElementById('search').dispatchEvent(new Event('input'))")
@@ -345,7 +361,8 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(page):
     assert wide == []
     page.js("timeline.canvas.scrollIntoView({block: 'center'})")
     page.settle()
-    x, y = spot(page, numbered(page, "region"))
+    x, y = spot(page, numbered(page, "region", nth=5))
+    assert x > 270, "near the right edge, where there is no room beside it"
     page.mouse("mouseMoved", x, y)
     box = page.js("(({left, right}) => [left, right])(document.getElementById('tip').getBoundingClientRect())")
     assert 0 <= box[0] < box[1] <= 360

@@ -72,7 +72,7 @@ def answer(analysis: Analysis) -> str:
         return "Nothing was traced: there is no time to tell of."
     text = f"{words.seconds(summary['work_seconds'])} of work ({words.seconds(summary['seconds'])} traced)"
     if analysis.host_overhead:
-        worst = max(analysis.host_overhead, key=lambda row: row["overhead_share"])
+        worst = min(analysis.host_overhead, key=lambda row: row["launch_seconds"] / (row["seconds"] or 1.0))
         whole = worst["seconds"] or 1.0
         rank = f"on rank {worst['rank']}, " if len(analysis.host_overhead) > 1 else ""
         parts = [
@@ -132,7 +132,8 @@ def _tiles(record: Record, analysis: Analysis) -> str:
     if record.solves:
         tiles.append(("solves", words.count(len(record.solves))))
         tiles.append(("iterations", words.count(sum(solve.iterations for solve in record.solves))))
-    tiles += [("ranks", words.count(summary["ranks"])), ("devices", ", ".join(summary["devices"]) or "none")]
+    names = ", ".join(summary["devices"]) if len(summary["devices"]) < 4 else words.count(len(summary["devices"]))
+    tiles += [("ranks", words.count(summary["ranks"])), ("devices", names or "none")]
     if summary["bytes"] is not None:
         tiles.append(("bytes, of known ops", words.amount(summary["bytes"], "B")))
     if summary["flops"] is not None:

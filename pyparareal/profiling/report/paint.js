@@ -148,14 +148,17 @@ class Painter {
   arrows(pen) {
     const { lanes } = this, { data } = lanes, { from, to } = this.view, near = [];
     for (const group of lanes.groups) {
-      let first = Infinity, last = -Infinity, seen = 0;
+      let first = Infinity, last = -Infinity, high = Infinity, low = -Infinity, seen = 0;
       for (const event of group) {
         if (lanes.place[event] < 0) continue;
         first = Math.min(first, data.start[event]);
         last = Math.max(last, data.end[event]);
+        high = Math.min(high, lanes.top(event));
+        low = Math.max(low, lanes.top(event));
         seen++;
       }
-      if (seen > 1 && last >= from && first <= to) near.push(group);
+      const there = low >= this.scroll && high <= this.scroll + this.canvas.clientHeight;
+      if (seen > 1 && last >= from && first <= to && there) near.push(group);
     }
     this.arrowsInView = near.length;
     this.mostArrows = Math.max(60, this.width / 3); // more are a grey cloud: then only those of the event under the pointer

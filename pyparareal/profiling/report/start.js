@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Puts the parts together once the page is there.
 
+const MANY = 8; // boxes of a filter
+
 function toolbar(timeline) {
   const act = {
     in: () => timeline.zoom(1.5), out: () => timeline.zoom(1 / 1.5), fit: () => timeline.fit(),
@@ -43,6 +45,7 @@ function filters(timeline) {
   for (const [group, values] of Object.entries(groups)) {
     const place = document.getElementById(`${group}s`);
     place.hidden = values.length < 2;
+    if (values.length > MANY) place.append(allOrNone(timeline, group, values));
     for (const value of values) {
       const box = document.createElement("input"), label = document.createElement("label");
       box.type = "checkbox";
@@ -56,6 +59,19 @@ function filters(timeline) {
       place.append(label);
     }
   }
+}
+
+// Where there are many boxes: all of them at once, to go on from none.
+function allOrNone(timeline, group, values) {
+  const button = element("button", "All or none");
+  button.type = "button";
+  button.addEventListener("click", () => {
+    const hidden = timeline.lanes.hidden[group], none = hidden.size === 0;
+    for (const value of values) hidden[none ? "add" : "delete"](value);
+    for (const box of button.parentNode.querySelectorAll("input")) box.checked = !none;
+    timeline.changed();
+  });
+  return button;
 }
 
 function recolour(timeline) {

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 UNKNOWN = "-"
+TALL = 30  # rows, beyond which a table scrolls in its frame
 SPACE = "\u00a0"  # a figure and its unit stay on one line
 _SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
 _LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -79,8 +80,9 @@ def table(label: str, head: Sequence[str], rows: Iterable[Sequence[Cell | str]],
         for name, at in zip(head, left, strict=True)
     )
     body = "".join(f"<tr>{''.join(_cell(cell, at) for cell, at in zip(row, left, strict=True))}</tr>" for row in cells)
+    tall = " tall" if len(cells) > TALL else ""
     return (
-        f'<div class=scroll tabindex=0 role=region aria-label="{escape(label)}"><table>'
+        f'<div class="scroll{tall}" tabindex=0 role=region aria-label="{escape(label)}"><table>'
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
