@@ -26,6 +26,8 @@ class Colours {
       const fill = mix(this.hues[hue], this.paper, full ? 1 : STRENGTH[type.kind] ?? 1);
       return { fill, ink: contrast(fill, "#ffffff") > contrast(fill, "#000000") ? "#ffffff" : "#000000" };
     });
+    this.palette = [...new Set(this.fills.map(({ fill }) => fill))]; // each colour once, and its number by type
+    this.number = Uint16Array.from(this.fills, ({ fill }) => this.palette.indexOf(fill));
     this.patterns = Object.fromEntries(Object.keys(PATTERNS).map((kind) => [kind, pattern(kind, this.paper)]));
   }
 

@@ -256,30 +256,33 @@ class Columns {
   constructor(pen, colours, y, height, seconds) {
     Object.assign(this, { pen, colours, y, height, seconds });
     this.place = -1;
-    this.sums = new Map();
+    this.all = this.count = 0;
+    this.sums = new Float64Array(2 * colours.palette.length); // what was not searched for in the second half
   }
 
   add(place, type, seconds, found) {
     if (place !== this.place) this.draw();
     this.place = place;
-    const key = found ? this.colours.fills[type].fill : `-${this.colours.fills[type].fill}`;
-    this.sums.set(key, (this.sums.get(key) ?? 0) + seconds);
+    this.sums[this.colours.number[type] + (found ? 0 : this.colours.palette.length)] += seconds + 1e-15; // it is there
+    this.all += seconds + 1e-15;
+    this.count++;
   }
 
   draw() {
-    if (!this.sums.size) return;
-    let all = 0;
-    for (const seconds of this.sums.values()) all += seconds;
-    const high = Math.min(this.height, Math.max(3, (all / this.seconds) * this.height)); // seen, however short
+    if (!this.count) return;
+    const { pen, sums, colours: { palette } } = this;
+    const high = Math.min(this.height, Math.max(3, (this.all / this.seconds) * this.height)); // seen, however short
     let bottom = this.y + this.height;
-    for (const [key, seconds] of this.sums.size > 1 ? [...this.sums].sort() : this.sums) {
-      const part = all > 0 ? (seconds / all) * high : high / this.sums.size;
-      this.pen.globalAlpha = key[0] === "-" ? DIM : 1;
-      this.pen.fillStyle = key[0] === "-" ? key.slice(1) : key;
-      this.pen.fillRect(this.place * COLUMN, bottom - part, COLUMN, part);
+    for (let k = 0; k < sums.length; k++) {
+      if (!sums[k]) continue;
+      const part = (sums[k] / this.all) * high;
+      pen.globalAlpha = k < palette.length ? 1 : DIM;
+      pen.fillStyle = palette[k % palette.length];
+      pen.fillRect(this.place * COLUMN, bottom - part, COLUMN, part);
       bottom -= part;
     }
-    this.sums.clear();
+    sums.fill(0);
+    this.all = this.count = 0;
   }
 }
 
