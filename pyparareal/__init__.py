@@ -8,6 +8,7 @@ carries the corrections. Importing this package is silent and loads neither torc
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if os.environ.get("PYPARAREAL_TRACE"):
+    importlib.import_module("pyparareal.profiling.profiler_ranges").from_environment()

@@ -29,7 +29,7 @@ from .equations import Stored, WithResidual, has_residual, pair
 from .hierarchy import Level, Transfer, coarse_rows, obstacle, only_calls
 from .norms import NORMS
 from .parareal import Callback
-from .propagators import Propagator, advance, compares, is_fused
+from .propagators import Propagator, advance, advance_all, compares, is_fused
 from .relaxation import Ends, c_relax, every_point
 from .runtime import Runtime
 from .solution import Status
@@ -329,8 +329,7 @@ class Cycles:
             advance(equation, start, slice(i, i + 1, 1), out=end)
 
         def whole(u: Array) -> None:
-            steps = slice(0, 1, 1)
-            equation.relax(u[:1], steps, len(u) - 1, None, every=arrays.windows(u, steps, len(u) - 1, shift=1))
+            advance_all(equation, u, len(u) - 1, 1)
 
         with self.runtime.mark(f"mgrit.coarsest.{at}"):
             self.runtime.chain(step, u, 0, whole=whole if is_fused(equation) else None)

@@ -5,6 +5,7 @@
 
 #include "../backend.h"
 #include "calls.h"
+#include "nvtx.h"
 #include "pyparareal/capsule.h"
 #include "pyparareal/ops.h"
 
@@ -294,6 +295,7 @@ PYBIND11_MODULE(_core, module) {
   module.def("cuda_device_count", [] { return 0; }, "CUDA devices; always 0 in this CPU-only build.");
   module.def("cuda_driver_version", [] { return 0; }, "CUDA version of the driver; always 0 in this CPU-only build.");
 #endif
+  define_nvtx(module);
   module.attr("ops_table") = py::capsule(&ops_table, ops_capsule_name);
 }
 

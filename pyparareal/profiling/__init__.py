@@ -12,11 +12,13 @@ _LAZY = {
     "RankClock": "events",
     "Solve": "events",
     "Record": "events",
+    "Recorder": "recorder",
     "Timeline": "timeline",
     "arrows": "flows",
     "merge": "merging",
     "capture": "capturing",
     "replay": "replaying",
+    "ranges": "profiler_ranges",
     "analyse": "analysis",
     "Analysis": "analysis",
 }

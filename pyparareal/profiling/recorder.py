@@ -7,7 +7,7 @@ another, and no device is waited for before the end.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
 import threading
 import time
@@ -111,9 +111,10 @@ class Recorder:
     def record(self) -> Record:
         """All that has ended; of a closed recorder, what had when it was closed."""
         until = self.end if self._state == "closed" else _clock()
+        levels: dict[str, int | None] = {}
         events, samples = list[Event](), [Sample(c, self._at(at), v) for c, at, v in self._meter.taken]
         for name, thread in _named(list(self._threads)).items():
-            events += [self._event(name, one) for one in list(thread.ended) if one.end <= until]
+            events += [self._event(name, one, levels) for one in list(thread.ended) if one.end <= until]
             samples += [Sample(c, self._at(at), v) for c, at, v in list(thread.samples)]
         for sample in samples:
             sample.rank = self.rank
@@ -132,19 +133,20 @@ class Recorder:
     def _at(self, nanoseconds: float) -> float:
         return (nanoseconds - self.start) * 1e-9
 
-    def _event(self, thread: str, span: _Span) -> Event:
-        facts = {} if span.facts is None else {key: _as_json(value) for key, value in span.facts.items()}
+    def _event(self, thread: str, span: _Span, levels: dict[str, int | None]) -> Event:
+        facts = {} if span.facts is None else as_json(span.facts)
         start, end, device, stream = float(span.start), float(span.end), "cpu", thread
         if isinstance(span, _OnDevice):
-            facts["host_seconds"] = (end - start) * 1e-9
-            facts["thread"] = thread
+            facts |= {"host_seconds": (end - start) * 1e-9, "thread": thread}
             start, end, device, stream = self._clocks.place(span.marks, span.start, span.end)
-            facts.pop("on", None)
-            facts.pop("device", None)
+            for name in ("device", "library", "on"):
+                facts.pop(name, None)
+        region = span.region
+        if region not in levels:
+            levels[region] = level_of(region)
         flow = facts.pop("flow", None)
-        at, until = self._at(start), self._at(end)
-        level = level_of(span.region)
-        return Event(span.kind, span.name, at, until, self.rank, device, stream, level, span.region, facts, flow)
+        at, until, level = (start - self.start) * 1e-9, (end - self.start) * 1e-9, levels[region]
+        return Event(span.kind, span.name, at, until, self.rank, device, stream, level, region, facts, flow)
 
 
 class _Thread:
@@ -183,7 +185,7 @@ class _Span:
 
     __slots__ = ("end", "facts", "kind", "name", "region", "start", "thread")
 
-    __enter__ = "".isascii  # nothing, see :class:`._trace._Off`
+    __enter__ = "".format  # nothing, see :class:`._trace._Off`
 
     def __init__(self, thread: _Thread, kind: str, name: str, facts: Mapping[str, Any] | None) -> None:
         self.thread, self.kind, self.name, self.facts = thread, kind, name, facts
@@ -254,13 +256,28 @@ def level_of(region: str) -> int | None:
     return LEVELS.get(region, finest)
 
 
+_PLAIN = frozenset((int, float, str, bool, type(None)))
+
+
+def as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with lists for tuples, names for dtypes and Python's numbers for others."""
+    return {name: value if type(value) in _PLAIN else _as_json(value) for name, value in facts.items()}
+
+
 def _as_json(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
+    if type(value) in _PLAIN:
         return value
     if isinstance(value, list | tuple):
-        return [_as_json(one) for one in value]
+        return [one if type(one) in _PLAIN else _as_json(one) for one in value]
     if isinstance(value, Mapping):
-        return {str(key): _as_json(one) for key, one in value.items()}
-    with contextlib.suppress(TypeError):
-        return int(value.__index__()) if hasattr(value, "__index__") else float(value)
-    return str(value).rpartition(".")[2]  # torch.float64
+        return {str(name): _as_json(one) for name, one in value.items()}
+    if hasattr(value, "__index__"):
+        return int(value)
+    if hasattr(value, "__float__"):
+        return float(value)
+    return _name_of(value)
+
+
+@functools.lru_cache(maxsize=64)
+def _name_of(dtype: Any) -> str:
+    return str(dtype).rpartition(".")[2]  # torch.float64
