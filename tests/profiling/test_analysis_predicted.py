@@ -8,6 +8,7 @@ from pyparareal import MGRIT, TimeGrid, prediction, problems
 from pyparareal import solve as solved
 from pyparareal.profiling import analyse, roofs
 from pyparareal.profiling.analysis.roofline import roofline
+from pyparareal.profiling.analysis.step_costs import Call, costs_of
 from pyparareal.profiling.recorder import Recorder
 from pyparareal.runtime.model import ModelRuntime, StepCost
 
@@ -77,6 +78,34 @@ def test_costs_are_found_again_and_priced_as_predict_does(cost):
         assert row["serial_seconds"] == pytest.approx(cost.seconds(1, STEPS))
     assert [row["processors"] for row in found["processors"]] == [1, 2, 4, 8, 16, 32]
     assert found["serial_wins"] == all(row["speedup"] <= 1 for row in found["processors"])
+
+
+def calls(*sizes, fused=False):
+    """Calls of so many slices and steps that took so long, on the finest level."""
+    return [Call(0, "Phi", slices, steps, seconds, fused) for slices, steps, seconds in sizes]
+
+
+def test_steps_one_by_one_cost_a_call_each():
+    """``steps (call + n per_slice)`` of launches that take several."""
+    seconds = [(n, m, m * (2e-5 + n * 1e-7)) for n, m in ((32, 8), (4, 8), (1, 1))]
+    ((cost, row),) = costs_of(calls(*seconds), 1)
+    assert (cost.call, cost.per_slice, cost.per_step) == pytest.approx((2e-5, 1e-7, 0))
+    assert row["launches"] == 3
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_costs_are_never_negative(fused):
+    """More slices that took less: noise, which must not make more processors slower or time run backwards."""
+    ((cost, _),) = costs_of(calls((64, 4, 1.0), (1, 4, 2.0), (16, 8, 1.5), fused=fused), 1)
+    assert min(cost.call, cost.per_slice, cost.per_step) >= 0
+    assert cost.seconds(1, 1) > 0
+
+
+def test_a_level_costs_what_its_own_calls_took():
+    fine, coarse = calls((8, 2, 1.0), (4, 2, 0.6)), [Call(1, "Phi", 1, 1, 5.0, False)]
+    (first, _), (second, _) = costs_of([*fine, *coarse], 2)
+    assert first.seconds(8, 2) + first.seconds(4, 2) == pytest.approx(1.6)
+    assert second.seconds(1, 1) == pytest.approx(5.0)
 
 
 def test_changes_are_priced_with_their_own_schedule():

@@ -105,7 +105,7 @@ def test_warm_up():
     one = found(record(first, *others))["warm-up"]
     assert one["seconds"] == pytest.approx(1.9)
     assert "relax_rk" in one["words"]
-    assert "warm-up" not in found(record(launch(0.0, 0.2), *others)), "twice as long is no warm-up"
+    assert "warm-up" not in found(record(launch(1.4, 2.0), *others)), "six times as long is no warm-up"
 
 
 def test_far_below_the_roof():

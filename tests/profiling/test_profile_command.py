@@ -210,6 +210,7 @@ def test_the_network_of_the_latest_run_is_watched(capsys, monkeypatch):
     """A run of one epoch, then three of its steps: whose weights they are, where they went, what more devices give."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("sklearn")
+    safetensors = pytest.importorskip("safetensors.torch")
     from pyparareal.nn.training_job import step_time, watching
 
     arguments = ["--model", "resnet8", "--width", "4", "--parts", "2", "--epochs", "1", "--quiet"]
@@ -226,8 +227,15 @@ def test_the_network_of_the_latest_run_is_watched(capsys, monkeypatch):
     assert sum(event.name == "train.update" for event in record.events) == 3, "those that warm up are not in it"
     network = record.about["network"]
     assert network["parts"] == 2
+    assert network["steps"] == 3
     assert set(network["predicted_seconds"]) == {"1", "2"}
     assert network["flops"]["critical_path"] < network["flops"]["total"]
+    fine = [event for event in record.events if event.name == "fine[0]"]
+    assert len(fine) == 3
+    assert all(event.facts["flops"] > 0 for event in fine)
+    saved = safetensors.load_file(next(Path("runs").glob("*/parareal.safetensors")))
+    found = watching.watched_training(None).net.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in saved.items())
 
 
 # Several processes

@@ -77,6 +77,7 @@ class WatchedTraining:
         mine = times["parareal"]
         return {
             "parts": self.net.parts,
+            "steps": len(self.seconds),
             "step_seconds": statistics.median(self.seconds),
             "serial_step_seconds": times["serial"].step,
             "predicted_seconds": {str(p): mine.predicted_step(p) for p in job.device_counts(self.net.parts)},
