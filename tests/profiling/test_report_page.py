@@ -268,6 +268,18 @@ def test_a_page_is_written_whatever_is_missing(name):
     html.encode("utf-8")
 
 
+def test_counters_are_drawn_over_time():
+    """The loss by its values; of memory the highest, however few of its samples are drawn."""
+    samples = [Sample("loss", 0.1 * k, 2.0 / (k + 1)) for k in range(5)]
+    samples += [Sample("resident bytes", 1e-3 * k, 1e8 + 9e7 * (k == 7777)) for k in range(10_000)]
+    record = Record([Event("launch", "step", 0, 1)], samples)
+    html = report.page(record, analyse(record))
+    checked(html)
+    assert html.count('data-tip="loss, rank 0') == 5
+    assert f"resident bytes, rank 0: at most 190{words.SPACE}MB" in html
+    assert len(charts.memory(record, 0.0)) < 30_000
+
+
 def test_the_page_says_what_is_missing():
     text = " ".join(checked(report.page(Record(), dataclasses.replace(analyse(Record()), findings=[]))).text)
     for words_ in ("Nothing was traced", "No findings", "No events", "No launches", "No residuals", "No roofline",

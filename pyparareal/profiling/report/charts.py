@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from itertools import pairwise
 
@@ -51,7 +51,7 @@ def _residuals(shown: Sequence[tuple[int, Solve]], *, single: bool) -> str:
         points = [(k, value) for k, value in enumerate(solve.residuals, first)]
         good = [(k, value) for k, value in points if 0 < value < math.inf]
         broken += sum(not math.isfinite(value) for _, value in points)
-        chart.line(good, f"c{place}")
+        chart.line(good[:: math.ceil(len(good) / MOST_POINTS) or 1], f"c{place}")
         for k, value in good[:: math.ceil(len(good) / MOST_MARKS)] if good else []:
             name = solve.method if single else f"solve {number + 1}, {solve.method}"
             chart.point(k, value, f"c{place}", [f"{name}, iteration {k}", f"residual\t{value:.4g}"], 3)
@@ -165,27 +165,49 @@ def processors(found: Predicted, ranks: int) -> str:
 
 def memory(record: Record, begin: float) -> str:
     """Counters of bytes over time, with their high-water marks."""
-    rows: dict[tuple[int, str], list[Sample]] = defaultdict(list)
-    for sample in record.samples:
-        if "bytes" in sample.counter and math.isfinite(sample.value) and math.isfinite(sample.time):
-            rows[sample.rank, sample.counter].append(sample)
+    rows = _series(record, lambda counter: "bytes" in counter)
     if not rows:
         return words.missing("No memory samples: nothing was counted in this run.")
-    pictures = [
-        _memory(name, rank, sorted(row, key=lambda s: s.time), begin) for (rank, name), row in sorted(rows.items())
-    ]
+    pictures = [_memory(name, rank, row, begin) for (rank, name), row in rows.items()]
     return f"<div class=charts>{''.join(pictures[:LISTED])}</div>"
+
+
+def counters(record: Record, begin: float) -> str:
+    """What else was counted, over time: the loss of training steps."""
+    rows = _series(record, lambda counter: "bytes" not in counter and counter != "residual")
+    pictures = []
+    for (rank, name), row in list(rows.items())[:LISTED]:
+        chart = Chart(f"{name} over time, rank {rank}", _time(row, begin), linear(name, [s.value for s in row], _plain))
+        chart.line([(sample.time - begin, sample.value) for sample in _thinned(row)], "c0")
+        for sample in row[:: math.ceil(len(row) / MOST_MARKS)]:
+            tip = [f"{name}, rank {rank}", f"value\t{sample.value:.4g}", f"at\t{words.seconds(sample.time - begin)}"]
+            chart.point(sample.time - begin, sample.value, "c0", tip, 3)
+        pictures.append(f"<figure><figcaption>{escape(f'{name}, rank {rank}')}</figcaption>{chart.picture()}</figure>")
+    return f"<div class=charts>{''.join(pictures)}</div>" if pictures else ""
+
+
+def _series(record: Record, wanted: Callable[[str], bool]) -> dict[tuple[int, str], list[Sample]]:
+    """By rank and counter, in the order of time; values that are finite."""
+    rows: dict[tuple[int, str], list[Sample]] = defaultdict(list)
+    for sample in sorted(record.samples, key=lambda sample: (sample.rank, sample.counter)):
+        if wanted(sample.counter) and math.isfinite(sample.value) and math.isfinite(sample.time):
+            rows[sample.rank, sample.counter].append(sample)
+    return {key: sorted(row, key=lambda sample: sample.time) for key, row in rows.items()}
+
+
+def _time(row: Sequence[Sample], begin: float) -> Axis:
+    return linear("time", [row[-1].time - begin], words.seconds, 4)
 
 
 def _memory(name: str, rank: int, row: Sequence[Sample], begin: float) -> str:
     peak = max(row, key=lambda sample: sample.value)
-    x = linear("time", [row[-1].time - begin], words.seconds, 4)
-    chart = Chart(f"{name} over time, rank {rank}", x, linear("bytes", [peak.value], lambda v: words.amount(v, "B")))
-    points = [(max(0.0, sample.time - begin), sample.value) for sample in _thinned(row)]
+    bytes_axis = linear("bytes", [peak.value], lambda value: words.amount(value, "B"))
+    chart = Chart(f"{name} over time, rank {rank}", _time(row, begin), bytes_axis)
+    points = [(sample.time - begin, sample.value) for sample in _thinned(row)]
     steps = [pair for (a, b), (c, _) in pairwise(points) for pair in ((a, b), (c, b))]
     chart.line([*steps, points[-1]], "c0")
     tip = [f"highest {name}", f"bytes\t{words.amount(peak.value, 'B')}", f"at\t{words.seconds(peak.time - begin)}"]
-    chart.point(max(0.0, peak.time - begin), peak.value, "measured", tip, 5)
+    chart.point(peak.time - begin, peak.value, "measured", tip, 5)
     title = f"{name}, rank {rank}: at most {words.amount(peak.value, 'B')}"
     return f"<figure><figcaption>{escape(title)}</figcaption>{chart.picture()}</figure>"
 

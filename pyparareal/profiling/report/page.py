@@ -42,10 +42,14 @@ def page(record: Record, analysis: Analysis) -> str:
         _section("At a glance", _tiles(record, analysis)),
         _section("Timeline", _timeline(packed)),
         _section(
-            "Time by op and level", tables.by_op(analysis) + tables.by_level(analysis) + tables.by_region(analysis)
+            "Time by op and level",
+            tables.by_op(analysis) + tables.by_level(analysis) + tables.by_region(analysis) + tables.critical(analysis),
         ),
         _section("Predicted beside measured", tables.predicted(analysis)),
-        _section("Residuals", charts.residuals(record.solves) + tables.solves(analysis)),
+        _section(
+            "Residuals",
+            charts.residuals(record.solves) + tables.solves(analysis) + charts.counters(record, packed.begin),
+        ),
         _section("Roofline", charts.roofline(analysis.roofline)),
         _section("Devices and streams", tables.devices(analysis, packed.begin)),
         _section("Host overhead", tables.host(analysis)),

@@ -90,6 +90,23 @@ def by_region(analysis: Analysis) -> str:
     return table("Time by phase", head, rows)
 
 
+def critical(analysis: Analysis) -> str:
+    """What the longest chain of things that waited for one another passes through."""
+    path = analysis.critical_path
+    if path is None or not path["by_name"]:
+        return ""
+    whole = path["seconds"] or 1.0
+    rows = [
+        [Cell(name), figure(words.seconds(seconds), seconds, seconds / whole), figure(share(seconds / whole), seconds)]
+        for name, seconds in path["by_name"].items()
+    ]
+    what = (
+        "The critical path is the longest chain of things that waited for one another: only what lies on it makes the run "
+        f"longer. It takes {words.seconds(path['seconds'])} and crosses {words.count(path['messages'])} messages."
+    )
+    return table("Critical path", ["on the critical path", "time", "share"], rows) + words.note(what)
+
+
 def devices(analysis: Analysis, begin: float) -> str:
     """Busy and idle, per device and stream."""
     if not analysis.devices:
