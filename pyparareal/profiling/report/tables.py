@@ -101,8 +101,8 @@ def critical(analysis: Analysis) -> str:
         for name, seconds in path["by_name"].items()
     ]
     what = (
-        "The critical path is the longest chain of things that waited for one another: only what lies on it makes the run "
-        f"longer. It takes {words.seconds(path['seconds'])} and crosses {words.count(path['messages'])} messages."
+        "The critical path is the longest chain of things that waited for one another: only what lies on it makes the "
+        f"run longer. It takes {words.seconds(path['seconds'])} and crosses {words.count(path['messages'])} messages."
     )
     return table("Critical path", ["on the critical path", "time", "share"], rows) + words.note(what)
 
