@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ._progress import Live
-from .profiling import merging
+from .profiling import merging, module_costs
 from .profiling.events import Record
 from .profiling.timeline import Timeline
 
@@ -58,7 +58,10 @@ def _run(script: Path, arguments: Sequence[str], timeline: Timeline | None) -> t
     sys.argv, sys.path[0] = [str(script), *arguments], str(script.resolve().parent)
     try:
         with timeline or contextlib.nullcontext():
-            runpy.run_path(str(script), run_name="__main__")
+            names = runpy.run_path(str(script), run_name="__main__")
+        if timeline is not None:
+            module_costs.tell(timeline.record)  # while its modules live
+        del names
     except SystemExit as exit_:
         return _status_of(exit_)
     except KeyboardInterrupt:

@@ -182,6 +182,7 @@ class Map:
         if not callable(phi):
             raise TypeError(f"phi: got {type(phi).__name__}, expected a callable")
         self._phi, self._pass_points, self.batch_invariant = phi, pass_points, batch_invariant
+        self.works = phi  # whose name a timeline tells
 
     def step(self, u: Array, points: slice) -> Array:
         return self._phi(u, points) if self._pass_points else self._phi(u)
@@ -334,6 +335,7 @@ class Blocks:
         self._shared = None if several else modules
         self._list = list(modules) if several else []
         self.steps = len(self._list) if several else None
+        self.works = None if several else modules  # whose name a timeline tells
         if several and not self._list:
             raise ValueError("modules: got an empty list, expected one module per step")
 

@@ -6,9 +6,12 @@ All callers say ``_core.name(...)``, so that an op costs nothing more when nobod
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import sys
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -137,7 +140,24 @@ def launch(phi: Any, u: Any, m: int) -> AbstractContextManager[None]:
     while (inner := getattr(phi, "phi", None)) is not None:
         phi = inner
     facts = {"shape": getattr(u, "shape", ()), "dtype": getattr(u, "dtype", None), "slices": len(u), "steps": m}
-    return _trace.mark(type(phi).__name__, "launch", placed(facts, u))
+    works = phi if (named := getattr(phi, "works", None)) is None else named
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(works, torch.nn.Module):
+        facts["module"] = _number_of(works)
+    name = getattr(works, "__name__", type(works).__name__)
+    return _trace.mark(name, "launch", placed(facts, u))
+
+
+def _number_of(module: Any) -> int:
+    """By which a launch names a module: what it costs is found out afterwards, if it still lives."""
+    number = modules.get(module)
+    if number is None:
+        number = modules[module] = next(_numbers)
+    return number
+
+
+modules: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+_numbers = itertools.count()
 
 
 def _position(call: Callable[..., None], name: str) -> int:

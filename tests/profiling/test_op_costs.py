@@ -248,3 +248,37 @@ def test_weights_of_one_do_not_look_at_the_old_state():
         operations(reference.c_relax, *map(counted, (phi, u)), 0.5),
     )
     assert launched(lambda: ops.c_relax(phi, u, 1.0))[1] == (2 * u.nbytes, 0)
+
+
+def test_flops_of_a_module_are_counted_afterwards_once_for_each_shape(monkeypatch):
+    """By hand: 2 in out a row and step; of a module that is gone, of one without products and of a function unknown."""
+    torch = pytest.importorskip("torch")
+    from pyparareal.nn import costs
+    from pyparareal.profiling import module_costs
+    from pyparareal.propagators import Blocks, Map, advance
+
+    def decay(u):
+        return 0.9 * u
+
+    def steps(phi, slices, m):
+        u = torch.ones(slices, 3, 4)
+        advance(phi, u, slice(0, slices, 1), m, out=torch.empty_like(u))
+
+    kept = torch.nn.Linear(4, 4)
+    with torch.no_grad(), Recorder() as recorder:
+        steps(Blocks(kept), 2, 5)
+        steps(Blocks(kept), 2, 1)
+        steps(Blocks(kept), 7, 1)
+        steps(Blocks(torch.nn.Linear(4, 4)), 2, 1)
+        steps(Blocks(torch.nn.Tanh()), 2, 1)
+        steps(Map(decay), 2, 1)
+    record, counted = recorder.record(), []
+    monkeypatch.setattr(costs, "count_flops", lambda *a, count=costs.count_flops: counted.append(1) or count(*a))
+    module_costs.tell(record)
+    launches = [event for event in record.events if event.kind == "launch"]
+    assert [event.name for event in launches] == ["Linear"] * 4 + ["Tanh", "decay"]
+    row = 2 * 4 * 4
+    flops = [event.facts.get("flops") for event in launches]
+    assert flops == [2 * 3 * row * 5, 2 * 3 * row, 7 * 3 * row, None, None, None]
+    assert len(counted) == 2
+    assert cost(launches[0].name, launches[0].facts).flops == flops[0]
