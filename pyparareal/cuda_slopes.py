@@ -24,6 +24,7 @@ import numpy as np
 import pyparareal
 from pyparareal import _core
 from pyparareal.slopes import DTYPES, integer
+from pyparareal.traced_ops import elsewhere
 
 Array = Any
 
@@ -160,7 +161,9 @@ class CudaSlope:
         if columns:
             own = not isinstance(dt, float)
             few = len(tableau[1]) <= _FEW_STAGES
-            self._launch(kernel_name(few, own), str(u.dtype).rpartition(".")[2], packed, columns, device, handle)
+            given = (out, u, None, parameters, tableau, dt, m, substeps, times, *sides)
+            with elsewhere("relax_rk", given, stream):
+                self._launch(kernel_name(few, own), str(u.dtype).rpartition(".")[2], packed, columns, device, handle)
             arrays = (dt if own else None, times if hasattr(times, "dtype") else None, f, g, every)
             _core.rk_launched(out, u, *arrays, stream)
         if norms is not None:

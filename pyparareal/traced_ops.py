@@ -185,6 +185,14 @@ def _traced(op: str, call: Callable[..., None]) -> Callable[..., None]:
     return traced
 
 
+def elsewhere(op: str, arguments: tuple[Any, ...], stream: Any) -> AbstractContextManager[None]:
+    """The span of an op with the ``arguments`` of ``_core``'s that another library launches on ``stream``."""
+    if _trace.listener is None:
+        return _trace.NOTHING
+    form = FORMS[op]
+    return _trace.mark(op, "launch", placed(facts_of(op, form, arguments), arguments[form.state], stream))
+
+
 _lock = threading.Lock()
 _plain: dict[str, Callable[..., None]] = {}
 _ours: dict[str, Callable[..., None]] = {}

@@ -31,6 +31,10 @@ BACKWARD = "backward"
 """A region of this name has others in it that say so too: "backward mgrit.relax.0"."""
 
 
+WHERE = ("device", "library", "on")
+"""Of the facts, what says on which stream; :attr:`.Event.device` and ``stream`` do then."""
+
+
 class Recorder:
     """Records while it is entered, once: ``with Recorder() as recorder: ...``, then ``recorder.record()``.
 
@@ -86,7 +90,8 @@ class Recorder:
             found = self._clocks.marks(facts)
             if found is None:
                 return _trace.NOTHING
-            return cast("AbstractContextManager[None]", _OnDevice(thread, kind, name, facts, found))
+            known = {key: value for key, value in facts.items() if key not in WHERE}
+            return cast("AbstractContextManager[None]", _OnDevice(thread, kind, name, known, found))
         return cast("AbstractContextManager[None]", _Span(thread, kind, name, facts))
 
     def sample(self, counter: str, value: float) -> None:
@@ -139,8 +144,6 @@ class Recorder:
         if isinstance(span, _OnDevice):
             facts |= {"host_seconds": (end - start) * 1e-9, "thread": thread}
             start, end, device, stream = self._clocks.place(span.marks, span.start, span.end)
-            for name in ("device", "library", "on"):
-                facts.pop(name, None)
         region = span.region
         if region not in levels:
             levels[region] = level_of(region)

@@ -187,6 +187,8 @@ def _verb_of(call: Callable[..., Any]) -> str:
         call = call.func
     if call is advance or call is _relax or call is _in_parts or isinstance(call, methodcaller):
         return "map"
+    if isinstance(getattr(call, "__self__", None), LocalRuntime):  # as a subclass spreads it
+        return "map"
     return "chain" if call is _in_turn or call is _at_once else "do"
 
 

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a recorder hears of a solve is its schedule: every step once, on its level, in its region; no bit changes."""
 
+import ast
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pyparareal import MGRIT, GraphRuntime, LocalRuntime, Newton, TimeGrid, serial_solve, solve
+import pyparareal
+from pyparareal import MGRIT, GraphRuntime, LocalRuntime, Newton, TimeGrid, _core, ops, serial_solve, solve, traced_ops
 from pyparareal.implicit import ImplicitEuler
 from pyparareal.profiling import Recorder
 from pyparareal.propagators import Map
@@ -15,6 +18,7 @@ from pyparareal.runtime.local import Anew
 
 REGION = re.compile(r"(backward )?[a-z_]+(\.[a-z_]+)?(\.[0-9]+)?")
 HERE = LocalRuntime()
+PACKAGE = Path(pyparareal.__file__).parent
 
 
 class EveryTime(LocalRuntime):
@@ -188,3 +192,41 @@ def test_a_captured_cycle_is_one_launch():
     graphs = [event for event in record.events if event.name == "graph" and event.kind == "launch"]
     assert len(graphs) == len(launched) > 0
     assert all(event.facts == {"op": "graph"} and event.region == "graph" for event in graphs)
+
+
+def test_every_verb_is_heard():
+    runtime, u = LocalRuntime(), np.ones((5, 1, 2))
+    half = Map(lambda u: u / 2, batch_invariant=True)
+    with Recorder() as recorder:
+        runtime.map(half, u[:-1], slice(0, 4, 1), 2, out=np.empty((4, 1, 2)))
+        runtime.map(half, u[:-1], slice(0, 4, 1), out=np.empty((4, 1, 2)))
+        runtime.chain(lambda n, start, end: None, u, 0)
+        runtime.chain(lambda n, start, end: None, u, 0, whole=lambda rows: None)
+        runtime.scan(u[1:], u[1:], 0, np.empty_like(u))
+        runtime.largest(u)
+        runtime.reduce(np.ones(4))
+        runtime.gather(np.ones(4))
+        runtime.do(ops.slice_norms, u)
+        with runtime.mark("a.region.3"):
+            assert runtime.shift(u) is not u  # a view of what is there: nothing happens
+        GraphRuntime(recorder=None).repeat(u, lambda: None)
+    events = recorder.record().events
+    verbs = ["map", "map", "chain", "chain", "scan", "largest", "reduce", "gather", "do"]
+    assert [event.name for event in events if event.kind == "verb"] == verbs
+    assert [(event.name, event.kind) for event in events if event.name == "a.region.3"] == [("a.region.3", "region")]
+    launched = [(event.name, event.facts.get("steps")) for event in events if event.kind == "launch"]
+    assert launched == [("Map", 2), ("Map", 1), ("scan_diag", None), ("slice_norms", None)]
+
+
+def test_every_op_is_called_where_it_is_heard():
+    """All of the package's callers say ``_core.name(...)``: what is put into its place there is what they call."""
+    public = {
+        line.split("(")[0][4:] for line in (PACKAGE / "_core.pyi").read_text().splitlines() if "stream: Any" in line
+    }
+    assert public - {"rk_arguments", "rk_launched"} == set(traced_ops.FORMS)
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("_core"):
+                assert not {alias.name for alias in node.names} & public, path
+    with Recorder():
+        assert all(getattr(_core, op).__name__ == "traced" for op in traced_ops.FORMS)
