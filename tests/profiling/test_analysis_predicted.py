@@ -67,7 +67,7 @@ def test_costs_are_found_again_and_priced_as_predict_does(cost):
     assert found["reason"] is None
     assert found["ratio"] == pytest.approx(1)  # the schedule that is priced is the one that ran
     for level in found["costs"]:
-        assert level["fused"] == cost.fused
+        assert level["fused"] == (cost.fused and level["level"] == 0), "the coarse chain goes link by link"
         parts = (level["call"], level["per_step"], level["per_slice"])
         # Least squares on exact numbers whose condition is at most the ratio of the costs, 20e-6 / 1e-8.
         assert parts == pytest.approx((cost.call, cost.per_step, cost.per_slice), rel=1e-9)
@@ -106,6 +106,14 @@ def test_a_level_costs_what_its_own_calls_took():
     (first, _), (second, _) = costs_of([*fine, *coarse], 2)
     assert first.seconds(8, 2) + first.seconds(4, 2) == pytest.approx(1.6)
     assert second.seconds(1, 1) == pytest.approx(5.0)
+
+
+def test_a_chain_that_came_link_by_link_is_priced_so():
+    """Relaxations that are one launch do not make the coarsest chain one."""
+    relaxed = calls((16, 8, 1.0), (16, 4, 0.6), fused=True)
+    (fine, _), (coarse, _) = costs_of([*relaxed, *[Call(1, "Phi", 1, 1, 0.2, False)] * 9], 2)
+    assert (fine.fused, coarse.fused) == (True, False)
+    assert coarse.seconds(1, 9) == pytest.approx(9 * 0.2)
 
 
 def test_changes_are_priced_with_their_own_schedule():

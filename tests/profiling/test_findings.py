@@ -169,6 +169,9 @@ def test_the_serial_chain_wins():
     assert one["severity"] == "serious"
     assert one["seconds"] == 8
     assert "would take about 2 s" in one["words"]
+    assert "(predicted, communication free)" in one["words"]
+    half = with_prices(healthy(), priced(serial=2.0) | {"ratio": 2.0})["serial-wins"]["words"]
+    assert "without the 50 % of the time that went into no step" in half
     assert "took 3 s" in with_prices(healthy(), priced(serial=2.0, measured=3.0))["serial-wins"]["words"]
     told = with_prices(healthy(), priced(serial=5.0))
     assert told["pays-from"]["title"] == "Serial is faster here; it pays from 2 processors on"

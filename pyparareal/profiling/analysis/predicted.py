@@ -102,6 +102,8 @@ class Schedule:
             dataclasses.replace(self.options, nu=0, skip_first_down=True) if self.method == "parareal" else self.options
         )
         costs = [*self.costs, self.costs[-1]][:levels]
+        if self.method == "parareal":  # whose coarse chain goes link by link; a level that is relaxed need not
+            costs = [dataclasses.replace(cost, fused=self.costs[0].fused) for cost in costs]
         return dataclasses.replace(
             self, m=row[: levels - 1], levels=levels, method="mgrit", options=options, costs=costs
         )

@@ -35,9 +35,9 @@ def small_launches(analysis: Analysis) -> Iterator[Finding]:
         "small-launches",
         severity(analysis, row["overhead_seconds"]),
         "The launches are too small",
-        f"{percent(row['overhead_share'])} of the work, {duration(row['overhead_seconds'])}, is Python between "
-        f"{row['launches']} launches{_on(analysis, row['rank'])}: {duration(row['seconds_per_launch'])} for each, "
-        f"which itself runs for {duration(each)}.",
+        f"{percent(row['overhead_share'])} of the work, {duration(row['overhead_seconds'])}, passed between "
+        f"{row['launches']} launches{_on(analysis, row['rank'])}, in Python and in what is not traced: "
+        f"{duration(row['seconds_per_launch'])} for each, which itself runs for {duration(each)}.",
         {"overhead_share": row["overhead_share"], "launches": row["launches"], "launch_seconds": each},
         "Give each launch more to do: more points, a larger batch, more slices at once; or take a fused propagator, "
         "whose m steps are one launch (RungeKutta with a compiled right-hand side, LinearDiagonal, a GRU layer), "

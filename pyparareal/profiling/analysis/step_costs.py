@@ -8,7 +8,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,16 +68,16 @@ def costs_of(calls: Sequence[Call], levels: int) -> list[tuple[StepCost, LevelCo
     groups = _groups(calls)
     if not any(group.call.level == 0 for group in groups):
         return None
-    fused = {group.call.level: group.call.fused for group in groups if group.call.steps > 1}
-    whole = sum(fused.values()) * 2 > len(fused)
-    common = _fitted(groups, whole)
+    common = _fitted(groups)
     found = []
     for level in range(levels):
         mine = [group for group in groups if group.call.level == level]
         taken = sum(group.count * group.call.seconds for group in mine)
-        said = sum(group.count * common.seconds(group.call.slices, group.call.steps) for group in mine)
-        stretch = taken / said if said > 0 else 1.0
-        cost = StepCost(common.call * stretch, common.per_slice * stretch, common.per_step * stretch, whole)
+        # A level whose steps came one at a time is priced so: its chain may be one that no launch takes whole.
+        fused = any(group.call.fused and group.call.steps > 1 for group in mine or groups)
+        said = sum(group.count * _terms(group.call) @ common for group in mine)
+        per_slice, call, per_step = common * (taken / said if said > 0 else 1.0)
+        cost = StepCost(float(call), float(per_slice), float(per_step), fused)
         count = sum(group.count for group in mine)
         found.append((cost, _row(level, cost, count)))
     return found
@@ -104,9 +104,12 @@ def _groups(calls: Sequence[Call]) -> list[Group]:
     ]
 
 
-def _fitted(groups: Sequence[Group], fused: bool) -> StepCost:
-    """The least sum of squares of relative errors over costs of at least 0: of all choices of what is 0, the best."""
-    rows = [_terms(group.call, fused) for group in groups]
+def _fitted(groups: Sequence[Group]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Cost per slice, of a call, and per step: of all choices of what is 0 the least sum of squares of relative errors.
+
+    None is negative.
+    """
+    rows = [_terms(group.call) for group in groups]
     scale = np.array([max(group.call.seconds, 1e-12) for group in groups])
     a, b = np.array(rows) / scale[:, None], np.ones(len(rows))
     best, least = np.zeros(a.shape[1]), np.inf
@@ -118,11 +121,9 @@ def _fitted(groups: Sequence[Group], fused: bool) -> StepCost:
             if rank == count and (x >= 0).all() and error < least * (1 - 1e-6) - 1e-12:
                 best, least = np.zeros(a.shape[1]), error
                 best[list(kept)] = x
-    per_slice, call, *per_step = (float(x) for x in best)
-    return StepCost(call, per_slice, per_step[0] if per_step else 0.0, fused)
+    return best
 
 
-def _terms(call: Call, fused: bool) -> list[float]:
-    """By which cost per slice, of a call and, if all steps are one, per step are multiplied."""
-    once = [call.steps * call.slices, 1 if fused else call.steps]
-    return [float(x) for x in (*once, call.steps)] if fused else [float(x) for x in once]
+def _terms(call: Call) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """By which these are multiplied in the seconds of ``call``."""
+    return np.array([call.steps * call.slices, 1 if call.fused else call.steps, call.steps], dtype=np.float64)
