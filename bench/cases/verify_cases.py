@@ -6,7 +6,7 @@ from __future__ import annotations
 from . import Result, case
 
 
-@case("verify.planted_faults")
+@case("verify.planted_faults", suite="full")
 def planted_faults() -> Result:
     """``found`` of ``planted`` faults got the right name at the right place; ``false_alarms`` of the chains without.
 

@@ -8,6 +8,7 @@ from . import (
     planted_rules,
     planted_steps,
     unseen_clean,
+    unseen_more,
     unseen_rules,
     unseen_steps,
 )
@@ -16,5 +17,5 @@ from .chains import PLANTED as PLANTED
 
 __all__ = [
     "CLEAN", "PLANTED", "clean_networks", "clean_solves", "planted_memory", "planted_rules", "planted_steps",
-    "unseen_clean", "unseen_rules", "unseen_steps",
+    "unseen_clean", "unseen_more", "unseen_rules", "unseen_steps",
 ]  # fmt: skip

@@ -33,7 +33,6 @@ class Held:
         self._cells: list[tuple[str, Any, Any]] = []
         self._class_values: list[tuple[str, type, Any]] = []
         self._grads: list[tuple[Any, Any, Any]] = []
-        self.functions: list[Any] = []
         todo = collections.deque(roots.items())
         while todo and len(self._seen) < MOST:
             todo.extend(self._look(*todo.popleft()))
@@ -126,7 +125,7 @@ class Held:
     def _function(self, name: str, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
         if str(function.__module__).partition(".")[0] in (*_LIBRARIES, "pyparareal"):
             return
-        self.functions.append(function)
+        yield name, function.__dict__
         variables = function.__code__.co_freevars
         for variable, cell in zip(variables, function.__closure__ or (), strict=True):
             try:
@@ -169,7 +168,24 @@ def _kind_of(thing: Any) -> _Kind | None:
         return _LIST
     if isinstance(getattr(thing, "__dict__", None), dict):
         return _OBJECT
-    return None
+    return _SLOTS if _slots(thing) else None
+
+
+def _slots(thing: Any) -> dict[str, Any]:
+    """The attributes of an object of the user's without a ``__dict__``; those that are not set have no entry."""
+    classes = [c for c in type(thing).__mro__ if c.__module__.partition(".")[0] not in (*_LIBRARIES, "pyparareal")]
+    given = [vars(c).get("__slots__", ()) for c in classes]
+    names = [name for slots in given for name in ((slots,) if isinstance(slots, str) else slots)]
+    return {name: getattr(thing, name) if hasattr(thing, name) else _UNSET for name in names if name != "__weakref__"}
+
+
+def _put_slots(thing: Any, then: dict[str, Any]) -> None:
+    for name, value in then.items():
+        if getattr(thing, name, _UNSET) is not value:
+            delattr(thing, name) if value is _UNSET else setattr(thing, name, value)
+
+
+_UNSET = type("Unset", (), {"__slots__": ()})()
 
 
 def _put_dict(now: Any, then: dict[Any, Any]) -> None:
@@ -242,7 +258,7 @@ def _put_random(generator: Any, state: Any) -> None:
 
 def _random_differs(generator: Any, state: Any) -> list[str]:
     now = _get_random(generator)
-    return [""] if repr(now) != repr(state) or not _same_state(now, state) else []
+    return [] if _same_state(now, state) else [""]
 
 
 def _same_state(a: Any, b: Any) -> bool:
@@ -269,6 +285,12 @@ _GENERATOR = _Kind(_get_random, _put_random, _random_differs)
 _DICT = _Kind(dict, _put_dict, _keys_differing, lambda n, d: [(f"{n}.{k}", v) for k, v in list(d.items())])
 _LIST = _Kind(
     lambda x: list(x), _put_list, _list_differs, lambda n, x: [(f"{n}[{i}]", v) for i, v in enumerate(list(x)[:4096])]
+)
+_SLOTS = _Kind(
+    _slots,
+    _put_slots,
+    lambda x, then: _keys_differing(_slots(x), then),
+    lambda n, x: [(f"{n}.{k}", v) for k, v in _slots(x).items()],
 )
 _OBJECT = _Kind(
     lambda x: dict(vars(x)),

@@ -36,9 +36,12 @@ Array = Any
 # input by 4 units makes of it: sums of up to some thousand terms in another order, and ill-conditioned steps.
 UNITS, TIMES = 256.0, 32.0
 
+MOST_POINTS = 512  # tried to find which one a step has used
+
 
 def probes(call: Call) -> Iterator[Finding]:
     """All findings about a call, the cheapest probes first."""
+    call.held.restore()
     out = call(copy(call.rows))
     kept = list(_kind(call, out))
     if kept:
@@ -258,7 +261,7 @@ def company(call: Call, out: Array) -> Iterator[Finding]:
     small = tolerance(call, call.rows, out)
     call.held.restore()
     chosen = sample(len(call.rows))
-    alone = {j: copy(call.single(j, copy(call.rows[j : j + 1]))) for j in chosen}
+    alone = {j: _by_itself(call, j) for j in chosen}
     d = {j: float(differences(alone[j], out[j : j + 1]).max(initial=0.0)) for j in chosen}
     few = chosen if len(chosen) <= 4 else [chosen[0], chosen[len(chosen) // 2], chosen[-1]]
     seen, how = _with_others(call, out, few)
@@ -267,7 +270,7 @@ def company(call: Call, out: Array) -> Iterator[Finding]:
         j = bad[0]
         if j not in seen:
             seen, how = _with_others(call, out, [j])
-        yield _dependent(call, j, d[j], seen[j], how[j], float(small[j]), alone[j])
+        yield _dependent(call, j, d[j], seen[j], how[j], float(small[j]))
         return
     most = max(d.values())
     if most > 0 and call.promises:
@@ -276,7 +279,12 @@ def company(call: Call, out: Array) -> Iterator[Finding]:
         yield Finding(Fault.BROKEN_PROMISE, call.places[j], text, numbers={"error": most})
 
 
-def _dependent(call: Call, j: int, alone: float, others: float, how: str, small: float, by_itself: Array) -> Finding:
+def _by_itself(call: Call, j: int) -> Array:
+    call.held.restore()  # a memory that shows after many calls is no dependence on other rows
+    return copy(call.single(j, copy(call.rows[j : j + 1])))
+
+
+def _dependent(call: Call, j: int, alone: float, others: float, how: str, small: float) -> Finding:
     n, place = len(call.rows), call.places[j]
     if others > small:
         text = (
@@ -285,32 +293,34 @@ def _dependent(call: Call, j: int, alone: float, others: float, how: str, small:
         )
         found = {"others": others, "alone": alone, "rounding": small}
         return Finding(Fault.BATCH_NEIGHBOURS, place, text, **call.severity(not call.independent), numbers=found)
+    used = _point_used(call, j, small)
     text = (
         f"Among {n} slices its result differs by {digits(alone)} from that of the same step by itself (rounding: "
-        f"{digits(small)}), whatever the other slices hold: it depends on which points are asked for."
+        f"{digits(small)}), whatever states the other slices have: "
     )
-    used = _point_used(call, j, small)
-    if used is not None:
-        text += f" The result is that of the step from point {used}; asked for was point {call.points[j]}."
-    return Finding(Fault.OFF_BY_ONE, place, text, numbers={"alone": alone, "rounding": small, "point_used": used})
+    numbers_: dict[str, Any] = {"alone": alone, "rounding": small, "point_used": used}
+    if used is None:
+        text += "it depends on how many they are, or on what else belongs to them."
+        return Finding(Fault.BATCH_NEIGHBOURS, place, text, **call.severity(not call.independent), numbers=numbers_)
+    text += f"it is that of the step from point {used}; asked for was point {call.points[j]}."
+    return Finding(Fault.OFF_BY_ONE, place, text, numbers=numbers_)
 
 
 def _point_used(call: Call, j: int, small: float) -> int | None:
-    """The point whose step the call took for row ``j``, if it is that of one."""
+    """The other point whose step the call took for row ``j``, if it is that of one."""
     if call.step_at is None:
         return None
+    own, row = call.points[j], call.rows[j : j + 1]
+    call.held.restore()
     out = call(copy(call.rows))[j : j + 1]
-    near = sorted(
-        set(call.points) | {call.points[j] + d for d in (-2, -1, 1, 2)}, key=lambda p: abs(p - call.points[j])
-    )
-    for point in near[:64]:
-        if point != call.points[j] and point >= 0:
-            try:
-                found = guarded(call.step_at, call.places[j], point, copy(call.rows[j : j + 1]))
-            except Raised:
-                continue
-            if differences(found, out).max(initial=0.0) <= small:
-                return point
+    nearest = sorted(range(max(call.points) + 3), key=lambda p: abs(p - own))
+    for point in nearest[1:MOST_POINTS]:
+        try:
+            found = guarded(call.step_at, call.places[j], point, copy(row))
+        except Raised:
+            continue
+        if differences(found, out).max(initial=0.0) <= small:
+            return point
     return None
 
 
@@ -329,6 +339,7 @@ def _with_others(call: Call, out: Array, chosen: list[int]) -> tuple[dict[int, f
         for name, values in changes.items():
             given = values.copy()
             given[j] = x[j]
+            call.held.restore()
             found = call(like(given, call.rows))
             d = float(differences(found[j], out[j]).max(initial=0.0))
             if d > most[j]:

@@ -93,6 +93,10 @@ class Verification:
         Faults first, then notes.
     facts : dict
         Sizes, dtypes, growth, and how the solve went.
+
+    Notes
+    -----
+    ``slices`` are the rows of the first comparison: the errors of the values, slice by slice.
     """
 
     what: str
