@@ -74,6 +74,7 @@ TRAIN = ["train", "--model", "resnet8", "--width", "2", "--parts", "2", "--threa
 COMMANDS = {
     "solve": (["-m", "pyparareal", "solve", "heat-1d"], "cycle 2, residual", "iterations"),
     "runs": (["-m", "pyparareal", "runs", "--steps", "100"], "cycle 2, residual", "cycles"),
+    "verify": (["-m", "pyparareal", "verify", "decay"], "serial chain", "right"),
     "profile": (["-m", "pyparareal", "profile", "decay", "--out"], "cycle 2, residual", "wrote"),
     "train": (["-m", "pyparareal", *TRAIN], "parareal   ", "Report:"),
     "bench": (

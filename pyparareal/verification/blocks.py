@@ -226,10 +226,10 @@ def _up_to_date(
     distance = ((batch_mean - mean.double()).square() / (batch_var + var.double() + 1e-12)).mean().sqrt()
     ratio = ((batch_var + 1e-9) / (var.double() + 1e-9)).log().abs().mean().exp()
     if distance > 3 or ratio > 100:
-        seen_any = "" if count else " It has not been trained at all."
+        new = "" if count else " It has not been trained at all."
         text = (
             f"In eval() BatchNorm {name!r} uses statistics that are not those of its input: the means are "
-            f"{digits(float(distance))} standard deviations apart, the variances a factor {digits(float(ratio))}.{seen_any}"
+            f"{digits(float(distance))} standard deviations apart, the variances a factor {digits(float(ratio))}.{new}"
         )
         severity = FAULT if count else NOTE  # a new network has nothing else
         return Finding(Fault.STALE_STATISTICS, block.place, text, severity, numbers={"distance": float(distance)})

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ class Chain:
 
     Attributes
     ----------
-    fine, u0, grid, m, coarse, rhs, method, deterministic, runtime, parameters : see :func:`pyparareal.solve`
+    fine, u0, grid, m, coarse, rhs, method, deterministic, parameters, adjoint, runtime, norm
+        See :func:`pyparareal.solve`.
     tol : float, optional
         Default: 0 where all steps are batch-invariant, so that everything has to be bit for bit; else what the dtype
         lets a method reach.
@@ -54,8 +56,6 @@ class Chain:
     runtime: Any = None
     norm: Any = None
     what: str = "solve"
-    word: str = "slice"
-    names: dict[str, Any] = field(default_factory=dict)
 
 
 class ChainVerifier:
@@ -68,8 +68,11 @@ class ChainVerifier:
     """
 
     u: Array
+    word = "slice"  # what places are called
 
     def __init__(self, chain: Chain, quick: bool, gradients: bool | None, progress: Progress) -> None:
+        if chain.parameters is not None:
+            chain = dataclasses.replace(chain, parameters=list(chain.parameters))
         self.chain, self.quick, self.progress = chain, quick, progress
         u0, grid = checks.initial_value(chain.u0), checks.grid(chain.grid)
         if not isinstance(chain.deterministic, bool):
@@ -80,7 +83,8 @@ class ChainVerifier:
         self.phi: Propagator = checks.propagator(
             "fine", forced(chain.fine, chain.rhs, self.start, grid), grid, chain.deterministic
         )
-        self.held = Held({"fine": chain.fine, "coarse": chain.coarse, "rhs": chain.rhs, "u0": chain.u0} | chain.names)
+        roots = {"fine": chain.fine, "coarse": chain.coarse, "rhs": chain.rhs, "u0": chain.u0}
+        self.held = Held(roots | {"parameters": chain.parameters})
         self.found = Findings()
         self.facts: dict[str, Any] = {
             "steps": grid.steps, "slices": self.slices, "m": self.m,
@@ -96,7 +100,7 @@ class ChainVerifier:
 
     def place(self, i: int) -> Place:
         n, j = min(i // self.m, self.slices), i - min(i // self.m, self.slices) * self.m
-        return Place(n, j, f"{self.chain.word} {n}, step {j} (point {i})")
+        return Place(n, j, f"{self.word} {n}, step {j} (point {i})")
 
     def one(self, i: int, v: Array) -> Array:
         return self.phi.step(v, slice(i, i + 1, self.m))

@@ -61,36 +61,27 @@ def compared(work: Any) -> list[Comparison]:
 
     parameters = list(work.parameters.values())
     w = torch.as_tensor(np.random.default_rng(11).standard_normal(tuple(work.u.shape))).to(work.u)
-    kept = work.chain.adjoint
+    more = {} if work.chain.adjoint is None else {"adjoint": work.chain.adjoint}
+    place = Place(words="the backward pass")
 
     def gradients(of: Any) -> list[Any]:
         work.held.restore()
+        for p in parameters:
+            p.grad = None
         u0 = work.start.clone().requires_grad_()
         with torch.enable_grad():
             (of(u0) * w).sum().backward(inputs=[u0, *parameters])
-        found = [u0.grad, *(None if p.grad is None else p.grad.clone() for p in parameters)]
-        work.held.restore()
-        return found
+        return [u0.grad, *(None if p.grad is None else p.grad.clone() for p in parameters)]
 
-    before = [(p, p.grad) for p in parameters]
-    for p in parameters:
-        p.grad = None
-    place = Place(words="the backward pass")
     try:
-        more = {} if kept is None else {"adjoint": kept}
-        for p in parameters:
-            p.grad = None
         parallel = gradients(lambda u0: work.solved(u0, work.tol, parameters=work.chain.parameters, **more).u)
-        for p in parameters:
-            p.grad = None
         serial = gradients(lambda u0: _loop(work, u0))
     except Exception as error:  # of the steps, of torch, or a refusal of the solve
         text = f"{type(error).__name__}: {error}"
         work.found.add(Finding(Fault.RAISED, place, f"It raised {text[:400]}."))
         return []
     finally:
-        for p, grad in before:
-            p.grad = grad
+        work.held.restore()  # the gradients of the parameters too
     names = ["u0", *work.parameters]
     made = [_comparison(work, *row) for row in zip(names, parallel, serial, strict=True)]
     for name, c in zip(names, made, strict=True):

@@ -28,7 +28,7 @@ def coarse_probes(work: Any, coarse: Any) -> Iterator[Finding]:
     call = Call(
         run=lambda rows: coarse.step(rows, slice(0, count, 1)),
         rows=starts,
-        places=[Place(n, None, f"the coarse step of {work.chain.word} {n}") for n in range(count)],
+        places=[Place(n, None, f"the coarse step of {work.word} {n}") for n in range(count)],
         alone=at,
         held=work.held,
         promises=bool(coarse.batch_invariant),

@@ -15,7 +15,7 @@ from .solves import SolveVerifier
 
 Array = Any
 
-_SOLVE = {field.name for field in dataclasses.fields(Chain)} - {"fine", "u0", "names"}
+_SOLVE = {field.name for field in dataclasses.fields(Chain)} - {"fine", "u0"}
 _IGNORED = {"initial", "freeze", "keep_going", "save", "on_failure", "callback"}  # of solve: of no matter here
 
 

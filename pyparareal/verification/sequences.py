@@ -74,7 +74,7 @@ class SequenceVerifier(NetworkVerifier):
         packing = Packing(h0)
         step = CellStep(model.cell, tensors, nested, packing)
         m = max(1, round(steps**0.5))
-        chain = Chain(step, packing.pack(h0).detach(), TimeGrid(0, steps, steps), m, word="chunk", what="cell")
+        chain = Chain(step, packing.pack(h0).detach(), TimeGrid(0, steps, steps), m, what="cell")
         work = CellVerifier(chain, self.quick, self.gradients, self.progress)
         work.held, work.found = self.held, self.found
         self.facts |= {"steps": steps, "batch": batch, "chunk of the probes": m}
@@ -87,6 +87,7 @@ class CellVerifier(ChainVerifier):
     """The probes alone."""
 
     relative = 1.0
+    word = "chunk"
 
     def probe(self) -> None:
         """Findings, and how differences grow."""

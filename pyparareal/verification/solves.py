@@ -180,7 +180,7 @@ class SolveVerifier(ChainVerifier):
         row = beyond[0]
         text = (
             f"Relative differences grow by {grown.relative:.2g} along the chain, by exp({grown.exponent:.3g}) per "
-            f"step: from {self.chain.word} {row.slice} on the states differ by more than {digits(plain[row.slice])}, "
+            f"step: from {self.word} {row.slice} on the states differ by more than {digits(plain[row.slice])}, "
             f"up to {digits(comparison.largest)}, which that growth explains (allowed there: "
             f"{digits(max(r.allowed for r in comparison.rows))})."
         )

@@ -121,3 +121,16 @@ def test_changes_are_named():
     held.restore()
     assert held.changes() == []
     assert held.drawn() == []
+
+
+def test_gradients_of_a_solve_leave_none_behind():
+    weight = torch.nn.Parameter(0.9 * torch.ones(3, dtype=torch.float64))
+    weight.grad = torch.full((3,), 7.0, dtype=torch.float64)
+    u0 = torch.rand(2, 3, dtype=torch.float64, requires_grad=True)
+    _, _, more = chains.solve_of(chains.smooth, coarse=lambda u: 0.7 * u)
+    result = verify(lambda u: weight * u, u0, **more, parameters=(p for p in [weight]))
+    assert [c.what for c in result.comparisons] == ["values", "gradient of u0", "gradient of parameters[0]"]
+    assert result.ok, result.text()
+    assert u0.grad is None
+    assert weight.grad.tolist() == [7, 7, 7]
+    assert weight.tolist() == [0.9, 0.9, 0.9]
