@@ -45,6 +45,7 @@ _MODULES = (
     "ops",
     "prediction",
     "problems",
+    "profiling",
     "propagators",
     "reference",
     "streams",

@@ -58,7 +58,16 @@ def python(*args):
 @pytest.mark.no_sanitize
 @pytest.mark.parametrize(
     "module",
-    ["pyparareal", "pyparareal.ops", "pyparareal.solver", "pyparareal.cli", "pyparareal._core", "pyparareal.training"],
+    [
+        "pyparareal",
+        "pyparareal.ops",
+        "pyparareal.solver",
+        "pyparareal.cli",
+        "pyparareal._core",
+        "pyparareal.training",
+        "pyparareal.profiling.analysis",
+        "pyparareal.profile_command",
+    ],
 )
 def test_import_is_silent_and_light(module):
     heavy = ("torch", "cupy", "matplotlib", "scipy", "sklearn", "PIL")
