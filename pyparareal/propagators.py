@@ -119,8 +119,12 @@ def advance_all(phi: Propagator, u: Array, steps: int, stride: int) -> None:
     """``u[i+1] = Phi_i(u[i])`` for all rows of ``u [steps + 1, ...]`` from the first, one after the other."""
     if is_fused(phi) and steps:
         first = slice(0, 1, stride)
+        every = arrays.windows(u, first, steps, shift=1)
+        if _trace.listener is None:
+            phi.relax(u[:1], first, steps, None, every=every)  # type: ignore[attr-defined]
+            return
         with launch(phi, u[:1], steps):
-            phi.relax(u[:1], first, steps, None, every=arrays.windows(u, first, steps, shift=1))  # type: ignore[attr-defined]
+            phi.relax(u[:1], first, steps, None, every=every)  # type: ignore[attr-defined]
         return
     for i in range(steps):
         advance(phi, u[i : i + 1], slice(i, i + 1, stride), out=u[i + 1 : i + 2])

@@ -164,7 +164,7 @@ class Monitor:
     ) -> None:
         self.rule, self.limits, self.lag, self.keep_going, self.runtime = rule, limits, lag, keep_going, runtime
         self.finish = finish
-        self.history: list[float] = History()
+        self.history = list[float]()
         self._pending: deque[tuple[Callable[[], Any] | None, Callable[[], Any] | None]] = deque()
 
     def record(self, norms: Array | None, states: Array | None = None) -> None:
@@ -197,6 +197,8 @@ class Monitor:
         values, scales = self.finish(norms()), None if states is None else self.finish(states())
         total = temporal_norm(self.rule.temporal, values, self.runtime)
         self.history.append(total)
+        if _trace.listener is not None and not math.isnan(total):
+            _trace.sample("residual", total)
         if self.rule.tol is None:
             return None
         if not math.isfinite(total):

@@ -110,12 +110,10 @@ class LocalRuntime:
             _kept.calls = calls
 
     def reduce(self, values: Array, combine: Any = np.add) -> float:
-        with _trace.mark("reduce", "verb"):
-            return self._reduced(arrays.to_numpy(values), combine)
-
-    @staticmethod
-    def _reduced(values: Any, combine: Any) -> float:
-        return _core.tree_sum(values) if combine is np.add else float(reference.tree_sum(values, combine))
+        if _trace.listener is not None:
+            with _trace.mark("reduce", "verb"):
+                return _reduced(arrays.to_numpy(values), combine)
+        return _reduced(arrays.to_numpy(values), combine)
 
     def in_all(self, slices: int) -> int:
         return slices
@@ -134,6 +132,10 @@ class LocalRuntime:
         # A subclass that does something else in a verb is asked every time.
         ours = all(is_of(LocalRuntime, self, verb) for verb in VERBS)
         return Kept(self) if fixed and ours else Anew()
+
+
+def _reduced(values: Any, combine: Any) -> float:
+    return _core.tree_sum(values) if combine is np.add else float(reference.tree_sum(values, combine))
 
 
 def _at_once(whole: Callable[[Array], None], u: Array) -> None:
@@ -217,7 +219,11 @@ class Kept:
         key = kind, place
         if key in self._known and VERBS.isdisjoint(vars(self._runtime)):  # one replaced in this object is asked too
             result, calls = self._known[key]
-            _again(calls)
+            if _trace.listener is not None:
+                _again(calls)
+                return result
+            for call in calls:
+                call()
             return result
         outside, _kept.calls = _kept.calls, Calls()
         try:
@@ -272,14 +278,15 @@ class Region:
 
 def _marked(name: str, runtime: LocalRuntime, calls: Calls) -> None:
     with Region(name, runtime):
-        _again(calls)
+        if _trace.listener is not None:
+            _again(calls)
+            return
+        for call in calls:
+            call()
 
 
 def _again(calls: Calls) -> None:
-    if _trace.listener is None:
-        for call in calls:
-            call()
-        return
+    """The same, heard."""
     for call in calls:
         if isinstance(call, partial) and call.func is _marked:
             call()
