@@ -19,7 +19,9 @@ SOLVE = """
 import numpy as np
 from pyparareal import TimeGrid, ops, solve
 from pyparareal.propagators import Map
-half = Map(lambda u: u / 2, batch_invariant=True)
+def halve(u):
+    return u / 2
+half = Map(halve, batch_invariant=True)
 solve(half, np.ones((1, 2)), TimeGrid(0, 1, 8), m=2, tol=0.0, coarse=half)
 """
 
