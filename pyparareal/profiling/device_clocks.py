@@ -77,10 +77,11 @@ class Clocks:
             events.synchronize(device)
             self._end[device] = _anchor(events, device)
 
-    def place(self, marks: Marks, start: int, end: int) -> tuple[float, float, str, str]:
+    def place(self, marks: Marks, start: int, end: int, *, long: bool = False) -> tuple[float, float, str, str]:
         """When it began and ended in ns of the host's clock, its device, and the name of its stream.
 
-        Of a recorder that is still open: when the host began and ended to launch it.
+        Of a recorder that is still open: when the host began and ended to launch it. How long it took is read from its
+        own two events, which is more exact; for a ``long`` one when it ended, so that no arrow runs backwards.
         """
         device = marks.device
         names = self._streams.setdefault(device, {})
@@ -89,6 +90,8 @@ class Clocks:
         if device not in self._end or marks.end is None:
             return start, end, device, name
         begun = self._host_time(marks.events, device, marks.begin)
+        if long:
+            return begun, max(self._host_time(marks.events, device, marks.end), begun), device, name
         return begun, begun + max(marks.events.elapsed(marks.begin, marks.end), 0.0), device, name
 
     def _host_time(self, events: Any, device: str, event: Any) -> float:

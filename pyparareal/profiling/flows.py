@@ -46,7 +46,9 @@ def _pairs(events: Sequence[Event], members: Sequence[int]) -> list[Arrow]:
         return []  # the other end is in no record here
     if all(is_collective(events[i]) for i in members):
         return [(i, j) for i in members for j in members if i != j]
-    return [(members[0], i) for i in members[1:]]
+    # On a device a wait begins before the event is recorded, which is behind what was in the queue there.
+    first = next((i for i in members if events[i].name == "record"), members[0])
+    return [(first, i) for i in members if i != first]
 
 
 def arrows(events: Sequence[Event]) -> list[Arrow]:

@@ -143,7 +143,7 @@ class Recorder:
         start, end, device, stream = float(span.start), float(span.end), "cpu", thread
         if isinstance(span, _OnDevice):
             facts |= {"host_seconds": (end - start) * 1e-9, "thread": thread}
-            start, end, device, stream = self._clocks.place(span.marks, span.start, span.end)
+            start, end, device, stream = self._clocks.place(span.marks, span.start, span.end, long=span.kind == "wait")
         region = span.region
         if region not in levels:
             levels[region] = level_of(region)

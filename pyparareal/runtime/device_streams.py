@@ -12,11 +12,13 @@ Not verified on several GPUs.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from .. import _trace
 from .replicas import Replicas
 
 Array = Any
@@ -37,12 +39,14 @@ class DeviceStreams:
     def run(self, works: Sequence[tuple[int, Any]], device: Any, replicas: Sequence[Replicas | None]) -> None:
         """All ``works`` (:class:`.placement.Work`), by entry."""
         caller = sys.modules["torch"].cuda.current_stream(device)
-        ready = caller.record_event()
+        fork = None if _trace.listener is None else f"fork {next(_forks)}"
+        with heard("wait", "record", caller, fork):
+            ready = caller.record_event()
         begun = []
         try:
             for n, work in works:
                 begun.append(self._entries[n])
-                self._entries[n].run(work, ready, replicas[n])
+                self._entries[n].run(work, ready, replicas[n], fork)
         finally:  # after an error too: what was started still works on the caller's arrays
             for entry in begun:
                 entry.join(caller)
@@ -57,15 +61,17 @@ class Here:
     def uses(self, tensor: Any) -> None:
         """It is copied on the stream that it is used on."""
 
-    def run(self, work: Any, ready: Any, replicas: Replicas | None) -> None:
-        self.stream.wait_event(ready)
+    def run(self, work: Any, ready: Any, replicas: Replicas | None, fork: str | None = None) -> None:
+        with heard("wait", "event", self.stream, fork):
+            self.stream.wait_event(ready)
         with sys.modules["torch"].cuda.stream(self.stream):
             if replicas is not None:
                 work = work._replace(phi=replicas.of(work.phi, work.rows))
             work.run()
 
     def join(self, caller: Any) -> None:
-        caller.wait_stream(self.stream)
+        with heard("wait", "event", caller):
+            caller.wait_stream(self.stream)
 
 
 class Elsewhere:
@@ -81,10 +87,11 @@ class Elsewhere:
         """Its memory is not given away before the steps are done with it."""
         tensor.record_stream(self.stream)
 
-    def run(self, work: Any, ready: Any, replicas: Replicas | None) -> None:
+    def run(self, work: Any, ready: Any, replicas: Replicas | None, fork: str | None = None) -> None:
         cuda = sys.modules["torch"].cuda
         for stream in (self.fetch, self.inward, self.land, self.outward):
-            stream.wait_event(ready)
+            with heard("wait", "event", stream, fork):
+                stream.wait_event(ready)
         self.inward.wait_stream(self.stream)  # replicas that are copied anew may still be in use
         with _both(self.fetch, self.inward):
             assert replicas is not None
@@ -102,8 +109,9 @@ class Elsewhere:
                 self._back(more[name], work.fused[name])
 
     def join(self, caller: Any) -> None:
-        for stream in (self.stream, self.fetch, self.inward, self.land, self.outward):
-            caller.wait_stream(stream)
+        with heard("wait", "event", caller):
+            for stream in (self.stream, self.fetch, self.inward, self.land, self.outward):
+                caller.wait_stream(stream)
 
     def _moved(self, name: str, value: Any) -> Any:
         if isinstance(value, str):
@@ -112,7 +120,8 @@ class Elsewhere:
 
     def _sent(self, source: Array) -> Array:
         there = self._room(source)
-        there.copy_(source, non_blocking=True)
+        with heard("copy", f"to {self.device}", self.inward, copied=source):
+            there.copy_(source, non_blocking=True)
         return there
 
     def _room(self, like: Array) -> Array:
@@ -124,7 +133,25 @@ class Elsewhere:
     def _back(self, source: Array | None, target: Array | None) -> None:
         if source is not None and target is not None:
             source.record_stream(self.outward)
-            target.copy_(source, non_blocking=True)
+            with heard("copy", f"from {self.device}", self.outward, copied=source):
+                target.copy_(source, non_blocking=True)
+
+
+_forks = itertools.count(1)
+
+
+def heard(
+    kind: str, name: str, stream: Any, flow: str | None = None, copied: Array | None = None
+) -> AbstractContextManager[None]:
+    """What ``stream`` does next, for a timeline: it waits until an event, or copies."""
+    if _trace.listener is None:
+        return _trace.NOTHING
+    facts = {"device": str(stream.device), "library": "torch", "on": stream}
+    if flow is not None:
+        facts["flow"] = flow
+    if copied is not None:
+        facts["bytes"] = copied.nbytes
+    return _trace.mark(name, kind, facts)
 
 
 @contextmanager

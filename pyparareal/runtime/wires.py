@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import arrays
+from .. import _trace, arrays
 
 Array = Any
 
@@ -209,7 +209,8 @@ def to_bytes(u: Array) -> Any:
         return torch.from_numpy(np.frombuffer(u.tobytes(), np.uint8).copy()) if u.size else torch.empty(0)
     flat = u.detach().contiguous().reshape(-1).view(torch.uint8)
     data = torch.empty(flat.shape, dtype=torch.uint8, pin_memory=u.is_cuda)
-    return data.copy_(flat)
+    with _copying(u, "to the host"):
+        return data.copy_(flat)
 
 
 def from_bytes(u: Array, data: Any) -> None:
@@ -219,7 +220,15 @@ def from_bytes(u: Array, data: Any) -> None:
     if isinstance(u, np.ndarray):
         u[...] = np.frombuffer(data.numpy(), u.dtype).reshape(u.shape)
     else:
-        u.copy_(data.view(u.dtype).reshape(u.shape))
+        with _copying(u, "from the host"):
+            u.copy_(data.view(u.dtype).reshape(u.shape))
+
+
+def _copying(u: Any, name: str) -> contextlib.AbstractContextManager[None]:
+    """A copy for a timeline, of a tensor on a device; the host waits for it."""
+    if _trace.listener is None or not u.is_cuda:
+        return _trace.NOTHING
+    return _trace.mark(name, "copy", {"bytes": u.nbytes})
 
 
 def _room_for(u: Array) -> Any:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Launches on a device are placed by its events; a stand-in for torch.cuda has a clock of its own, with a drift."""
 
+import contextlib
+import itertools
 import sys
 from types import SimpleNamespace
 
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 
 from pyparareal import _trace
-from pyparareal.profiling import Recorder, device_clocks, recorder
+from pyparareal.profiling import Recorder, arrows, device_clocks, recorder
+from pyparareal.runtime import device_streams
 from pyparareal.traced_ops import placed
 
 
@@ -28,13 +31,26 @@ class Device:
 
     def __init__(self, clock, rate=1.0, offset=5e8):
         self.clock, self.rate, self.offset = clock, rate, offset
-        self.until = {}
+        self.until, handles = {}, itertools.count(100)
         self.capturing, self.waits = False, 0
         device = self
 
         class Stream:
-            def __init__(self, handle):
-                self.cuda_stream = handle
+            device = "cuda:0"
+
+            def __init__(self, on):
+                self.cuda_stream = on if isinstance(on, int) else next(handles)
+
+            def record_event(self):
+                event = Event(enable_timing=True)
+                event.record(self)
+                return event
+
+            def wait_event(self, event):
+                device.until[self.cuda_stream] = max(device.until.get(self.cuda_stream, 0.0), event.at)
+
+            def wait_stream(self, other):
+                self.wait_event(other.record_event())
 
         class Event:
             def __init__(self, enable_timing=False):
@@ -63,6 +79,12 @@ class Device:
         """Of the host's ns, on the current stream; the host goes on at once."""
         handle = self.current.cuda_stream
         self.until[handle] = max(self.time(), self.until.get(handle, 0.0)) + ns * self.rate
+
+    @contextlib.contextmanager
+    def stream(self, on):
+        before, self.current = self.current, on
+        yield
+        self.current = before
 
     def is_initialized(self):
         return True
@@ -179,3 +201,26 @@ def test_where_arrays_are():
     assert placed(facts, on_gpu, 5) == {"op": "x", "device": "cuda:1", "library": "torch", "on": 5}
     fake = type("ndarray", (), {"__module__": "cupy._core", "device": SimpleNamespace(id=2)})()
     assert placed(facts, fake)["device"] == "cuda:2"
+
+
+def test_blocks_on_streams_wait_for_the_caller_and_the_caller_for_them(cuda):
+    """Two blocks of 1 and 2 ms behind 3 ms of the caller's own: both streams wait that long, and the caller 2 ms."""
+    streams = device_streams.DeviceStreams(["cuda:0", "cuda:0"], "cuda:0")
+    blocks = [SimpleNamespace(run=lambda ns=ns: launch(cuda, f"{ns} ns", ns)) for ns in (1_000_000, 2_000_000)]
+    with Recorder() as found:
+        launch(cuda, "before", 3_000_000)
+        streams.run(list(enumerate(blocks)), "cuda:0", [None, None])
+    events = found.record().events
+    (record,) = [event for event in events if event.name == "record"]
+    waits = [event for event in events if event.name == "event"]
+    forked, joined = [e for e in waits if e.flow], [e for e in waits if not e.flow]
+    assert [e.flow for e in forked] == [record.flow] * 2
+    assert len({e.stream for e in forked}) == 2
+    assert record.stream == "default"
+    near = {"abs": 2e-5}  # looks at the host's clock, 100 ns each
+    assert [e.seconds for e in forked] == pytest.approx([3e-3] * 2, **near)
+    assert {e.stream for e in joined} == {"default"}
+    assert sum(e.seconds for e in joined) == pytest.approx(2e-3, **near)
+    assert len(arrows(events)) == 2  # from the record, though the waits began before it, to the end of each
+    assert all(events[i] is record and events[j] in forked for i, j in arrows(events))
+    assert [e.end for e in forked] == pytest.approx([record.start] * 2, **near)
