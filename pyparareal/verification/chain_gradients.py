@@ -47,7 +47,9 @@ def of_steps(work: Any, call: Call) -> Iterator[Finding]:
     steps, first, last = work.grid.steps, call.points[0], call.points[-1]
 
     def adjoint(u: Any, w: Any) -> Any:
-        own = adjoint_step(work.phi, work.u, steps)
+        states = work.u.clone()
+        states[call.points] = u
+        own = adjoint_step(work.phi, states, steps)
         stride = call.points[1] - first if len(call.points) > 1 else 1
         # Point steps - 1 - i of the reversed grid is the step from point i, and slices come the other way round.
         return own.step(w.flip(0).clone(), slice(steps - 1 - last, steps - first, stride)).flip(0)

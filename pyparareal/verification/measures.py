@@ -59,7 +59,7 @@ def epsilon(u: Array) -> float:
     """Of the dtype of ``u``, or of what automatic mixed precision computes in, where it is on."""
     if arrays.is_torch(u):
         torch = sys.modules["torch"]
-        eps = float(torch.finfo(u.dtype).eps)
+        eps = float(torch.finfo(u.dtype if u.is_floating_point() else torch.float32).eps)
         kind = u.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return max(eps, float(torch.finfo(torch.get_autocast_dtype(kind)).eps))

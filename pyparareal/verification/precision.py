@@ -73,7 +73,7 @@ def _noise(call: Call, out: Array, eps: float) -> Any:
     J. J. More, S. M. Wild, "Estimating computational noise", SIAM J. Sci. Comput. 33 (2011), 1292-1314.
     """
     found = np.zeros(numbers(out).shape)
-    for seed, h in enumerate((2.0**-26, 2.0**-14) * 2 if eps < 1e-10 else (2.0**-14,) * 4):
+    for seed, h in enumerate((2.0**-26, 2.0**-14) * 3 if eps < 1e-10 else (2.0**-14, 2.0**-10) * 3):
         signs = np.random.default_rng(30 + seed).choice([-1.0, 1.0], numbers(call.rows).shape)
         values = np.stack([numbers(call(moved(call.rows, signs, h * k))) for k in range(-3, 4)])
         fourth = np.diff(values, 4, axis=0)

@@ -36,6 +36,7 @@ Array = Any
 # input by 4 units makes of it: sums of up to some thousand terms in another order, and ill-conditioned steps.
 UNITS, TIMES = 256.0, 32.0
 
+MORE_CALLS = 16
 MOST_POINTS = 512  # tried to find which one a step has used
 
 
@@ -134,7 +135,12 @@ def repeatable(call: Call, first: Array) -> Iterator[Finding]:
     call.held.restore()
     back = per_row(differences(first, reset))
     if not max(d.max(), back.max()) > 0:
-        return
+        # What has a memory, or draws, may take some calls to show it.
+        for _ in range(MORE_CALLS if changed or drawn else 0):
+            d = np.maximum(d, per_row(differences(first, call(copy(call.rows)))))
+        call.held.restore()
+        if not d.max() > 0:
+            return
     small = UNITS * epsilon(call.rows) * sizes(first)
     j = int(np.argmax(np.maximum(d, back) > 0))
     yield from _why_not_repeatable(call, j, float(d.max()), float(back.max()), changed, drawn, small)
