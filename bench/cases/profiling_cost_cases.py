@@ -7,7 +7,7 @@ import sys
 
 from bench.cases import Result, case
 
-REPEATS = 31  # rounds of solves; of their ratios the median has an interval of about a per cent
+REPEATS = 15  # rounds of solves, of whose ratios the median is taken
 
 
 @case("profiling.off_cost", suite="quick")
@@ -54,7 +54,7 @@ def off_cost() -> Result:
 
 
 @case("profiling.on_cost", suite="quick")
-def on_cost(points: int = 2047, steps: int = 1024, m: int = 8, cycles: int = 100) -> Result:
+def on_cost(points: int = 4095, steps: int = 1024, m: int = 8, cycles: int = 60) -> Result:
     """A solve with 10^3 launches, in turns with a Timeline around it and without: heat, MGRIT on three levels."""
     import numpy as np
 
