@@ -56,7 +56,10 @@ def main(args: argparse.Namespace) -> int:
         def progress(what: str, part: float) -> None:
             live.status(f"{bar(part)}  {what}")
 
-        found: Verification = verify(model, data, quick=not args.full, progress=progress, **more)
+        try:
+            found: Verification = verify(model, data, quick=not args.full, progress=progress, **more)
+        except TypeError as error:  # what steps raise is a finding: this is of the arguments
+            raise ValueError(str(error)) from error
     print(json.dumps(found.as_dict(), indent=1) if args.json else found.text())
     return 0 if found.ok else 1
 

@@ -347,7 +347,7 @@ def _with_others(call: Call, out: Array, chosen: list[int]) -> tuple[dict[int, f
             given[j] = x[j]
             call.held.restore()
             found = call(like(given, call.rows))
-            d = float(differences(found[j], out[j]).max(initial=0.0))
+            d = float(differences(found[j : j + 1], out[j : j + 1]).max(initial=0.0))
             if d > most[j]:
                 most[j], how[j] = d, name
     call.held.restore()

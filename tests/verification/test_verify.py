@@ -49,6 +49,9 @@ def test_the_same_chain_in_every_form():
         ((halve, U0), {"grid": GRID, "m": "3"}, TypeError, "m: got '3'"),
         ((halve, U0), {"grid": 12, "m": 3}, TypeError, "grid"),
         ((3, U0), {"grid": GRID, "m": 3}, TypeError, "fine: got int"),
+        ((halve, U0), {"grid": GRID, "m": 3}, TypeError, "coarse: not given"),
+        ((halve, U0), {"grid": GRID, "m": 3, "coarse": halve, "tol": -1.0}, ValueError, "tol: got -1"),
+        ((halve, U0), {"grid": GRID, "m": 3, "coarse": halve, "method": "magic"}, ValueError, "method: got 'magic'"),
         ((halve, U0 * np.nan), {"grid": GRID, "m": 3}, ValueError, "u0"),
         ((halve, U0), {"grid": GRID, "m": 3, "metod": "mgrit"}, TypeError, "metod"),
         ((halve, U0), {"grid": GRID, "m": 3, "gradients": True}, ValueError, "gradients"),
@@ -91,6 +94,11 @@ def test_what_is_handed_back():
     assert good.raise_if_bad() is good
     assert len(good.slices) == 4
     assert good.largest_error == max(row.largest for row in good.slices)
+
+
+def test_states_without_a_batch():
+    assert verify(halve, 1.0, grid=GRID, m=3, coarse=lambda u: u / 8).ok
+    assert not verify(lambda u: halve(u) + 1e-3 * u.mean(), 1.0, grid=GRID, m=3, coarse=lambda u: u / 8).ok
 
 
 def test_progress_is_told():

@@ -90,3 +90,9 @@ def test_mistakes(capsys, argv, words):
     assert words in shown.err
     assert len(shown.err.splitlines()) == 1
     assert shown.out == ""
+
+
+def test_a_target_that_returns_no_chain(capsys, tmp_path):
+    (tmp_path / "chains.py").write_text("def case():\n    return 3, 4\n")
+    assert run(str(tmp_path / "chains.py")) == 2
+    assert "got int without grid= and m=" in capsys.readouterr().err
