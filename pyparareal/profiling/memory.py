@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 
-EVERY = 1_000_000  # ns from a look at the process to the next one, which takes some microseconds
+EVERY = 4_000_000  # ns from a look at the process to the next one, which takes a microsecond or more
 ON_DEVICES = 10_000_000  # to torch's caching allocators, which take some tens
 
 
