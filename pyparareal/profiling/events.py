@@ -10,9 +10,9 @@ KINDS = ("region", "verb", "launch", "copy", "wait", "message")
 """A named phase of a method; a verb of a runtime; an op or a step at work; bytes on the way from one memory to another;
 waiting for an event, a thread or a message; and a state or numbers sent to or received from another rank.
 
-A launch may be part of another one, which lies around it on the same rank, device and stream: a propagator that calls an
-op, or a part of a network with a solver in it. Whoever adds up launches takes the innermost of each, or the outermost.
-Likewise a ``map`` or ``chain`` lies around what it launches, and a wait around the message that ends it.
+A launch may be part of another one, which lies around it on the same rank, device and stream: a propagator that calls
+an op, or a part of a network with a solver in it. Whoever adds up launches takes the innermost of each, or the
+outermost. Likewise a ``map`` or ``chain`` lies around what it launches, and a wait around the message that ends it.
 Names of regions are ``family.phase`` or ``family.phase.level``: "parareal.fine", "mgrit.relax.0", "network.coarse",
 "train.forward", "recurrence.chunks", "runs.window"; of a backward pass of a solve with "backward " before it.
 """

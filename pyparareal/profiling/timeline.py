@@ -56,12 +56,12 @@ class Timeline:
         self._rank, self._ranks = _place(runtime)
         self._recorder: Recorder | None = None
         self._record: Record | None = None
-        self._gathered = False
+        self._ended = self._gathered = False
 
     def __enter__(self) -> Timeline:
         if self._recorder is not None or self._record is not None:
             raise RuntimeError("this timeline was entered before; make another")
-        self._date = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        self._date, self._command = time.strftime("%Y-%m-%d %H:%M:%S %z"), " ".join(sys.argv)
         self._recorder = Recorder()
         self._recorder.rank = self._rank
         self._recorder.__enter__()
@@ -70,26 +70,32 @@ class Timeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        assert self._recorder is not None  # __enter__ made it
+        self._recorder.__exit__(kind, error, trace)
+        self._ended = True
+        if self._runtime is not None and (error is None or isinstance(error, Exception)):
+            # Also after an error of this rank: the others wait for its record. Of the two errors it is the one to see.
+            with contextlib.nullcontext() if error is None else contextlib.suppress(RankError):
+                self._record = _gathered(self.record, self._runtime)
+                self._gathered = True
+
+    @property
+    def record(self) -> Record:
+        if not self._ended:
+            raise RuntimeError("record: the timeline has not ended yet")
+        if self._record is None:  # made when it is asked for: what is timed around the timeline does not wait for it
+            self._record, self._recorder = self._made(), None
+        return self._record
+
+    def _made(self) -> Record:
         recorder = self._recorder
-        assert recorder is not None  # __enter__ made it
-        recorder.__exit__(kind, error, trace)
+        assert recorder is not None
         record = recorder.record()
         record.clocks = [RankClock(self._rank)]
         record.about = self._about(recorder) | record.about
         if self._rank and "device clocks" in record.about:
             record.about[chrome.device_clocks(self._rank)] = record.about.pop("device clocks")
-        self._record, self._recorder = record, None
-        if self._runtime is not None and (error is None or isinstance(error, Exception)):
-            # Also after an error of this rank: the others wait for its record. Of the two errors it is the one to see.
-            with contextlib.nullcontext() if error is None else contextlib.suppress(RankError):
-                self._record = _gathered(record, self._runtime)
-                self._gathered = True
-
-    @property
-    def record(self) -> Record:
-        if self._record is None:
-            raise RuntimeError("record: the timeline has not ended yet")
-        return self._record
+        return record
 
     def save(self, path: str | Path) -> Path | None:
         """The record in a file that ``chrome://tracing`` and ``ui.perfetto.dev`` open; its path.
@@ -118,13 +124,13 @@ class Timeline:
         """The timeline of a record at hand, such as one of :func:`.merge`, to save it."""
         found = cls(str(record.about.get("title", "")))
         found._rank, found._ranks = 0, 1
-        found._record = record
+        found._record, found._ended = record, True
         return found
 
     def _about(self, recorder: Recorder) -> dict[str, Any]:
         return {
             "title": self.title,
-            "command": " ".join(sys.argv),
+            "command": self._command,
             "machine": {
                 "name": platform.node(),
                 "system": platform.platform(),
