@@ -52,18 +52,21 @@ listener: Listener | None = None
 
 def mark(name: str, kind: str = "region", facts: Facts | None = None) -> AbstractContextManager[None]:
     """A context manager that names what it encloses, e.g. ``with mark("mgrit.relax.0"):``."""
-    return NOTHING if listener is None else listener.span(kind, name, facts)
+    who = listener  # read once: another thread may set it to None in between
+    return NOTHING if who is None else who.span(kind, name, facts)
 
 
 def sample(counter: str, value: float) -> None:
     """``counter`` has this ``value`` from now on."""
-    if listener is not None:
-        listener.sample(counter, value)
+    who = listener
+    if who is not None:
+        who.sample(counter, value)
 
 
 def carry() -> AbstractContextManager[None]:
     """A context for another thread, whose spans then are in the region that this thread is in."""
-    return NOTHING if listener is None else listener.carry()
+    who = listener
+    return NOTHING if who is None else who.carry()
 
 
 def carried(task: Callable[[], Any]) -> Callable[[], Any]:
@@ -79,8 +82,9 @@ def carried(task: Callable[[], Any]) -> Callable[[], Any]:
 
 def note(what: str, facts: Facts) -> None:
     """``what`` is known."""
-    if listener is not None:
-        listener.note(what, facts)
+    who = listener
+    if who is not None:
+        who.note(what, facts)
 
 
 class _Several:

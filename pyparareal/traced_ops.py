@@ -137,15 +137,20 @@ def launch(phi: Any, u: Any, m: int) -> AbstractContextManager[None]:
     """The span of ``m`` steps from ``u``, with the name of the propagator that takes them, not of what wraps it."""
     if _trace.listener is None:
         return _trace.mark("")
-    while (inner := getattr(phi, "phi", None)) is not None:
+    while _is_ours(phi) and (inner := getattr(phi, "phi", None)) is not None:
         phi = inner
     facts = {"shape": getattr(u, "shape", ()), "dtype": getattr(u, "dtype", None), "slices": len(u), "steps": m}
-    works = phi if (named := getattr(phi, "works", None)) is None else named
+    works = phi if not _is_ours(phi) or (named := getattr(phi, "works", None)) is None else named
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(works, torch.nn.Module):
         facts["module"] = _number_of(works)
     name = getattr(works, "__name__", type(works).__name__)
     return _trace.mark(name, "launch", placed(facts, u))
+
+
+def _is_ours(phi: Any) -> bool:
+    """Whether ``phi`` and ``works`` of it are what we mean by them: a rotation of one's own has an angle ``phi``."""
+    return type(phi).__module__.partition(".")[0] == __package__
 
 
 def _number_of(module: Any) -> int:

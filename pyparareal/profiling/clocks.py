@@ -30,6 +30,8 @@ ONE_WAY = "messages in one direction only: as late as they allow"
 ONE_WAY_EARLY = "messages in one direction only: as early as they allow"
 BETWEEN = "messages in one direction only: between what others allow"
 UNKNOWN = "no message tells: both timelines begin together"
+MARGIN = 1e-8
+"""Seconds off a bound: at it the rounding of times would turn the arrow of its own message around."""
 
 
 def align(records: Sequence[Record], ranks: Sequence[int]) -> list[RankClock]:
@@ -128,8 +130,8 @@ def _at_bound(upper: float, lower: float) -> tuple[float, str]:
     if math.isfinite(upper) and math.isfinite(lower):
         return (upper + lower) / 2, BETWEEN
     if math.isfinite(upper):
-        return upper, ONE_WAY
-    return (lower, ONE_WAY_EARLY) if math.isfinite(lower) else (0.0, UNKNOWN)
+        return upper - MARGIN, ONE_WAY
+    return (lower + MARGIN, ONE_WAY_EARLY) if math.isfinite(lower) else (0.0, UNKNOWN)
 
 
 def _half(closed: Matrix, i: int, offset: float) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .events import Event
 
+ROUNDING = 1e-9  # seconds: what times of different clocks are rounded to when they are laid on one another
 Arrow = tuple[int, int]
 """Numbers of two events, the one that is waited for first."""
 
@@ -61,5 +62,5 @@ def arrows(events: Sequence[Event]) -> list[Arrow]:
         pairs = waits(events, members)
         if pairs and is_collective(events[members[0]]):
             pairs = [(i, j) for i, j in pairs if i == members[-1]]
-        found += [(i, j) for i, j in pairs if events[i].start <= events[j].end]
+        found += [(i, j) for i, j in pairs if events[i].start <= events[j].end + ROUNDING]
     return found

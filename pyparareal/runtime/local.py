@@ -263,7 +263,8 @@ class Region:
             self.outside.append(partial(_marked, self.name, self.runtime, inside))
             _kept.calls = inside
         self.begin = time.perf_counter()
-        self.traced = None if _trace.listener is None else _trace.listener.span("region", self.name, None)
+        listener = _trace.listener  # read once: another thread may take it away
+        self.traced = None if listener is None else listener.span("region", self.name, None)
         if self.traced is not None:
             self.traced.__enter__()
 

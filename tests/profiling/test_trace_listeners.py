@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from pyparareal import _core, _trace, ops, traced_ops
+from pyparareal import LocalRuntime, _core, _trace, ops, traced_ops
 from pyparareal.profiling import Recorder
 from pyparareal.profiling.recorder import level_of
 
@@ -53,6 +53,63 @@ def test_off_makes_no_object():
 def test_off_lets_errors_through():
     with pytest.raises(ZeroDivisionError), _trace.mark("a region"):
         _ = 1 / 0
+
+
+class Hears:
+    """A listener of anything."""
+
+    def span(self, kind, name, facts):
+        return _trace.NOTHING
+
+    def carry(self):
+        return _trace.NOTHING
+
+    def sample(self, counter, value):
+        pass
+
+    def note(self, what, facts):
+        pass
+
+
+def region():
+    with LocalRuntime().mark("mgrit.relax.0"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda: _trace.mark("a"), lambda: _trace.sample("a", 1.0), _trace.carry, lambda: _trace.note("a", {}), region],
+    ids=["mark", "sample", "carry", "note", "region"],
+)
+def test_another_thread_may_take_the_listener_away_between_any_two_instructions(call):
+    """After the first, second, ... instruction of all the code that the call runs, until it ends before."""
+
+    def stepped(take_away_after):
+        left = take_away_after
+
+        def step(frame, event, argument):
+            nonlocal left
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            if event == "opcode":
+                left -= 1
+                if left == 0:
+                    _trace.listener = None
+            return step
+
+        before = sys.gettrace()
+        _trace.listener = Hears()
+        sys.settrace(step)
+        try:
+            call()
+        finally:
+            sys.settrace(before)
+            _trace.listener = None
+        return left <= 0
+
+    taken = 1
+    while stepped(taken):
+        taken += 1
+    assert taken > 5
 
 
 def test_recorders_in_one_another_and_overlapping():

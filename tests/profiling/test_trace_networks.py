@@ -158,3 +158,29 @@ def test_the_training_loop():
     }
     losses = [sample.value for sample in record.samples if sample.counter == "loss"]
     assert sum(losses) / 2 == pytest.approx(state.history[0]["train_loss"])  # batches of one size
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "steps"),
+    [
+        (lambda: nn.GRU(3, 4), "GRUStep", 10),
+        (lambda: nn.LSTM(3, 4, num_layers=2), "LSTM", None),
+        (lambda: nn.LSTM(3, 4, method="serial"), "LSTM", None),
+        (lambda: nn.Recurrence(torch.nn.GRUCell(3, 4), method="serial"), "CellStep", 10),
+    ],
+    ids=["GRU", "LSTM", "LSTM serial", "Recurrence"],
+)
+def test_a_recurrence_one_step_after_the_other_is_one_launch(make, name, steps):
+    torch.manual_seed(0)
+    net, x = make(), torch.randn(10, 2, 3)
+    _, events = recorded(lambda: net(x))
+    regions = [event for event in events if event.kind == "region"]
+    launches = [event for event in events if event.kind == "launch"]
+    assert [event.name for event in regions] == ["recurrence.serial"]
+    assert (launches[0].name, launches[0].facts.get("steps")) == (name, steps)
+    assert {event.region for event in launches} == {"recurrence.serial"}
+
+
+def test_sequences_of_several_lengths_by_torchs_own_kernels_are_one_launch():
+    _, events = recorded(lambda: nn.LSTM(3, 4)(torch.randn(10, 3, 3), lengths=[4, 10, 0]))
+    assert [event.name for event in events if event.kind == "launch"] == ["LSTM"]

@@ -234,3 +234,26 @@ def test_every_op_is_called_where_it_is_heard():
                 assert not {alias.name for alias in node.names} & public, path
     with Recorder():
         assert all(getattr(_core, op).__name__ == "traced" for op in traced_ops.FORMS)
+
+
+class Rotation:
+    """One's own, with attributes that mean something else than in a propagator of ours: an angle, and a flag."""
+
+    batch_invariant = True
+
+    def __init__(self, phi):
+        self.phi, self.works = phi, True
+
+    def step(self, u, points):
+        return np.cos(self.phi) * u
+
+    def rediscretise(self, m):
+        return Rotation(self.phi * m)
+
+
+def test_a_propagator_is_called_by_its_own_name_whatever_its_attributes_are_called():
+    case = {"fine": Rotation(0.1), "u0": np.ones((1, 2)), "grid": TimeGrid(0, 1, 12), "m": 3, "tol": 1e-8}
+    for more in ({}, {"rhs": np.ones((12, 1, 2))}):
+        with Recorder() as recorder:
+            solve(**case, **more)
+        assert {e.name for e in recorder.record().events if "steps" in e.facts} == {"Rotation"}

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from ... import _trace
 from ...runtime.group import Group
 from ...solution import Status
+from ...traced_ops import launch
+from ..execution import spans
 from .cells import HeldGates
 from .packing import Padded, checked_lengths, packed_like, unpacked
 from .report import SequenceReport
@@ -120,7 +123,7 @@ class SolvedLayers(nn.RNNBase):
         serial = self.settings.method in ("auto", "serial")
         torchs_own = batch == 0 or (serial and self._by_torch(batch, device))
         if torchs_own and lengths is None:
-            output, final = super().forward(input, hx)
+            output, final = self._torchs_own(input, hx)
             steps = len(input.batch_sizes) if packed else input.shape[0 if input.dim() == 2 else self.batch_first]
             self._report_torchs_own(steps)
             return output, final
@@ -234,9 +237,16 @@ class SolvedLayers(nn.RNNBase):
                     step, u0, step.steps, self.settings, parameters=known, runtime=self.runtime
                 )
                 return states[1:], report
-            states = step.states(u0)
+            with _trace.mark("recurrence.serial"), launch(step, u0[None], step.steps):
+                states = step.states(u0)
         status = Status.SERIAL if bool(torch.isfinite(states.detach()[-1]).all()) else Status.NON_FINITE
         return states, SequenceReport("serial", step.steps, step.steps, status, settings=self.settings)
+
+    def _torchs_own(self, input: Any, hx: Any) -> Any:
+        """All steps of all layers by torch's own kernels."""
+        x = input.data if isinstance(input, PackedSequence) else input
+        with _trace.mark("recurrence.serial"), spans.launch(type(self).__name__, self, x):
+            return super().forward(input, hx)
 
     def _torch_on_lengths(self, x: Tensor, start: States, layout: Padded) -> tuple[Tensor, States]:
         """The same by torch's own kernels, which refuse empty sequences."""
@@ -250,7 +260,7 @@ class SolvedLayers(nn.RNNBase):
             return x.new_zeros(layout.steps, x.shape[1], width), final
         packed = pack_padded_sequence(x[:, members], lengths[members].cpu(), enforce_sorted=False)
         hx: Any = tuple(u[:, members] for u in final)
-        found, ends = super().forward(packed, hx if len(hx) > 1 else hx[0])
+        found, ends = self._torchs_own(packed, hx if len(hx) > 1 else hx[0])
         output, _ = pad_packed_sequence(found, total_length=layout.steps)
         if len(members) == x.shape[1]:
             return output, ends if len(final) > 1 else (ends,)

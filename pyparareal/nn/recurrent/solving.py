@@ -25,6 +25,7 @@ from ...runtime.group import Group, checksum, plain
 from ...solution import Solution, Status
 from ...solver import solve
 from ...time_grid import TimeGrid
+from ...traced_ops import launch
 from . import memory
 from .backward import Chunked, ChunkedBackward, autocast_of_now, known_to
 from .choosing import FULL, Key, iterations_of, key_of, measured, resolved
@@ -229,8 +230,7 @@ class Task:
         return wanted and torch.is_inference_mode_enabled() and not hasattr(self.step, "linearise")
 
     def _serial(self, settings: Settings) -> tuple[Tensor, SequenceReport]:
-        with _trace.mark("recurrence.serial"):
-            u = serial_states(self.plain, self.u0, self.length)
+        u = serial_states(self.plain, self.u0, self.length)
         status = Status.SERIAL if _finite(u) else Status.NON_FINITE
         return u, SequenceReport("serial", self.length, self.length, status, begin=self.begin, settings=settings)
 
@@ -356,13 +356,14 @@ class Forgetful:
 
 def serial_states(step: Any, u0: Tensor, length: int) -> Tensor:
     """``[length + 1, ...]``, one step after the other; autograd follows."""
-    if hasattr(step, "serial"):
-        return step.serial(u0, length)
-    u, states = u0[None], [u0[None]]
-    for i in range(length):
-        u = require_like(step.step(u, slice(i, i + 1, 1)), u, step)
-        states.append(u)
-    return torch.cat(states)
+    with _trace.mark("recurrence.serial"), launch(step, u0[None], length):
+        if hasattr(step, "serial"):
+            return step.serial(u0, length)
+        u, states = u0[None], [u0[None]]
+        for i in range(length):
+            u = require_like(step.step(u, slice(i, i + 1, 1)), u, step)
+            states.append(u)
+        return torch.cat(states)
 
 
 def _finite(u: Tensor) -> bool:
