@@ -26,6 +26,8 @@ from .flows import arrows
 Json = dict[str, Any]
 Span = tuple[int, int]
 """Start and end in nanoseconds."""
+Thread = tuple[str, str, int]
+"""Of the "stream" of that name or of the "solve"s, which of the lanes that it takes to be nested."""
 
 
 def write(record: Record, path: str | Path) -> Path:
@@ -99,7 +101,7 @@ class _Places:
             shown.add((min((rank for rank, _ in shown), default=0), "cpu"))
         ordered = sorted(shown, key=lambda one: (one[0], one[1] != "cpu", one[1]))
         self.pids = {one: i + 1 for i, one in enumerate(ordered)}
-        self.threads: dict[int, list[str]] = {pid: [] for pid in self.pids.values()}
+        self.threads: dict[int, list[Thread]] = {pid: [] for pid in self.pids.values()}
         self.at: list[tuple[int, int, Span]] = []  # of each event its process, thread and time
 
     def ns(self, time: float) -> int:
@@ -120,18 +122,18 @@ class _Places:
         for (pid, stream), members in sorted(by_stream.items(), key=lambda one: (one[0][0], one[0][1] != "main")):
             order = sorted(members, key=lambda i: (spans[i][0], -spans[i][1], _rank_of_kind(record.events[i]), i))
             for i, lane in zip(order, lanes([spans[i] for i in order]), strict=True):
-                tids[i] = self._thread(pid, stream, lane)
+                tids[i] = self._thread(pid, ("stream", stream, lane))
             in_threads = sorted(order, key=lambda i: tids[i])
             found += [_slice(pid, tids[i], spans[i], record.events[i]) for i in in_threads]
         self.at = [(self.pids[e.rank, e.device], tids[i], spans[i]) for i, e in enumerate(record.events)]
         return found + self._solves(record)
 
-    def _thread(self, pid: int, stream: str, lane: int) -> int:
-        name = stream if lane == 0 else f"{stream} ({lane + 1})"
+    def _thread(self, pid: int, thread: Thread) -> int:
+        """Its number. Two that are called the same, such as a stream "main (2)" and what is beside "main", are two."""
         known = self.threads[pid]
-        if name not in known:
-            known.append(name)
-        return known.index(name) + 1
+        if thread not in known:
+            known.append(thread)
+        return known.index(thread) + 1
 
     def _solves(self, record: Record) -> list[Json]:
         pid = min(self.pids.values())
@@ -140,7 +142,11 @@ class _Places:
         found = []
         for one, span, lane in zip(order, spans, lanes(spans), strict=True):
             args = {"method": one.method, "iterations": one.iterations, "status": one.status, **one.facts}
-            found.append(_complete(pid, self._thread(pid, "solves", lane), span, f"solve: {one.method}", "solve", args))
+            found.append(
+                _complete(
+                    pid, self._thread(pid, ("solve", "solves", lane)), span, f"solve: {one.method}", "solve", args
+                )
+            )
         return sorted(found, key=lambda one: one["tid"])
 
     def flows(self, record: Record) -> list[Json]:
@@ -182,7 +188,8 @@ class _Places:
             known = errors.get((rank, device))
             if known is not None:
                 found.append(_named("process_labels", pid, 0, {"labels": f"clock right to {known * 1e6:.3g} us"}))
-            for tid, thread in enumerate(self.threads[pid], 1):
+            for tid, (_, stream, lane) in enumerate(self.threads[pid], 1):
+                thread = stream if lane == 0 else f"{stream} ({lane + 1})"
                 found.append(_named("thread_name", pid, tid, {"name": thread}))
                 found.append(_named("thread_sort_index", pid, tid, {"sort_index": tid}))
         return found

@@ -27,7 +27,8 @@ JSON = st.recursive(
 FACTS = st.dictionaries(st.sampled_from(["bytes", "to", "source", "shape", "level", "$float"]), JSON, max_size=3)
 # Few different times, so that events touch, coincide and overlap.
 TIMES = st.sampled_from([0.0, 1e-9, 0.25, 0.5, 1.0, -3.0]) | st.floats(0, 1e6)
-STREAMS = st.sampled_from(["main", "worker", "7"])
+# "main (2)" may be a second thread called "main", or what does not nest in the first; "solves" a thread of that name.
+STREAMS = st.sampled_from(["main", "main (2)", "solves"])
 DEVICES = st.sampled_from(["cpu", "cuda:0"])
 
 
@@ -296,3 +297,11 @@ def test_the_checker_finds_what_is_wrong():
         [e for e in good if e["ph"] != "s"], [*good, around],
     ):  # fmt: skip
         assert trace_schema.all_problems(bad)
+
+
+def test_what_is_beside_a_thread_is_not_another_thread_that_is_called_so():
+    crossing = [Event("region", "a", 0.0, 2.0), Event("region", "b", 1.0, 3.0)]
+    other = Event("region", "c", 0.5, 1.5, stream="main (2)")
+    record = Record([crossing[0], other, crossing[1]])
+    assert len({(one["pid"], one["tid"]) for one in shown(record, ph="X")}) == 3
+    assert trace_schema.all_problems(chrome.trace_events(record)) == []
