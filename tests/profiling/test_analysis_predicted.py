@@ -174,7 +174,10 @@ def test_what_is_not_priced_says_why(changed, words):
 def test_the_serial_chain_that_was_timed_is_said():
     made = written(FUSED)
     made.about["serial_seconds"] = 0.25
-    assert analyse(made).predicted[0]["serial_measured"] == 0.25
+    (told,) = analyse(made).predicted
+    assert told["serial_measured"] == 0.25
+    assert {row["serial_seconds"] for row in told["processors"] + told["what_if"]} == {0.25}, "no model knows better"
+    assert all(row["speedup"] == 0.25 / row["seconds"] for row in told["processors"])
     del made.about["serial_seconds"]
     made.solves.append(solve(10.0, 10.5, "serial", 0, grid_steps=STEPS))
     assert analyse(made).predicted[0]["serial_measured"] == 0.5

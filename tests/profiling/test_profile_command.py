@@ -54,6 +54,24 @@ def test_a_model_problem(capsys):
     assert record.about["roofs"]
 
 
+def test_the_serial_chain_beside_it_is_no_first_call(monkeypatch):
+    """The first serial solves take a second each on this clock: the others, of both programs, 1 and 2 ms."""
+    from pyparareal import profile_cases
+    from pyparareal.time_grid import TimeGrid
+
+    now, calls = [0.0], []
+
+    def serial_solve(*args, m, **options):
+        now[0] += 1.0 if m not in calls else 0.001 if m == 64 else 0.002
+        calls.append(m)
+
+    monkeypatch.setattr(profile_cases, "serial_solve", serial_solve)
+    monkeypatch.setattr(profile_cases.time, "perf_counter", lambda: now[0])
+    case = {"fine": None, "u0": None, "grid": TimeGrid(0.0, 1.0, 64), "m": (4, 2)}
+    assert profile_cases._serial_seconds(case) == pytest.approx(0.001)
+    assert set(calls) == {4, 64}, "slice after slice, and all in one call"
+
+
 def test_quiet(capsys):
     assert profile(*SMALL, "--quiet", "--out", "a.html") == 0
     assert capsys.readouterr() == ("", "")

@@ -23,7 +23,7 @@ from pyparareal.pages import style
 from pyparareal.profiling import report
 from pyparareal.profiling.analysis import analyse, results
 from pyparareal.profiling.events import KINDS, Event, Record, Sample, Solve
-from pyparareal.profiling.report import charts, packing, words
+from pyparareal.profiling.report import charts, packing, tables, words
 
 page_module = importlib.import_module("pyparareal.profiling.report.page")  # the package has its function by that name
 VOID = {"meta", "input", "img", "br", "line", "circle", "rect", "polyline", "polygon"}
@@ -266,6 +266,34 @@ def test_a_page_is_written_whatever_is_missing(name):
     html = report.page(record, analyse(record) if name not in ("no time", "not finite") else analyse(Record([])))
     checked(html).close()
     html.encode("utf-8")
+
+
+def test_the_first_sentence_says_where_the_wall_time_went():
+    def first(seconds):
+        made = two_ranks()
+        made.about["seconds"] = seconds
+        return page_module.answer(analyse(made))
+
+    work = analyse(two_ranks()).summary["work_seconds"]
+    assert first(20 * work).startswith("95\u00a0% of ")
+    assert "passed outside solves and training steps" in first(20 * work)
+    assert "outside solves" not in first(1.5 * work)
+
+
+def test_what_is_predicted_is_for_as_many_processors_as_there_are_ranks():
+    for ranks, on in ((1, "one processor,"), (3, "3 processors with free communication,")):
+        analysis = told(analyse(two_ranks()))
+        analysis.summary["ranks"] = ranks
+        assert f"Predicted for {on} measured on {ranks} rank" in tables.predicted(analysis)
+
+
+def test_the_bytes_of_a_piece_of_a_network_are_said_to_be_unknown():
+    made = Record([Event("launch", "fine[0]", 0.0, 1.0, facts={"flops": 8.0})])
+    html = tables.by_op(analyse(made))
+    assert "its bytes are not" in html
+    assert "known" not in tables.by_op(
+        analyse(Record([Event("launch", "x", 0.0, 1.0, facts={"flops": 8, "bytes": 8})]))
+    )
 
 
 def test_counters_are_drawn_over_time():

@@ -4,23 +4,52 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 from . import rules_machine, rules_method
 from .results import SEVERITIES, Analysis, Finding
-from .rules import Rule, finding
+from .rules import Rule, finding, severity
 from .wording import duration, percent
 
 RULES: tuple[Rule, ...] = (*rules_method.RULES, *rules_machine.RULES)
 
+LISTED = 12  # solves of one finding, in words
+LOST = ("serial-wins", "pays-from", "pays")  # rules that may say that this run lost: then there is something to mend
+
 
 def findings(analysis: Analysis) -> list[Finding]:
     """By severity, then by what they cost; "nothing to mend" is one too."""
-    found = [one for rule in RULES for one in rule(analysis)]
+    found = [one for rule in RULES for one in _together(analysis, list(rule(analysis)))]
     if not analysis.summary["launches"]:
         found.append(nothing_seen(analysis))
-    elif not any(one["severity"] in ("serious", "warning") for one in found):
+    elif not any(_is_cost(one) for one in found):
         found.append(nothing_to_mend(analysis))
     return sorted(found, key=lambda one: (SEVERITIES.index(one["severity"]), -_cost(one)))
+
+
+def _is_cost(one: Finding) -> bool:
+    return one["severity"] in ("serious", "warning") or (one["rule"] in LOST and one["seconds"] is not None)
+
+
+def _together(analysis: Analysis, rows: list[Finding]) -> list[Finding]:
+    """What a rule finds of several solves as one finding, in the words of the costliest and with the list of all."""
+    kinds: dict[Any, list[Finding]] = {}
+    for n, one in enumerate(rows):
+        kind = (one["seconds"] is None, one["evidence"].get("status")) if "solve" in one["evidence"] else n
+        kinds.setdefault(kind, []).append(one)
+    return [_joined(analysis, same) if len(same) > 1 else same[0] for same in kinds.values()]
+
+
+def _joined(analysis: Analysis, same: list[Finding]) -> Finding:
+    most, numbers = max(same, key=_cost), [str(one["evidence"]["solve"]) for one in same]
+    cost = None if most["seconds"] is None else sum(one["seconds"] or 0.0 for one in same)
+    listed = ", ".join(numbers[:LISTED]) + ", ..." * (len(numbers) > LISTED)
+    words = f"Of {len(same)} solves ({listed}), here of solve {most['evidence']['solve']}: {most['words']}"
+    title = re.sub(r"^Solve \d+ ", f"{len(same)} solves ", most["title"])
+    how = most["severity"] if cost is None else min(most["severity"], severity(analysis, cost), key=SEVERITIES.index)
+    evidence = {**most["evidence"], "solves": [int(number) for number in numbers]}
+    return finding(most["rule"], how, title, words, evidence, most["suggestion"], cost)
 
 
 def _cost(one: Finding) -> float:

@@ -43,18 +43,20 @@ class Schedule:
     method: str
     options: MGRIT
     costs: Sequence[StepCost]
+    serial: float | None = None  # seconds of the serial chain where it was measured: better than any model's
 
     def price(self, change: str, processors: int) -> Priced:
         priced, row = self.predict(processors), self.row()
         coarse = sum(seconds for region, seconds in priced.regions.items() if is_coarse(region))
+        serial = priced.serial_seconds if self.serial is None else self.serial
         return Priced(
             change=change,
             processors=processors,
             m=row,
             levels=self.levels,
             seconds=priced.seconds,
-            serial_seconds=priced.serial_seconds,
-            speedup=priced.serial_seconds / priced.seconds if priced.seconds > 0 else 0.0,
+            serial_seconds=serial,
+            speedup=serial / priced.seconds if priced.seconds > 0 else 0.0,
             coarse_share=coarse / priced.seconds if priced.seconds > 0 else 0.0,
         )
 
@@ -175,6 +177,7 @@ def _priced(row: Predicted, work: Work, solve: Solve) -> str | None:
         solve.method,
         MGRIT(**options),
         [cost for cost, _ in costs],
+        row["serial_measured"],
     )
     if schedule.slices * solve.iterations > MOST_LINKS:
         return f"{schedule.slices} slices and {solve.iterations} iterations are too many to price quickly"

@@ -202,7 +202,7 @@ class Predicted(TypedDict):
     what: str  # "parareal", "mgrit", "network"
     unit: str  # "seconds", or "FLOPs" and "layers" of a network's critical path
     measured_seconds: float
-    model_seconds: float | None  # the same schedule on the one processor that ran it
+    model_seconds: float | None  # the same schedule on as many processors as there are ranks, communication free
     ratio: float | None  # measured over model
     costs: list[LevelCost]
     regions: list[RegionPrediction]

@@ -46,6 +46,27 @@ def small_launches(analysis: Analysis) -> Iterator[Finding]:
     )
 
 
+def outside_launches(analysis: Analysis) -> Iterator[Finding]:
+    """Little of the work is in steps and ops, and they are too few to be the reason."""
+    rows = [row for row in analysis.host_overhead if 0 < row["launches"] < LAUNCHES]
+    for row in sorted(rows, key=lambda one: -one["overhead_seconds"])[:1]:
+        if row["overhead_share"] >= HOST_SHARE:
+            yield finding(
+                "outside-launches",
+                severity(analysis, row["overhead_seconds"]),
+                "Most of the work is outside steps and ops"
+                if row["overhead_share"] > 0.5
+                else "Much of the work is outside steps and ops",
+                f"{percent(row['overhead_share'])} of the work, {duration(row['overhead_seconds'])}, passed outside "
+                f"the {count(row['launches'], 'launch', 'launches')}{_on(analysis, row['rank'])}: in Python, or in "
+                "operations of torch and NumPy, which are not traced.",
+                {"overhead_share": row["overhead_share"], "launches": row["launches"]},
+                "torch.profiler shows torch's operations, python -m cProfile the functions; a faster op changes "
+                "little here.",
+                row["overhead_seconds"],
+            )
+
+
 def waiting(analysis: Analysis) -> Iterator[Finding]:
     """A rank waits for messages, threads or devices."""
     waits = {row["rank"]: row["wait_seconds"] / row["seconds"] for row in analysis.host_overhead if row["seconds"] > 0}
@@ -227,7 +248,7 @@ def _reached(point: Point) -> str:
 def few_slices(analysis: Analysis) -> Iterator[Finding]:
     """Fewer slices than threads that could take them."""
     threads = max((roof["threads"] or 0 for roof in analysis.roofline["roofs"]), default=0)
-    for solve in analysis.solves:
+    for number, solve in enumerate(analysis.solves, 1):
         slices = solve["slices"]
         if solve["method"] in ("parareal", "mgrit", "newton") and slices and 1 < slices < threads:
             idle_seconds = solve["seconds"] * (1 - slices / threads)
@@ -236,7 +257,7 @@ def few_slices(analysis: Analysis) -> Iterator[Finding]:
                 severity(analysis, idle_seconds),
                 "Fewer slices than threads",
                 f"{count(slices, 'slice')} leave {threads - slices} of {threads} threads without work.",
-                {"slices": slices, "threads": threads},
+                {"solve": number, "slices": slices, "threads": threads},
                 "A smaller m makes more slices.",
                 idle_seconds,
             )
@@ -247,5 +268,5 @@ def _on(analysis: Analysis, rank: int) -> str:
 
 
 RULES = (
-    small_launches, waiting, copying, idle, set_up, warm_up, far_below_roof, at_the_roof, few_slices,
+    small_launches, outside_launches, waiting, copying, idle, set_up, warm_up, far_below_roof, at_the_roof, few_slices,
 )  # fmt: skip

@@ -66,26 +66,42 @@ def _best_change(analysis: Analysis) -> tuple[Priced, Priced] | None:
 
 
 def serial_wins(analysis: Analysis) -> Iterator[Finding]:
-    """No number of processors makes the schedule faster than the serial chain; or it takes some."""
+    """Whether it pays: what was measured has the last word, then what the schedule is predicted to take."""
     for row in analysis.predicted:
         if not row["processors"] or row["serial_seconds"] is None:
             continue
         best = min(row["processors"], key=lambda one: one["seconds"])
         first = next((one for one in row["processors"] if one["speedup"] >= PAYS), None)
-        if row["serial_wins"]:
+        measured = row["serial_measured"] if row["solve"] >= 0 else None
+        if measured is not None and row["measured_seconds"] < measured:
+            yield _paid(row, measured, best)
+        elif row["serial_wins"] or first is None:
             yield _never_pays(analysis, row, best)
-        elif first is not None:
+        else:
             yield _pays(analysis, row, first, best)
 
 
+def _paid(row: Predicted, serial: float, best: Priced) -> Finding:
+    """It was faster than the serial chain beside it."""
+    times = serial / row["measured_seconds"]
+    words = (
+        f"The {_what(row)} took {duration(row['measured_seconds'])}, {duration(serial)} one step after the other: "
+        f"{times:.2f} times as fast, measured. At best {best['speedup']:.2f} times on {best['processors']} "
+        f"({_basis(row)})."
+    )
+    evidence = {**_solve(row), "measured speedup": times, "speedup": best["speedup"], "processors": best["processors"]}
+    return finding("pays", "good", "It pays", words, evidence)
+
+
 def _pays(analysis: Analysis, row: Predicted, first: Priced, best: Priced) -> Finding:
-    """From so many processors on; also what was measured, which a prediction without overheads may contradict."""
+    """By the prediction, from so many processors on; not if this very run lost."""
     at_best = f"{best['speedup']:.2f} times on {best['processors']} ({_basis(row)})."
-    evidence = {"speedup": best["speedup"], "processors": best["processors"]}
-    measured, told = row["serial_measured"], ""
-    if measured is not None and row["solve"] >= 0:
+    evidence = {**_solve(row), "speedup": best["speedup"], "processors": best["processors"]}
+    lost, told = _lost(analysis, row), ""
+    if row["serial_measured"] is not None and row["solve"] >= 0:
         told = (
-            f" Measured here: {duration(row['measured_seconds'])}, and {duration(measured)} one step after the other."
+            f" Measured here: {duration(row['measured_seconds'])}, and {duration(row['serial_measured'])} one step "
+            "after the other."
         )
     if first["processors"] > 1:
         longer = 1 / row["processors"][0]["speedup"] if row["processors"][0]["speedup"] > 0 else 0.0
@@ -94,18 +110,32 @@ def _pays(analysis: Analysis, row: Predicted, first: Priced, best: Priced) -> Fi
             f"On one, the {_what(row)} takes {longer:.2f} times as long as the serial one; on {first['processors']} it "
             f"is {first['speedup']:.2f} times as fast, at best {at_best}"
         )
-        lost = row["measured_seconds"] - (row["serial_seconds"] or 0.0 if measured is None else measured)
         if lost <= 0:
             return finding("pays-from", "note", title, words + told, evidence, _on_devices(row))
         title = f"Serial is faster here; it pays from {count(first['processors'], _unit(row))} on"
-        how = severity(analysis, lost)
-        return finding("pays-from", how, title, words + told, evidence, _on_devices(row), lost)
+        return finding(
+            "pays-from", severity(analysis, lost), title, words + told, evidence, _on_devices(row), lost
+        )  # fmt: skip
     faster = f"{row['processors'][0]['speedup']:.2f} times as fast as the serial one on one {_unit(row)}"
     words = f"By what its steps cost, the {_what(row)} is {faster}, and {at_best}"
-    if measured is not None and measured < row["measured_seconds"]:
+    if lost > 0:
+        told = told or f" It took {duration(row['measured_seconds'])}."
         why = " The rest is what the model leaves out: Python between the steps, norms, waiting."
-        return finding("pays", "note", "It would pay without overheads", words + told + why, evidence)
+        title = "Serial is faster here; it would pay without overheads"
+        return finding("pays", severity(analysis, lost), title, words + told + why, evidence, "", lost)
     return finding("pays", "good", "It pays", words + told, evidence)
+
+
+def _lost(analysis: Analysis, row: Predicted) -> float:
+    """Seconds by which this run was slower than the serial chain; of a network in all its steps."""
+    serial = row["serial_seconds"] if row["serial_measured"] is None else row["serial_measured"]
+    steps = sum(one["calls"] for one in analysis.by_region if one["region"] == "train.update")
+    return (row["measured_seconds"] - (serial or 0.0)) * (1 if row["solve"] >= 0 else max(1, steps))
+
+
+def _solve(row: Predicted) -> dict[str, int]:
+    """Its number as people count, if it is a solve."""
+    return {"solve": row["solve"] + 1} if row["solve"] >= 0 else {}
 
 
 def _on_devices(row: Predicted) -> str:
@@ -133,7 +163,7 @@ def _what(row: Predicted) -> str:
 def _never_pays(analysis: Analysis, row: Predicted, best: Priced) -> Finding:
     measured = row["serial_measured"]
     serial = (row["serial_seconds"] or 0.0) if measured is None else measured
-    lost = max(0.0, row["measured_seconds"] - serial)
+    lost = max(0.0, _lost(analysis, row))
     took = f"would take about {duration(serial)}" if measured is None else f"took {duration(serial)}"
     return finding(
         "serial-wins",
@@ -142,7 +172,7 @@ def _never_pays(analysis: Analysis, row: Predicted, best: Priced) -> Finding:
         f"One step after the other {took}; this {_what(row)} took "
         f"{duration(row['measured_seconds'])}, and on {count(best['processors'], _unit(row))}, the best number, "
         f"would take {duration(best['seconds'])} ({_basis(row)}).",
-        {"serial_seconds": row["serial_seconds"], "best_seconds": best["seconds"], "processors": best["processors"]},
+        {**_solve(row), "serial_seconds": serial, "best_seconds": best["seconds"], "processors": best["processors"]},
         "Solve it serially, or make the problem larger: more work in a fine step, a cheaper coarse step, or a better "
         "coarse propagator, which takes fewer iterations.",
         lost,
@@ -180,7 +210,7 @@ _PIECES = {
 
 def many_iterations(analysis: Analysis) -> Iterator[Finding]:
     """About as many iterations as there are slices: then parallel is no faster than serial."""
-    for solve in analysis.solves:
+    for number, solve in enumerate(analysis.solves, 1):
         slices, iterations = solve["slices"], solve["iterations"]
         if solve["method"] != "parareal" or not slices or slices < 4 or iterations < CLOSE * slices:
             continue
@@ -190,7 +220,7 @@ def many_iterations(analysis: Analysis) -> Iterator[Finding]:
             "Nearly as many iterations as slices",
             f"It took {iterations} iterations for {slices} slices. After as many as slices every state is exact "
             "whatever the coarse propagator does, and nothing was gained over the serial chain.",
-            {"iterations": iterations, "slices": slices},
+            {"solve": number, "iterations": iterations, "slices": slices},
             "Use a better coarse propagator (a higher order, a smaller coarsening factor m), a looser tol, or a "
             "shorter interval; a chaotic problem can only be solved so over short times.",
             solve["seconds"],
@@ -199,7 +229,7 @@ def many_iterations(analysis: Analysis) -> Iterator[Finding]:
 
 def slow_convergence(analysis: Analysis) -> Iterator[Finding]:
     """The residual hardly shrinks."""
-    for solve in analysis.solves:
+    for number, solve in enumerate(analysis.solves, 1):
         factor, iterations = solve["factor"], solve["iterations"]
         if factor is None or iterations <= FEW or factor < SLOW or _is_close(solve):
             continue
@@ -209,7 +239,7 @@ def slow_convergence(analysis: Analysis) -> Iterator[Finding]:
             "Convergence is slow",
             f"An iteration shrank the residual by a factor of {factor:.2f} only; {iterations} of them took "
             f"{duration(solve['seconds'])}.",
-            {"factor": factor, "iterations": iterations},
+            {"solve": number, "factor": factor, "iterations": iterations},
             "FCF-relaxation (nu = 1), a smaller m or a coarse propagator closer to the fine one converge faster.",
             solve["seconds"],
         )
@@ -237,15 +267,15 @@ def failed(analysis: Analysis) -> Iterator[Finding]:
 
 def trouble(analysis: Analysis) -> Iterator[Finding]:
     """A solve did not converge."""
-    for number, solve in enumerate(analysis.solves):
+    for number, solve in enumerate(analysis.solves, 1):
         words = _TROUBLE.get(solve["status"])
         if words is not None:
             yield finding(
                 "trouble",
                 "serious",
-                f"Solve {number + 1} did not converge",
+                f"Solve {number} did not converge",
                 f"{words} It took {duration(solve['seconds'])} and {count(solve['iterations'], 'iteration')}.",
-                {"status": solve["status"], "iterations": solve["iterations"]},
+                {"solve": number, "status": solve["status"], "iterations": solve["iterations"]},
                 "Look at its residuals. A better coarse propagator, a smaller m or more relaxation (nu) converge "
                 "where this did not.",
                 solve["seconds"],

@@ -24,6 +24,7 @@ DARK = {
     "blue": "#4da3dd", "vermilion": "#e8752a", "green": "#1faf87", "purple": "#cc79a7", "ochre": "#e6a519",
     "sky": "#8ccbf0", "plain": "#8b9198", "mark": "#ff9d94",
 }  # fmt: skip
+OUTSIDE = 0.5  # of the wall time is work; below, that is said first
 SEVERITY_WORDS = {"serious": "Serious", "warning": "Worth a change", "note": "Note", "good": "Good"}
 
 
@@ -74,7 +75,13 @@ def answer(analysis: Analysis) -> str:
     summary = analysis.summary
     if not summary["events"]:
         return "Nothing was traced: there is no time to tell of."
-    text = f"{words.seconds(summary['work_seconds'])} of work ({words.seconds(summary['seconds'])} traced)"
+    work, whole = summary["work_seconds"], summary["seconds"]
+    text = f"{words.seconds(work)} of work ({words.seconds(whole)} traced)"
+    if work < OUTSIDE * whole:
+        text = (
+            f"{words.share(1 - work / whole)} of {words.seconds(whole)} passed outside solves and training steps: "
+            f"imports, data, building the problem. Of the {words.seconds(work)} of work"
+        )
     if analysis.host_overhead:
         worst = min(analysis.host_overhead, key=lambda row: row["launch_seconds"] / (row["seconds"] or 1.0))
         whole = worst["seconds"] or 1.0

@@ -220,6 +220,9 @@ class Painter {
     pen.fillRect(0, 0, a, height);
     pen.fillRect(b, 0, width - b, height);
     pen.globalAlpha = 1;
+    pen.strokeStyle = colours.rule; // time in which nothing happened is time too
+    pen.lineWidth = 1;
+    pen.strokeRect(0.5, 0.5, width - 1, height - 1);
     pen.strokeStyle = colours.mark;
     pen.lineWidth = 2;
     pen.strokeRect(a + 1, 1, Math.max(b - a - 2, 2), height - 2);
@@ -234,6 +237,8 @@ class Painter {
     const pen = tile.getContext("2d"), scale = width / (lanes.finish - lanes.begin);
     pen.scale(tile.width / width, tile.height / height);
     const tracks = data.tracks.filter((track) => track.rows.length), thick = height / Math.max(tracks.length, 1);
+    pen.fillStyle = colours.rule; // a line for each track, on which what it does stands
+    tracks.forEach((_, k) => pen.fillRect(0, (k + 1) * thick - 1, width, 1));
     tracks.forEach((track, k) => track.rows.forEach((row) => {
       const high = Math.max(thick - (thick > 4 ? 1 : 0), 0.5);
       const columns = new Columns(pen, colours, k * thick, high, COLUMN / scale);

@@ -42,8 +42,12 @@ def by_op(analysis: Analysis) -> str:
             ]
         )
     head = ["op", "time", "share", "calls", "mean", "first", "longest", "bytes/s", "FLOP/s"]
-    unknown = any(row["flops"] is None for row in analysis.by_op)
-    why = words.note(f"{words.UNKNOWN}: bytes or FLOPs are not known of this op.") if unknown else ""
+    why = ""
+    if any(None in (row["bytes"], row["flops"]) for row in analysis.by_op):
+        why = words.note(
+            f"{words.UNKNOWN}: not known of this op. Of what torch does inside a piece of a network its products of "
+            "matrices and convolutions are counted, its bytes are not; so it is not in the roofline either."
+        )
     return table("Time by op", head, rows) + why
 
 
@@ -214,7 +218,8 @@ def _predicted(found: Predicted, ranks: int) -> str:
     head = ["phase", "predicted", "measured"]
     parts.append(table("Predicted beside measured", head, rows, sortable=False))
     if found["ratio"] is not None:
-        text = f"Predicted for one processor, measured on {ranks} rank{'s' * (ranks != 1)}: "
+        many = "one processor" if ranks == 1 else f"{ranks} processors with free communication"
+        text = f"Predicted for {many}, measured on {ranks} rank{'s' * (ranks != 1)}: "
         parts.append(words.note(text + f"{found['ratio']:.3g} times what the model says of the same schedule."))
     if found["serial_wins"] is not None:
         parts.append(_verdict(found))
@@ -227,6 +232,8 @@ def _predicted(found: Predicted, ranks: int) -> str:
 def _verdict(found: Predicted) -> str:
     if found["serial_wins"]:
         text = "Predicted: the serial chain on one processor is faster than this schedule on every number priced here."
+        if found["solve"] >= 0 and (found["serial_measured"] or 0.0) > found["measured_seconds"]:
+            text += " This run was faster than the serial chain measured beside it."
     else:
         best = max(found["processors"], key=lambda row: row["speedup"])
         text = (
