@@ -10,7 +10,8 @@ from planted import launch, message, record, region, solve
 
 from pyparareal.profiling import analyse
 from pyparareal.profiling.analysis import intervals
-from pyparareal.profiling.events import Event, Sample
+from pyparareal.profiling.events import Event, RankClock, Sample
+from pyparareal.profiling.report import packing
 
 MOMENTS = range(32)
 pairs = st.lists(st.tuples(st.sampled_from(MOMENTS), st.sampled_from(MOMENTS)), max_size=8)
@@ -134,6 +135,30 @@ def test_the_path_goes_through_the_message_that_was_waited_for():
     assert seen["by_rank"] == {"0": 6, "1": 4}
     assert seen["by_name"] == {"parareal.coarse": 6, "parareal.fine": 3, "message": 1}
     assert seen["coarse_share"] == pytest.approx(0.6)
+
+
+def test_the_path_leaves_out_what_lies_between_solves():
+    """Two solves of 2 s with 96 s between them: half of the path is the coarse chain."""
+    work = [launch(a, a + 1.0, region="parareal.coarse") for a in (0.0, 98.0)]
+    work += [launch(a + 1.0, a + 2.0, region="parareal.fine") for a in (0.0, 98.0)]
+    path = analyse(record(*work, solves=[solve(0.0, 2.0), solve(98.0, 100.0)])).critical_path
+    assert path["seconds"] == 4
+    assert path["by_name"] == {"parareal.coarse": 2, "parareal.fine": 2}
+    assert path["coarse_share"] == 0.5
+
+
+def test_the_wall_time_begins_with_the_timeline_not_with_its_first_event():
+    made = record(launch(3.0, 4.0), launch(5.0, 6.0), seconds=10.0)
+    (row,) = analyse(made).devices
+    assert (row["busy_seconds"], row["idle_seconds"]) == (2, 8)
+    assert row["longest_gap"] == (6, 10)
+    assert packing.pack(made).begin == 0
+    assert packing.pack(made).seconds == 10
+    late = record(launch(103.0, 104.0), seconds=10.0)
+    assert packing.pack(late).begin == 103, "times of some other clock"
+    later = record(launch(-1.0, 1.0, rank=1), seconds=5.0)
+    later.clocks = [RankClock(0), RankClock(1, offset=-2.0)]
+    assert packing.pack(later).begin == -2, "the start of the rank that was entered first"
 
 
 def test_a_message_that_was_there_already_is_not_on_the_path():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ..events import Event, Record
 from ..flows import by_flow, waits
+from . import intervals
 from .results import CriticalPath, PathStep
 from .work import Work
 
@@ -34,18 +35,19 @@ def critical_path(record: Record, work: Work) -> CriticalPath | None:
     pieces, crossed = _walk(_jumps(record.events), last.rank, start, end)
     lanes = {rank: _lane(work, rank) for rank in work.ranks}
     steps: list[PathStep] = []
-    for rank, a, b, message in pieces:
-        if message is not None:
-            steps.append(_step(rank, a, b, "message", message))
-        else:
-            steps += _filled(lanes[rank], rank, a, b)
+    for rank, first, final, message in pieces:
+        for a, b in intervals.both(intervals.union([(first, final)]), work.inside).tolist():
+            if message is not None:
+                steps.append(_step(rank, a, b, "message", message))
+            else:
+                steps += _filled(lanes[rank], rank, a, b)
     by_name: dict[str, float] = defaultdict(float)
     by_rank: dict[str, float] = defaultdict(float)
     for step in steps:
         by_name[step["region"] or step["kind"]] += step["end"] - step["start"]
         by_rank[str(step["rank"])] += step["end"] - step["start"]
     coarse = sum(seconds for name, seconds in by_name.items() if is_coarse(name))
-    seconds = end - start
+    seconds = intervals.total(work.inside)  # what lies between two solves is no part of either
     return CriticalPath(
         seconds=seconds,
         coarse_seconds=coarse,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -80,9 +81,7 @@ class Work:
 def work_of(record: Record) -> Work:
     """Of a record, whose events may come in any order."""
     events = record.events
-    start = min((event.start for event in events), default=0.0)
-    end = max([start, *(event.end for event in events)])
-    wall = intervals.union([(start, max(end, start + float(record.about.get("seconds", 0.0))))])
+    wall = intervals.union([traced(record)])
     spans = [(solve.start, solve.end) for solve in record.solves]
     spans += [(event.start, event.end) for event in events if event.kind == "region" and event.name in WORKING]
     inside = intervals.both(intervals.union(spans), wall) if spans else wall
@@ -90,6 +89,19 @@ def work_of(record: Record) -> Work:
     launches = _launches(events + _of_framework(events))
     busy = [launch.event for launch in launches if launch.leaf] + [e for e in events if e.kind == "copy"]
     return Work(record, wall, launches, busy, ranks, inside)
+
+
+def traced(record: Record) -> tuple[float, float]:
+    """From when to when, also where nothing happened: times count from the start of the timeline of each rank."""
+    start = min((event.start for event in record.events), default=0.0)
+    end = max([start, *(event.end for event in record.events)])
+    said = record.about.get("seconds")
+    if not isinstance(said, int | float) or not math.isfinite(said):
+        return start, end
+    begin = min([start, *(clock.offset for clock in record.clocks if math.isfinite(clock.offset))])
+    if begin + said < start:  # on some other clock
+        begin = start
+    return begin, max(end, begin + said)
 
 
 def _of_framework(events: list[Event]) -> list[Event]:

@@ -8,12 +8,13 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
+from ..analysis.work import traced
 from ..events import KINDS, Event, Record
 
 TICK = 1e-9  # seconds; what is finer than a nanosecond is no clock's
@@ -39,7 +40,7 @@ def pack(record: Record, words: Mapping[tuple[int, str, str | None], str] | None
     A rounded start or end is that of all events there, so what was nested stays nested.
     """
     events = [event for event in record.events if math.isfinite(event.start) and math.isfinite(event.end)]
-    begin = min((event.start for event in events), default=0.0)
+    begin, end = traced(replace(record, events=events))
     events.sort(key=lambda event: (_track(event), event.start, -event.end, _kind(event)))
     starts = _ticks((event.start for event in events), begin)
     ends = np.maximum(_ticks((event.end for event in events), begin), starts)
@@ -53,7 +54,7 @@ def pack(record: Record, words: Mapping[tuple[int, str, str | None], str] | None
         [facts.number(e.facts) for e in events],
         [flows.setdefault(e.flow, len(flows) - 1) for e in events],
     ]
-    seconds = max(float(ends.max()) * TICK if events else 0.0, _finite(record.about.get("seconds")))
+    seconds = max(float(ends.max()) * TICK if events else 0.0, end - begin)
     header = {
         "events": len(events),
         "seconds_traced": seconds,
@@ -155,7 +156,3 @@ def _differences(starts: np.ndarray[Any, Any], events: Sequence[Event]) -> np.nd
         found[at + 1 : at + count] -= starts[at : at + count - 1]
         at += count
     return found
-
-
-def _finite(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
