@@ -142,6 +142,9 @@ def validate(entries: Any) -> None:
         for key, value in entry["metrics"].items():
             if type(value) not in (int, float) or not math.isfinite(value):
                 raise ValueError(f"result {entry['case']!r}: metrics: {key}: got {value!r}, expected a finite number")
+        for key, values in entry["samples"].items():
+            if not isinstance(values, list) or not all(type(x) in (int, float) and math.isfinite(x) for x in values):
+                raise ValueError(f"result {entry['case']!r}: samples: {key}: expected a list of finite numbers")
         if entry["error"] and (entry["checked"] or entry["metrics"]):
             raise ValueError(f"result {entry['case']!r}: an error and metrics exclude each other")
 
@@ -166,6 +169,8 @@ def _checked_result(result: Any) -> cases.Result:
     bad = {key: value for key, value in result.metrics.items() if not math.isfinite(float(value))}
     if bad:
         raise ValueError(f"metrics must be finite: {bad}")
+    if odd := [name for name, values in result.samples.items() if not all(math.isfinite(float(x)) for x in values)]:
+        raise ValueError(f"samples must be finite: {', '.join(odd)}")
     return cases.Result(dict(result.metrics), bool(result.checked), dict(result.samples), result.notes)
 
 

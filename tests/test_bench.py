@@ -82,6 +82,7 @@ def test_a_case_that_differs_from_the_reference_fails_the_run(registry, tmp_path
     ("returned", "message"),
     [
         (Result({"x": float("nan")}, True), "metrics must be finite: {'x': nan}"),
+        (Result({"x": 1.0}, True, samples={"a": [1.0], "b": [1.0, float("inf")]}), "samples must be finite: b"),
         ({"x": 1.0}, "a case returns Result, got dict"),
     ],
 )
@@ -161,6 +162,8 @@ def test_writing_is_atomic(tmp_path):
     [
         ({"checked": 1}, "checked: got 1, expected bool"),
         ({"metrics": {"x": float("nan")}}, "metrics: x: got nan"),
+        ({"samples": {"x": [1.0, float("nan")]}}, "samples: x: expected a list of finite numbers"),
+        ({"samples": {"x": ["1.0"]}}, "samples: x: expected a list of finite numbers"),
         ({"error": "broken"}, "exclude each other"),
         ({"more": 1}, "unknown fields: more"),
     ],

@@ -152,12 +152,19 @@ def _captured(about: dict[str, Any]) -> Captured:
         name: Place(**one["array"]) if "array" in one else restored(one["value"])
         for name, one in about["arguments"].items()
     }
+    for name in ("op", "library", "device", "model", "version"):
+        if not isinstance(about[name], str):
+            raise ValueError(f"{name}: got {about[name]!r}, expected a text")
+    for i, block in enumerate(about["blocks"]):
+        if type(block.nbytes) is not int or type(block.alignment) is not int:
+            raise ValueError(f"block{i}: got {block}, expected whole numbers")
     return Captured(**about)
 
 
 def _check(name: str, place: Place, blocks: list[Block]) -> None:
     """ValueError unless the array lies in its block: what is read from a file must not lead outside."""
-    if any(n < 0 for n in place.shape) or len(place.shape) != len(place.strides):
+    whole = all(type(n) is int for n in (place.offset, *place.shape, *place.strides))
+    if not whole or any(n < 0 for n in place.shape) or len(place.shape) != len(place.strides):
         raise ValueError(f"{name}: got shape {place.shape} with strides {place.strides}")
     if place.block is None:
         if 0 not in place.shape:

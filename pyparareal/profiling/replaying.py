@@ -106,8 +106,14 @@ def replay(
         for name, one in captured.arguments.items()
     }
     written = {name for name in outputs_of(captured.op) if isinstance(captured.arguments.get(name), Place)}
+    for one in captured.outputs:
+        if one.name not in list(written):
+            raise ValueError(f"{path}: damaged: outputs: got {one.name!r}, expected one of {sorted(written)}")
     run = _runner(captured.op, given)
-    run()
+    try:
+        run()
+    except TypeError as error:  # of an argument that no capture has
+        raise ValueError(f"{path}: damaged: {captured.op} refuses it: {error}") from error
     outputs = {name: given[name] for name in captured.arguments if name in written}
     same = {
         one.name: one.digest == _digest(outputs[one.name], captured.arguments[one.name]) for one in captured.outputs

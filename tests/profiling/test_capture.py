@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Theorem: a captured call of any op, on any layout, replays with the bits of the solve it was taken from."""
 
+import contextlib
 import io
 import json
 import os
@@ -266,6 +267,33 @@ def test_a_wrong_file_is_named(tmp_path, change, said):
     path = changed(saved(tmp_path), change)
     with pytest.raises(ValueError, match=rf"relax_stencil.0.npz: {said}"):
         replay(path)
+
+
+def fields_of(value, path=()):
+    """The way to each value in what JSON holds, and in its lists and objects."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inside:
+        yield (*path, key)
+        yield from fields_of(one, (*path, key))
+
+
+@pytest.mark.parametrize("wrong", [None, -1, 1.5, "x", [2, 3], {"value": 3}], ids=repr)
+def test_a_file_with_any_field_wrong_is_refused_or_still_a_call(tmp_path, wrong):
+    """Another number may be as good; nothing else than ValueError may come of what is not."""
+    path = saved(tmp_path)
+    whole = path.read_bytes()
+    with np.load(path) as file:
+        about = json.loads(file["about"].tobytes())
+    for way in fields_of(about):
+
+        def change(about, way=way):
+            for key in way[:-1]:
+                about = about[key]
+            about[way[-1]] = wrong
+
+        path.write_bytes(whole)
+        with contextlib.suppress(ValueError):
+            replay(changed(path, change))
 
 
 @pytest.mark.parametrize("data", [b"", b"no archive", None, "flipped"], ids=["empty", "text", "cut", "flipped"])
