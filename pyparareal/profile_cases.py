@@ -45,11 +45,17 @@ def watched(name: str, arguments: Sequence[str], repeat: bool, live: Live) -> tu
         job.warm_up()
     if repeat:
         job.run()
-    timeline = Timeline(job.title)
-    with timeline:
-        status = job.run()
+    timeline, status = Timeline(job.title), None
+    interrupted = False
+    try:
+        with timeline:
+            status = job.run()
+    except KeyboardInterrupt:
+        status, interrupted = 130, True
     record = timeline.record
-    if job.after is not None:
+    if interrupted:
+        record.about["failed"] = "it was interrupted"
+    elif job.after is not None:
         live.status(f"{name}: measuring what to compare with", at_once=True)
         job.after(record)
     if job.runtime is not None:

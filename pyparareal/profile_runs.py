@@ -25,6 +25,7 @@ from .profiling.timeline import Timeline
 
 INTERRUPTED = 130
 GRACE = 5.0  # seconds for the other ranks to end by themselves once one has failed
+SAVING = 10.0  # seconds for those that were interrupted to write their timelines
 TOLD = 12  # last lines of what a failed rank said
 
 
@@ -111,15 +112,19 @@ def over_ranks(args: argparse.Namespace, live: Live) -> tuple[Record | None, int
             _tell(rank, statuses.of[rank], folder)
         found = [path for path in records if path.exists()]
         if not found:
-            return None, statuses.of[failed or 0]
+            print("pyparareal profile: no report: no rank left a timeline", file=sys.stderr)
+            return None, INTERRUPTED if statuses.interrupted else statuses.of[failed or 0]
         try:
             record = merging.merge(found)
         except ValueError as error:
             print(f"pyparareal profile: no report: {error}", file=sys.stderr)
             return None, 1
+        if statuses.interrupted:
+            record.about["failed"] = "it was interrupted"
+            return record, INTERRUPTED
         if failed is not None:
             last = _said(failed, folder)[-1].strip()
-            record.about["failed"] = f"Rank {failed} ended with status {statuses.of[failed]}: {last}"
+            record.about["failed"] = f"Rank {failed} ended with status {statuses.of[failed]}{': ' * bool(last)}{last}"
         elif len(found) < len(records):
             record.about["failed"] = f"{len(records) - len(found)} ranks left no timeline"
         return record, 0 if failed is None else statuses.of[failed]
@@ -130,6 +135,7 @@ class Ended(NamedTuple):
 
     of: list[int]
     failed: list[int]
+    interrupted: bool
 
 
 def _processes(args: argparse.Namespace, folder: Path, live: Live) -> Ended:
@@ -161,17 +167,38 @@ def _ended(workers: Sequence[subprocess.Popen[bytes]], live: Live) -> Ended:
     """Once all have; if one fails, the others have a few seconds."""
     begin, deadline = time.monotonic(), float("inf")
     failed: list[int] = []
-    while time.monotonic() < deadline:
-        done = [rank for rank, worker in enumerate(workers) if worker.poll() is not None]
-        failed += [rank for rank in done if workers[rank].returncode and rank not in failed]
-        if len(done) == len(workers):
-            break
-        if failed:
-            deadline = min(deadline, time.monotonic() + GRACE)
-        live.status(f"{len(done)} of {len(workers)} ranks done, {time.monotonic() - begin:.0f} s")
-        time.sleep(0.02)
+    interrupted = False
+    try:
+        while time.monotonic() < deadline:
+            done = [rank for rank, worker in enumerate(workers) if worker.poll() is not None]
+            failed += [rank for rank in done if workers[rank].returncode and rank not in failed]
+            if len(done) == len(workers):
+                break
+            if failed:
+                deadline = min(deadline, time.monotonic() + GRACE)
+            live.status(f"{len(done)} of {len(workers)} ranks done, {time.monotonic() - begin:.0f} s")
+            time.sleep(0.02)
+    except KeyboardInterrupt:
+        interrupted = True
+    _interrupt(workers)
     # What had to be ended because another failed is no failure of its own.
-    return Ended([worker.returncode or 0 for worker in workers], failed)
+    return Ended([_as_status(worker.returncode or 0) for worker in workers], failed, interrupted)
+
+
+def _as_status(code: int) -> int:
+    """As a shell says it: 137 where signal 9 ended a process."""
+    return 128 - code if code < 0 else code
+
+
+def _interrupt(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Those that still run: as Ctrl-C would, so that they leave what they have seen."""
+    left = [worker for worker in workers if worker.poll() is None]
+    for worker in left:
+        worker.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + SAVING
+    for worker in left:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(max(0.0, deadline - time.monotonic()))
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:
@@ -199,10 +226,9 @@ def _said(rank: int, folder: Path) -> list[str]:
 
 
 def _tell(rank: int, status: int, folder: Path) -> None:
-    how = f"signal {-status}" if status < 0 else f"status {status}"
-    print(f"pyparareal profile: rank {rank} ended with {how}", file=sys.stderr)
+    print(f"pyparareal profile: rank {rank} ended with status {status}", file=sys.stderr)
     for line in _said(rank, folder)[-TOLD:]:
-        print(f"  {line}", file=sys.stderr)
+        print(f"  {line}".rstrip(), file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -3,10 +3,11 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pyparareal import cli, profile_command, profile_runs
+from pyparareal import cli, profile_cases, profile_command, profile_runs
 from pyparareal.profiling import Timeline, roofs
 
 SMALL = ["heat-1d", "--points", "15", "--steps", "64", "--m", "4"]
@@ -56,7 +57,6 @@ def test_a_model_problem(capsys):
 
 def test_the_serial_chain_beside_it_is_no_first_call(monkeypatch):
     """The first serial solves take a second each on this clock: the others, of both programs, 1 and 2 ms."""
-    from pyparareal import profile_cases
     from pyparareal.time_grid import TimeGrid
 
     now, calls = [0.0], []
@@ -90,7 +90,6 @@ def test_what_did_not_converge_is_no_success(capsys):
 
 
 def test_once_more_before(monkeypatch):
-    from pyparareal import profile_cases
 
     calls = []
     monkeypatch.setitem(
@@ -143,6 +142,39 @@ def test_an_interrupt_leaves_a_report(capsys):
 
 
 # Refusals
+
+
+def test_an_interrupted_case_leaves_a_report(capsys, monkeypatch):
+    def interrupt(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(profile_cases, "solve", interrupt)
+    assert profile("decay") == 130
+    assert "it was interrupted" in capsys.readouterr().out
+    assert TITLE in Path("profile-decay.html").read_text()
+
+
+def test_signals_are_told_as_shells_do():
+    assert [profile_runs._as_status(code) for code in (-9, 0, 3)] == [137, 0, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.no_sanitize
+def test_interrupted_ranks_leave_a_report(capfd, monkeypatch):
+    """Both sleep; the wait for them is interrupted once both have said that they do."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(profile_command.__file__).parents[1]))
+    text = "import os, time\nopen('there' + os.environ['RANK'], 'w').close()\ntime.sleep(600)\n"
+
+    class Impatient:
+        def status(self, *args, **options):
+            if Path("there0").exists() and Path("there1").exists():
+                raise KeyboardInterrupt
+
+    args = SimpleNamespace(what=script(text), ranks=2, repeat=False, rest=[])
+    record, status = profile_runs.over_ranks(args, Impatient())
+    assert status == 130
+    assert record.about["ranks"] == 2
+    assert record.about["failed"] == "it was interrupted"
 
 
 @pytest.mark.parametrize(
@@ -289,13 +321,14 @@ def test_two_ranks(capfd, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.no_sanitize
 def test_a_rank_that_fails_is_told_and_none_is_left(capfd, monkeypatch):
-    """Rank 0 would sleep for ten minutes; it is ended, and the report is that of rank 1."""
+    """Rank 0 would sleep for ten minutes; it is interrupted, and leaves what it has seen."""
     monkeypatch.setenv("PYTHONPATH", str(Path(profile_command.__file__).parents[1]))
     monkeypatch.setattr(profile_runs, "GRACE", 0.2)
     started = []
     popen = profile_runs.subprocess.Popen
     monkeypatch.setattr(profile_runs.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
-    assert profile(script(RANKED), "--ranks", 2, "fail") == 1
+    assert profile(script(RANKED), "--ranks", 2, "fail", "--json", "t.json") == 1
+    assert Timeline.load("t.json").record.about["ranks"] == 2
     said = capfd.readouterr()
     assert "rank 1 ended with status 1" in said.err
     assert "RuntimeError: boo" in said.err
