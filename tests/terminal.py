@@ -36,10 +36,13 @@ def watched(words, *, interrupt_at=None, timeout=120, env=None):
     """
     master, slave = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    # A shell starts what runs in its background deaf to interrupts, and so are then the tests and what they start.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, *words], stdout=subprocess.PIPE, stderr=slave, stdin=subprocess.DEVNULL, cwd=ROOT,
-        env=environment | (env or {}), preexec_fn=_hears_interrupts,
+        env=environment | (env or {}),
     )  # fmt: skip
+    signal.signal(signal.SIGINT, heard)
     os.close(slave)
     shown, waiting, end = "", interrupt_at is not None, time.monotonic() + timeout
     try:
@@ -67,8 +70,3 @@ def screen(shown):
     """The lines that a terminal shows in the end, for text with newlines and ``CLEAR`` as the only controls."""
     assert "\x1b" not in shown.replace(CLEAR, ""), "no other control: the cursor is never hidden, nothing coloured"
     return [line.rpartition(CLEAR)[2] for line in shown.split("\n")]
-
-
-def _hears_interrupts():
-    """A shell starts what runs in its background deaf to them, and so are then the tests and what they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
