@@ -253,7 +253,7 @@ DEVICES = (
 PROFILING = (
     H("profiling.off_cost", "ns_per_range", "A named range while nobody listens", "ns", goal="at most 100"),
     H("profiling.on_cost", "relative_slowdown", "Tracing a solve of 1,000 launches: time added",
-      PC, 100, goal="at most 5"),
+      PC, 100, goal="at most 5", interval=("relative_slowdown_low", "relative_slowdown_high")),
     H("profiling.report", "open_seconds", "The report of 100,000 events: until it can be used", "s", goal="at most 3"),
     H("profiling.report", "bytes", "The report of 100,000 events: its size", "MB", 1e-6, goal="at most 5"),
     _count("verify.planted_faults", "found", "Planted faults that verify finds and names"),
