@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .chrome import device_clocks, read
@@ -33,10 +33,16 @@ def merge(records: Sequence[Record | str | Path]) -> Record:
     ------
     ValueError
         No record, two of one rank, or one of several ranks; for a file that is no timeline.
+    TypeError
+        For anything else, such as a Timeline instead of its ``record``.
     """
-    if isinstance(records, str | Path | Record):
+    if isinstance(records, str | Path | Record) or not isinstance(records, Iterable):
         raise TypeError(f"records: got {type(records).__name__}, expected a sequence of records or paths")
-    named = [(str(one), read(one)) if isinstance(one, str | Path) else ("a record", one) for one in records]
+    given = list(records)
+    for i, each in enumerate(given):
+        if not isinstance(each, str | Path | Record):
+            raise TypeError(f"records[{i}]: got {type(each).__name__}, expected a Record or a path")
+    named = [(str(one), read(one)) if isinstance(one, str | Path) else ("a record", one) for one in given]
     if not named:
         raise ValueError("records: got none, expected one for each rank")
     of_rank: dict[int, tuple[str, Record]] = {}

@@ -219,5 +219,8 @@ def test_what_cannot_be_merged_is_named(tmp_path):
         merge([merge([first, second])])
     with pytest.raises(ValueError, match="records: got none"):
         merge([])
-    with pytest.raises(TypeError, match="records: got Record, expected a sequence"):
-        merge(first)
+    for wrong in (first, Timeline.of(first)):
+        with pytest.raises(TypeError, match=f"records: got {type(wrong).__name__}, expected a sequence"):
+            merge(wrong)
+    with pytest.raises(TypeError, match=r"records\[1\]: got Timeline, expected a Record or a path"):
+        merge([first, Timeline.of(second)])
