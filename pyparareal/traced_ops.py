@@ -137,10 +137,11 @@ def launch(phi: Any, u: Any, m: int) -> AbstractContextManager[None]:
     """The span of ``m`` steps from ``u``, with the name of the propagator that takes them, not of what wraps it."""
     if _trace.listener is None:
         return _trace.mark("")
-    while _is_ours(phi) and (inner := getattr(phi, "phi", None)) is not None:
+    while (inner := getattr(phi, "phi", None)) is not None and _is_ours(phi):
         phi = inner
     facts = {"shape": getattr(u, "shape", ()), "dtype": getattr(u, "dtype", None), "slices": len(u), "steps": m}
-    works = phi if not _is_ours(phi) or (named := getattr(phi, "works", None)) is None else named
+    named = getattr(phi, "works", None)
+    works = named if named is not None and _is_ours(phi) else phi
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(works, torch.nn.Module):
         facts["module"] = _number_of(works)
