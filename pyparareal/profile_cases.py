@@ -16,6 +16,7 @@ import numpy as np
 
 from . import problems, runs_command, solve_command, solve_report
 from ._progress import Live
+from .profile_runs import INTERRUPTED, MOST_EVENTS
 from .profiling.events import Record
 from .profiling.timeline import Timeline
 from .solver import serial_solve, solve
@@ -45,13 +46,13 @@ def watched(name: str, arguments: Sequence[str], repeat: bool, live: Live) -> tu
         job.warm_up()
     if repeat:
         job.run()
-    timeline, status = Timeline(job.title), None
+    timeline, status = Timeline(job.title, most=MOST_EVENTS), None
     interrupted = False
     try:
         with timeline:
             status = job.run()
     except KeyboardInterrupt:
-        status, interrupted = 130, True
+        status, interrupted = INTERRUPTED, True
     record = timeline.record
     if interrupted:
         record.about["failed"] = "it was interrupted"

@@ -24,6 +24,7 @@ from .profiling.events import Record
 from .profiling.timeline import Timeline
 
 INTERRUPTED = 130
+MOST_EVENTS = 400_000  # of a thread: some hundred MB, and a page that opens in seconds
 GRACE = 5.0  # seconds for the other ranks to end by themselves once one has failed
 SAVING = 10.0  # seconds for those that were interrupted to write their timelines
 TOLD = 12  # last lines of what a failed rank said
@@ -44,7 +45,7 @@ def watched_script(script: Path, arguments: Sequence[str], repeat: bool) -> tupl
     if repeat and (status := _run(script, arguments, None)[0]):
         print("pyparareal profile: the first run failed; the report is of a second one", file=sys.stderr)
         del status
-    timeline = Timeline(script.name)
+    timeline = Timeline(script.name, most=MOST_EVENTS)
     status, why = _run(script, arguments, timeline)
     record = timeline.record
     record.about["command"] = " ".join(["python", str(script), *arguments])

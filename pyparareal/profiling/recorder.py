@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -40,6 +41,12 @@ class Recorder:
 
     Several may listen at once, in one another or side by side. In a forked child none does.
 
+    Parameters
+    ----------
+    most : int, optional
+        Once a thread has so many events no more are kept, of any; ``about["left out"]`` of the record then says how
+        many came after, and in how many seconds, and "seconds" are those until then. Default: no limit but memory.
+
     Attributes
     ----------
     start, end : int
@@ -48,7 +55,10 @@ class Recorder:
         That all events get.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        self._most = sys.maxsize if most is None else most
+        self._full: int | None = None
+        self._left_out = 0
         self.start = self.end = 0
         self.rank = 0
         self._threads: list[_Thread] = []
@@ -86,6 +96,8 @@ class Recorder:
 
     def span(self, kind: str, name: str, facts: Mapping[str, Any] | None) -> AbstractContextManager[None]:
         thread = self._here.thread or self._new_thread()
+        if len(thread.ended) >= self._most:
+            return self._no_more()
         if facts is not None and "device" in facts:
             found = self._clocks.marks(facts)
             if found is None:
@@ -93,6 +105,12 @@ class Recorder:
             known = {key: value for key, value in facts.items() if key not in WHERE}
             return cast("AbstractContextManager[None]", _OnDevice(thread, kind, name, known, found))
         return cast("AbstractContextManager[None]", _Span(thread, kind, name, facts))
+
+    def _no_more(self) -> AbstractContextManager[None]:
+        if self._full is None:
+            self._full, self._most = _clock(), 0  # for all threads
+        self._left_out += 1
+        return _trace.NOTHING
 
     def sample(self, counter: str, value: float) -> None:
         thread = self._here.thread or self._new_thread()
@@ -115,7 +133,8 @@ class Recorder:
 
     def record(self) -> Record:
         """All that has ended; of a closed recorder, what had when it was closed."""
-        until = self.end if self._state == "closed" else _clock()
+        last = self.end if self._state == "closed" else _clock()
+        until = last if self._full is None else self._full
         levels: dict[str, int | None] = {}
         events, samples = list[Event](), [Sample(c, self._at(at), v) for c, at, v in self._meter.taken]
         for name, thread in _named(list(self._threads)).items():
@@ -124,13 +143,17 @@ class Recorder:
         for sample in samples:
             sample.rank = self.rank
         events.sort(key=lambda event: (event.start, -event.end))
+        if self._full is not None:
+            samples = [sample for sample in samples if sample.time <= self._at(until)]
         samples.sort(key=lambda sample: sample.time)
         solves = [
             Solve(**{**facts, "start": self._at(facts["start"]), "end": self._at(facts["end"])})
             for what, facts in self._notes
-            if what == "solve"
+            if what == "solve" and (self._full is None or facts["end"] <= until)
         ]
         about: dict[str, Any] = {"seconds": self._at(until)}
+        if self._full is not None:
+            about["left out"] = {"events": self._left_out, "seconds": (last - until) * 1e-9}
         if told := self._clocks.told():
             about["device clocks"] = told
         return Record(events, samples, solves=solves, about=about)

@@ -34,6 +34,9 @@ class Timeline:
         Of :func:`pyparareal.distributed`: at the end all its ranks, which must all come, send their records to rank 0,
         which has them merged (:func:`.merge`); the others keep their own. So they do after an error, if the runtime has
         not ended with it.
+    most : int, optional
+        Events of a thread, after which no more are kept; ``record.about["left out"]`` says how many and how long.
+        Default: as many as there are, of about a kilobyte each.
 
     Attributes
     ----------
@@ -46,12 +49,14 @@ class Timeline:
     machine's clock that was. What runs on a GPU is timed there, and waited for once, at the end.
     """
 
-    def __init__(self, title: str = "", *, runtime: Any = None) -> None:
+    def __init__(self, title: str = "", *, runtime: Any = None, most: int | None = None) -> None:
         if not isinstance(title, str):
             raise TypeError(f"title: got {type(title).__name__}, expected a text")
         if runtime is not None and not hasattr(runtime, "_ranks"):
             raise TypeError(f"runtime: got {type(runtime).__name__}, expected one of pyparareal.distributed, or None")
-        self.title = title
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise ValueError(f"most: got {most!r}, expected an integer of at least 1, or None")
+        self.title, self._most = title, most
         self._runtime = runtime
         self._rank, self._ranks = _place(runtime)
         self._recorder: Recorder | None = None
@@ -62,7 +67,7 @@ class Timeline:
         if self._recorder is not None or self._record is not None:
             raise RuntimeError("this timeline was entered before; make another")
         self._date, self._command = time.strftime("%Y-%m-%d %H:%M:%S %z"), " ".join(sys.argv)
-        self._recorder = Recorder()
+        self._recorder = Recorder(self._most)
         self._recorder.rank = self._rank
         self._recorder.__enter__()
         return self

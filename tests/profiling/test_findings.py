@@ -288,6 +288,12 @@ def test_a_program_that_failed():
     assert "nothing-to-mend" not in made
 
 
+def test_events_left_out_are_told():
+    one = found(healthy(**{"left out": {"events": 1000, "seconds": 3.0}}))["left-out"]
+    assert "After 100 events, 10.0 s, no more were kept: 1,000 or more came in the 3 s" in one["words"]
+    assert "left-out" not in found(healthy())
+
+
 def test_nothing_seen():
     assert set(found(record(region(0.0, 1.0, "solve")))) == {"nothing-seen"}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pyparareal import LocalRuntime, _core, _trace, ops, traced_ops
-from pyparareal.profiling import Recorder
+from pyparareal.profiling import Recorder, Timeline
 from pyparareal.profiling.recorder import level_of
 
 PLAIN = {op: getattr(_core, op) for op in traced_ops.FORMS}
@@ -303,3 +303,38 @@ def test_regions_of_a_backward_pass_say_so():
         ("backward", "", None), ("backward mgrit.relax.1", "backward", None), ("Map", "backward mgrit.relax.1", 1),
     ]  # fmt: skip
     assert [s.value for s in record.samples if s.counter == "backward residual"] == [0.5]
+
+
+def test_no_more_than_so_many_events_are_kept():
+    """Of four of a hundred; what began and had not ended is not among them, nor what another thread does later."""
+
+    def work():
+        for _ in range(50):
+            with _trace.mark("inner"):
+                _trace.sample("residual", 1.0)
+
+    with Recorder(most=4) as recorder:
+        with _trace.mark("outer"):
+            work()
+        other = threading.Thread(target=work)
+        other.start()
+        other.join()
+        _trace.note("solve", {"start": recorder.start, "end": recorder.start + 10**15})
+    made = recorder.record()
+    assert [event.name for event in made.events] == ["inner"] * 4
+    assert made.about["left out"]["events"] == 46 + 50
+    assert made.about["seconds"] + made.about["left out"]["seconds"] == pytest.approx(
+        (recorder.end - recorder.start) / 1e9
+    )
+    assert max(event.end for event in made.events) <= made.about["seconds"]
+    assert len([sample for sample in made.samples if sample.counter == "residual"]) == 4
+    assert made.solves == [], "it ended later"
+    with Recorder() as recorder:
+        work()
+    assert "left out" not in recorder.record().about
+
+
+@pytest.mark.parametrize("most", [0, True, 2.0])
+def test_a_limit_is_a_number_of_events(most):
+    with pytest.raises(ValueError, match=r"most: got .*, expected an integer of at least 1"):
+        Timeline(most=most)

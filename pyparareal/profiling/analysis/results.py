@@ -30,6 +30,7 @@ class Summary(TypedDict):
     bytes: float | None  # that the launches had to move, of those that are known
     flops: float | None
     failed: str | None  # how the program that was watched ended, if not well
+    left_out: dict[str, Any] | None  # "events" that were too many to keep, and the "seconds" they came in
 
 
 class OpRow(TypedDict):

@@ -265,6 +265,22 @@ def failed(analysis: Analysis) -> Iterator[Finding]:
         )
 
 
+def left_out(analysis: Analysis) -> Iterator[Finding]:
+    """The run had more events than are kept."""
+    told = analysis.summary["left_out"]
+    if told is not None:
+        yield finding(
+            "left-out",
+            "warning",
+            "This is the beginning of the run only",
+            f"After {analysis.summary['events']:,} events, {duration(analysis.summary['seconds'])}, no more were kept: "
+            f"{told['events']:,} or more came in the {duration(told['seconds'])} that followed. All figures are of "
+            "what was kept.",
+            dict(told),
+            "Watch fewer steps, or put a Timeline around the part that matters.",
+        )
+
+
 def trouble(analysis: Analysis) -> Iterator[Finding]:
     """A solve did not converge."""
     for number, solve in enumerate(analysis.solves, 1):
@@ -282,4 +298,4 @@ def trouble(analysis: Analysis) -> Iterator[Finding]:
             )
 
 
-RULES = (failed, training_step, coarse_chain, serial_wins, many_iterations, slow_convergence, trouble)
+RULES = (failed, left_out, training_step, coarse_chain, serial_wins, many_iterations, slow_convergence, trouble)

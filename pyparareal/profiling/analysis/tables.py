@@ -31,6 +31,7 @@ def summary(record: Record, work: Work) -> Summary:
         bytes=_known(launch.bytes for launch in work.launches),
         flops=_known(launch.flops for launch in work.launches),
         failed=None if record.about.get("failed") is None else str(record.about["failed"]),
+        left_out=record.about["left out"] if isinstance(record.about.get("left out"), dict) else None,
     )
 
 
