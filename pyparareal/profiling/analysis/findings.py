@@ -62,7 +62,7 @@ def nothing_seen(analysis: Analysis) -> Finding:
         "nothing-seen",
         "note",
         "Nothing of pyparareal ran",
-        f"In {duration(analysis.summary['seconds'])} no step and no op was seen.",
+        f"In {duration(analysis.summary['seconds'])} no step and no op was seen in this process.",
         {"events": analysis.summary["events"]},
         "Watch a part of the program that calls solve, an op of pyparareal.ops or a network of pyparareal.nn.",
     )
