@@ -56,15 +56,20 @@ def test_a_healthy_run_has_nothing_to_mend():
 
 
 def test_small_launches():
-    tiny = [launch(n / 10, n / 10 + 0.01) for n in range(100)]
-    one = found(record(*tiny, solves=[solve(0.0, 10.0)]))["small-launches"]
+    def spread(part, count=100, apart=1e-3):
+        tiny = [launch(n * apart, (n + part) * apart) for n in range(count)]
+        return found(record(*tiny, solves=[solve(0.0, count * apart)]))
+
+    one = spread(0.1)["small-launches"]
     assert one["severity"] == "serious"
-    assert one["seconds"] == pytest.approx(8.91)  # the last launch ends at 9.91
+    assert one["seconds"] == pytest.approx(0.0891)  # the last launch ends at 0.0991
     assert "90 %" in one["words"]
     assert "100 launches" in one["words"]
-    assert "small-launches" not in found(record(*tiny[:20], solves=[solve(0.0, 10.0)])), "too few to say"
-    large = [launch(n / 10, n / 10 + 0.09) for n in range(100)]
-    assert "small-launches" not in found(record(*large, solves=[solve(0.0, 10.0)]))
+    assert "small-launches" not in spread(0.1, count=20), "too few to say"
+    assert "small-launches" not in spread(0.9)
+    seldom = spread(0.1, apart=10e-3)
+    assert "small-launches" not in seldom, "9 ms between two launches are not the cost of calling them"
+    assert "Most of the work is outside" in seldom["outside-launches"]["title"]
 
 
 def test_waiting():

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .results import Analysis, DeviceRow, Finding, Point
+from .results import Analysis, DeviceRow, Finding, HostRow, Point
 from .rules import WORTH, finding, severity
 from .wording import count, digits, duration, percent, rate
 
 HOST_SHARE = 0.3  # of the work with nothing at work on any device
 LAUNCHES = 50  # below, a share of the host says little
+CALLING = 1e-3  # seconds: no call costs more, a busy machine or not; what lies between is something else
 SMALL = 5e-5  # seconds: what takes less is mostly the cost of calling it
 UNEVEN = 0.3  # of the work, between the busiest and the idlest
 WAITING = 0.2
@@ -24,7 +25,7 @@ WARM_UP = 10.0  # times the mean of the others
 
 def small_launches(analysis: Analysis) -> Iterator[Finding]:
     """Python between the launches takes a large part of the work."""
-    rows = [row for row in analysis.host_overhead if row["launches"] >= LAUNCHES]
+    rows = [row for row in analysis.host_overhead if _is_called_often(row)]
     if not rows:
         return
     row = max(rows, key=lambda one: one["overhead_seconds"])
@@ -46,9 +47,14 @@ def small_launches(analysis: Analysis) -> Iterator[Finding]:
     )
 
 
+def _is_called_often(row: HostRow) -> bool:
+    """So that what lies between its launches is likely to be the cost of calling them."""
+    return row["launches"] >= LAUNCHES and row["seconds_per_launch"] < CALLING
+
+
 def outside_launches(analysis: Analysis) -> Iterator[Finding]:
-    """Little of the work is in steps and ops, and they are too few to be the reason."""
-    rows = [row for row in analysis.host_overhead if 0 < row["launches"] < LAUNCHES]
+    """Little of the work is in steps and ops, and calling them is not the reason."""
+    rows = [row for row in analysis.host_overhead if row["launches"] and not _is_called_often(row)]
     for row in sorted(rows, key=lambda one: -one["overhead_seconds"])[:1]:
         if row["overhead_share"] >= HOST_SHARE:
             yield finding(
