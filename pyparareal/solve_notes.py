@@ -16,7 +16,9 @@ Array = Any
 Computed = tuple[Solution, Any]
 
 
-def noted(method: Any, m: Any, u0: Array, compute: Callable[[], Computed], tol: float | None = None) -> Computed:
+def noted(
+    method: Any, m: Any, u0: Array, fine: Any, compute: Callable[[], Computed], tol: float | None = None
+) -> Computed:
     """``compute()`` in a region "solve", and a note of its solution, also of one that is raised with an error."""
     name = method if isinstance(method, str) else type(method).__name__.lower()
     start = time.perf_counter_ns()
@@ -31,10 +33,13 @@ def noted(method: Any, m: Any, u0: Array, compute: Callable[[], Computed], tol: 
         raise
     finally:
         if found is not None:
-            _trace.note("solve", _about(name, method, m, tol, u0, found, start))
+            # By which solves of one propagator are known to be; whether it lives longer than they do is its own matter.
+            _trace.note("solve", _about(name, method, m, tol, u0, found, start, id(fine)))
 
 
-def _about(name: str, method: Any, m: Any, tol: float | None, u0: Array, found: Solution, start: int) -> dict[str, Any]:
+def _about(
+    name: str, method: Any, m: Any, tol: float | None, u0: Array, found: Solution, start: int, fine: int
+) -> dict[str, Any]:
     """As :class:`.profiling.events.Solve` has it, times in nanoseconds of ``time.perf_counter_ns``."""
     stats = found.stats
     facts = {
@@ -45,6 +50,7 @@ def _about(name: str, method: Any, m: Any, tol: float | None, u0: Array, found: 
         "levels": stats.levels,
         "dtype": str(u0.dtype).rpartition(".")[2],
         "shape": list(u0.shape),
+        "fine": fine,
         "fine_steps": stats.fine_steps,
         "coarse_steps": stats.coarse_steps,
         "serial_steps": stats.serial_steps,

@@ -169,7 +169,7 @@ def solve(
 
     def compute(adjoint: Any) -> tuple[Solution, Found]:
         iterate = partial(_iterate, run, over, adjoint, c, guessed, grid, save, on_failure, runtime)
-        return iterate() if _trace.listener is None else noted(method, m, start, iterate, tol)
+        return iterate() if _trace.listener is None else noted(method, m, start, fine, iterate, tol)
 
     return _connected(compute, problem, u0, rhs, parameters, adjoint)
 
@@ -266,7 +266,7 @@ def serial_solve(
         if over is not None:
             over.agree(adjoint)
         serial = partial(_serial, chain, over, start, grid, m, save, on_failure, runtime)
-        return serial() if _trace.listener is None else noted("serial", m, start, serial)
+        return serial() if _trace.listener is None else noted("serial", m, start, fine, serial)
 
     return _connected(compute, problem, u0, rhs, parameters, None)
 

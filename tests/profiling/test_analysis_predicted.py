@@ -179,8 +179,15 @@ def test_the_serial_chain_that_was_timed_is_said():
     assert {row["serial_seconds"] for row in told["processors"] + told["what_if"]} == {0.25}, "no model knows better"
     assert all(row["speedup"] == 0.25 / row["seconds"] for row in told["processors"])
     del made.about["serial_seconds"]
-    made.solves.append(solve(10.0, 10.5, "serial", 0, grid_steps=STEPS))
-    assert analyse(made).predicted[0]["serial_measured"] == 0.5
+    model = analyse(made).predicted[0]["serial_seconds"]
+    for seconds, best in ((model / 2, model / 2), (2 * model, model)):
+        made.solves[1:] = [solve(10.0, 10.0 + seconds, "serial", 0, grid_steps=STEPS, fine=7)]
+        made.solves[0].facts["fine"] = 7
+        told = analyse(made).predicted[0]
+        assert told["serial_measured"] == pytest.approx(seconds)
+        assert told["processors"][0]["serial_seconds"] == pytest.approx(best), "the best that is known of"
+    made.solves[0].facts["fine"] = 8
+    assert analyse(made).predicted[0]["serial_measured"] is None, "of another propagator"
 
 
 def test_a_network_has_the_prices_of_its_pieces():

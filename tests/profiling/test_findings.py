@@ -177,7 +177,9 @@ def test_the_serial_chain_wins():
     assert "(predicted, communication free)" in one["words"]
     half = with_prices(healthy(), priced(serial=2.0) | {"ratio": 2.0})["serial-wins"]["words"]
     assert "without the 50 % of the time that went into no step" in half
-    assert "took 3 s" in with_prices(healthy(), priced(serial=2.0, measured=3.0))["serial-wins"]["words"]
+    assert "took 2 s" in with_prices(healthy(), priced(serial=2.0, measured=2.0))["serial-wins"]["words"]
+    one = with_prices(healthy(), priced(serial=2.0, measured=30.0))["serial-wins"]
+    assert "would take about 2 s in one call (30.0 s as it was run here)" in one["words"], "no reason to call it paid"
     told = with_prices(healthy(), priced(serial=5.0))
     assert told["pays-from"]["title"] == "Serial is faster here; it pays from 2 processors on"
     assert (told["pays-from"]["severity"], told["pays-from"]["seconds"]) == ("serious", 5)
@@ -185,7 +187,7 @@ def test_the_serial_chain_wins():
     told = with_prices(healthy(), priced(serial=20.0))
     assert {"pays", "nothing-to-mend"} == set(told)
     assert told["pays"]["severity"] == "good"
-    told = with_prices(healthy(), priced(serial=20.0, measured=9.0))
+    told = with_prices(healthy(), priced(serial=9.0, measured=9.0))
     assert (told["pays"]["severity"], told["pays"]["seconds"]) == ("warning", 1), "it took ten, the serial chain nine"
     assert "Measured here: 10.0 s, and 9 s" in told["pays"]["words"]
     assert "pays" not in with_prices(healthy(), priced(serial=8.2, seconds=(8.0,))), "a fortieth is nothing"
