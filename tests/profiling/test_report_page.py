@@ -287,6 +287,16 @@ def test_what_is_predicted_is_for_as_many_processors_as_there_are_ranks():
         assert f"Predicted for {on} measured on {ranks} rank" in tables.predicted(analysis)
 
 
+def test_a_step_that_calls_ops_is_told_from_them():
+    step, op = Event("launch", "Mine", 0.0, 10.0), Event("launch", "op", 1.0, 2.0, facts={"bytes": 8, "flops": 8})
+    told = analyse(Record([step, op]))
+    html = tables.by_op(told)
+    assert "Mine, around its ops (cpu)" in html
+    assert "op (cpu)" in html
+    assert "not known of this op" not in html
+    assert "The most went to Mine around its ops (Python) (9" in page_module.answer(told)
+
+
 def test_the_bytes_of_a_piece_of_a_network_are_said_to_be_unknown():
     made = Record([Event("launch", "fine[0]", 0.0, 1.0, facts={"flops": 8.0})])
     html = tables.by_op(analyse(made))

@@ -168,7 +168,9 @@ def _never_pays(analysis: Analysis, row: Predicted, best: Priced) -> Finding:
     serial, measured = _serial(row), row["serial_measured"]
     lost = max(0.0, _lost(analysis, row))
     took = f"took {duration(serial)}" if measured == serial else f"would take about {duration(serial)}"
-    if measured is not None and measured > serial:
+    if measured is None:
+        took += " by what its steps cost here"
+    elif measured > serial:
         took += f" in one call ({duration(measured)} as it was run here)"
     return finding(
         "serial-wins",

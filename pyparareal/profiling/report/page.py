@@ -99,7 +99,8 @@ def answer(analysis: Analysis) -> str:
     if analysis.by_op:
         most, ranks = analysis.by_op[0], " on all ranks" if summary["ranks"] > 1 else ""
         took = f"{words.seconds(most['seconds'])}{ranks}, {words.share(most['share'])} of all launches"
-        text += f". The most went to {most['op']} ({took})"
+        around = f" {tables.AROUND} (Python)" * most["encloses"]
+        text += f". The most went to {most['op']}{around} ({took})"
     levels = [row for row in analysis.by_level if row["level"] is not None]
     if len(levels) > 1:
         top = max(levels, key=lambda row: row["seconds"])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from ..analysis.results import Analysis, Predicted, Priced
+from ..analysis.results import Analysis, OpRow, Predicted, Priced
 from ..events import Record
 from . import words
 from .charts import processors
@@ -19,6 +19,7 @@ HIDDEN = ("title", "clock", "roofs")  # said elsewhere on the page, or for mergi
 LONGEST = 15  # of work, waiting and phases each
 LISTED_SOLVES = 200
 LISTED_PREDICTIONS = 12
+AROUND = "around its ops"
 
 
 def by_op(analysis: Analysis) -> str:
@@ -27,7 +28,8 @@ def by_op(analysis: Analysis) -> str:
         return words.missing("No launches: nothing ran inside an op or a step that is traced.")
     rows = []
     for row in analysis.by_op:
-        name = f"{row['op']} ({', '.join(filter(None, [row['device'], row['dtype']]))})"
+        op = f"{row['op']}, {AROUND}" if row["encloses"] else row["op"]
+        name = f"{op} ({', '.join(filter(None, [row['device'], row['dtype']]))})"
         rows.append(
             [
                 Cell(name),
@@ -42,13 +44,22 @@ def by_op(analysis: Analysis) -> str:
             ]
         )
     head = ["op", "time", "share", "calls", "mean", "first", "longest", "bytes/s", "FLOP/s"]
-    why = ""
-    if any(None in (row["bytes"], row["flops"]) for row in analysis.by_op):
-        why = words.note(
-            f"{words.UNKNOWN}: not known of this op. Of what torch does inside a piece of a network its products of "
-            "matrices and convolutions are counted, its bytes are not; so it is not in the roofline either."
+    why = [f"{words.UNKNOWN}: not known of this op."] if any(_is_unknown(row) for row in analysis.by_op) else []
+    if any(row["bytes"] is None and row["flops"] is not None for row in analysis.by_op):
+        why.append(
+            "Of what torch does inside a piece of a network its products of matrices and convolutions are counted, its "
+            "bytes are not; so it is not in the roofline either."
         )
-    return table("Time by op", head, rows) + why
+    if any(row["encloses"] for row in analysis.by_op):
+        why.append(
+            f"{AROUND}: a step that calls ops, which have rows of their own; what is left of it is Python, and counts "
+            "as the host's elsewhere on this page."
+        )
+    return table("Time by op", head, rows) + (words.note(" ".join(why)) if why else "")
+
+
+def _is_unknown(row: OpRow) -> bool:
+    return not row["encloses"] and None in (row["bytes"], row["flops"])
 
 
 def by_level(analysis: Analysis) -> str:
