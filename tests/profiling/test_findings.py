@@ -238,7 +238,9 @@ def test_most_of_the_work_is_outside_ops():
     assert told["outside-launches"]["severity"] == "serious"
     assert "nothing-to-mend" not in told
     assert "outside-launches" not in found(healthy())
-    assert "devices" in with_prices(healthy(), priced(serial=5.0, solve_number=-1))["pays-from"]["title"]
+    one = with_prices(healthy(), priced(serial=5.0, solve_number=-1, measured=5.0))["pays-from"]
+    assert "devices" in one["title"]
+    assert "Measured here: 10.0 s a step, and 5 s one of the serial network" in one["words"]
 
 
 def test_nearly_as_many_iterations_as_slices():

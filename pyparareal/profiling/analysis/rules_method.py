@@ -98,11 +98,11 @@ def _pays(analysis: Analysis, row: Predicted, first: Priced, best: Priced) -> Fi
     at_best = f"{best['speedup']:.2f} times on {best['processors']} ({_basis(row)})."
     evidence = {**_solve(row), "speedup": best["speedup"], "processors": best["processors"]}
     lost, told = _lost(analysis, row), ""
-    if row["serial_measured"] is not None and row["solve"] >= 0:
-        told = (
-            f" Measured here: {duration(row['measured_seconds'])}, and {duration(row['serial_measured'])} one step "
-            "after the other."
-        )
+    if row["serial_measured"] is not None:
+        took, serial = duration(row["measured_seconds"]), duration(row["serial_measured"])
+        told = f" Measured here: {took}, and {serial} one step after the other."
+        if row["solve"] < 0:
+            told = f" Measured here: {took} a step, and {serial} one of the serial network."
     if first["processors"] > 1:
         longer = 1 / row["processors"][0]["speedup"] if row["processors"][0]["speedup"] > 0 else 0.0
         title = f"It pays from {count(first['processors'], _unit(row))} on"
