@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -86,7 +87,7 @@ def _own(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     function = getattr(_module(where, args.target), name or "case", None)
     if not callable(function):
         raise ValueError(f"TARGET: got {args.target!r}, but {where} has no function {name or 'case'}")
-    returned = function()
+    returned = _asked(args.target, function)
     if not isinstance(returned, tuple):
         returned = (returned,)
     more = returned[-1] if len(returned) > 1 and isinstance(returned[-1], dict) else {}
@@ -99,6 +100,14 @@ def _own(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     if isinstance(model, dict):
         return model | _given(args), data, more
     return model, data, more | _given(args)
+
+
+def _asked(target: str, function: Callable[[], Any]) -> Any:
+    """What the user's code returns; its errors are none of a chain, and no fault that was found."""
+    try:
+        return function()
+    except Exception as error:
+        raise ValueError(f"TARGET: {target} raised {type(error).__name__}: {error} (--traceback says where)") from error
 
 
 def _module(where: str, target: str) -> Any:
@@ -114,7 +123,7 @@ def _module(where: str, target: str) -> Any:
         sys.modules.setdefault(path.stem, module)
         sys.path.insert(0, str(path.parent.resolve()))
         try:
-            spec.loader.exec_module(module)
+            _asked(target, partial(spec.loader.exec_module, module))
         finally:
             sys.path.pop(0)
         return module

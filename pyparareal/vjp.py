@@ -264,14 +264,15 @@ def require_repeatable(modules: Sequence[nn.Module]) -> None:
     """
     for module in modules:
         for name, part in module.named_modules():
-            if _varies(part):
+            if varies(part):
                 raise ValueError(
                     f"fine: its module {name or 'itself'!r} ({type(part).__name__}) gives another value when it is "
                     "called again, or in other company, so that a step has no gradient of its own; call eval() on it"
                 )
 
 
-def _varies(part: nn.Module) -> bool:
+def varies(part: nn.Module) -> bool:
+    """Whether one module, its children left out, gives another value when called again or in other company."""
     if isinstance(part, batchnorm._BatchNorm):
         return part.training or part.running_mean is None
     if isinstance(part, instancenorm._InstanceNorm):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm
 
-from ..vjp import _varies as varies
+from ..vjp import varies
 from .calls import Call, Raised, guarded
 from .derivatives import derivatives
 from .faults import FAULT, NOTE, SPOILED, Fault, Finding, Findings, Place
@@ -63,6 +63,8 @@ class BlockProbes:
     gradients : bool
     tied : dict
         id of a parameter -> names of the blocks that hold it.
+    drawing : list of Place
+        Blocks that draw random numbers with the modules for dropout off; added to.
     """
 
     held: Held
@@ -70,6 +72,7 @@ class BlockProbes:
     independent: bool
     gradients: bool
     tied: dict[int, list[str]] = field(default_factory=dict)
+    drawing: list[Place] = field(default_factory=list)
 
     def run(self, block: Block, u: Any) -> Any:
         """The value of ``block`` at ``u``, after its probes; raises :class:`.Raised`."""
@@ -105,6 +108,8 @@ class BlockProbes:
         held.restore()
         if not any(f.fault in SPOILED for f in found):
             y = call(copy(u))
+            if held.random.changed():
+                self.drawing.append(block.place)
             if isinstance(y, Tensor) and y.is_floating_point():
                 found += list(precision(call, y)) if len(y) == len(u) else []
                 held.restore()

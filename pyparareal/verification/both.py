@@ -77,6 +77,23 @@ def changed(x: Any, size: float) -> Any:
     return type(x)(changed(part, size) for part in x) if isinstance(x, tuple | list) else x
 
 
+def shaken(run: Run, module: nn.Module, size: float) -> Run:
+    """``run`` with relative changes of ``size`` of all parameters: as if every layer had rounded otherwise.
+
+    Those of the input alone may die out before a layer that is sensitive. Who calls it puts the parameters back.
+    """
+
+    def changed_run(x: Any) -> Any:
+        generator = torch.Generator().manual_seed(1)
+        for p in module.parameters():
+            if p.is_floating_point():
+                signs = torch.randint(0, 2, p.shape, generator=generator) * 2 - 1
+                p.data.mul_(1 + size * signs.to(p.device, p.dtype))
+        return run(x)
+
+    return changed_run
+
+
 def compared(
     what: str,
     why: str,
@@ -85,7 +102,7 @@ def compared(
     nearby: dict[str, Tensor],
     extra: float = 0.0,
 ) -> list[Comparison]:
-    """One comparison per tensor; ``nearby`` is the reference from an input changed by some units of rounding.
+    """One comparison per tensor; ``nearby``: the reference, input and parameters changed by some units of rounding.
 
     ``extra`` is a relative error that the method may leave.
     """  # fmt: skip

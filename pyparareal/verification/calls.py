@@ -22,6 +22,14 @@ class Raised(Exception):
         super().__init__(str(error))
         self.error, self.place = error, place
 
+    @property
+    def by_the_package(self) -> bool:
+        """Whether this package refused something, as against what the user's code raises."""
+        at = self.error.__traceback__
+        while at is not None and at.tb_next is not None:
+            at = at.tb_next
+        return at is not None and str(at.tb_frame.f_globals.get("__name__")).partition(".")[0] == "pyparareal"
+
     def finding(self) -> Finding:
         text = f"{type(self.error).__name__}: {self.error}"
         return Finding(Fault.RAISED, self.place, f"It raised {text[:400]}.", numbers={"error": text[:400]})
@@ -48,7 +56,7 @@ class Call:
     copies : bool
         Whether the package hands out copies, so that a step may write to its input.
     random : bool
-        Whether torch's own generator may be drawn from: the package fixes that.
+        Whether torch's own generator may be drawn from: the package fixes that, and so does every call here.
     strict_shape : bool
         Whether the result must have the shape of the rows.
     group : str
@@ -80,6 +88,8 @@ class Call:
 
     def __call__(self, rows: Array) -> Array:
         """``run`` on these very rows, without a graph; errors as :class:`Raised`."""
+        if self.random:
+            self.held.random.restore_torch()
         return guarded(self.run, self.places[0], rows)
 
     def single(self, j: int, row: Array) -> Array:

@@ -77,6 +77,8 @@ class ChainVerifier:
         u0, grid = checks.initial_value(chain.u0), checks.grid(chain.grid)
         if not isinstance(chain.deterministic, bool):
             raise TypeError(f"deterministic: got {chain.deterministic!r}, expected True or False")
+        if 0 in u0.shape:
+            raise ValueError(f"u0: got shape {tuple(u0.shape)}, expected at least one number")
         self.given, self.start, self.grid = u0, arrays.detached(u0), grid
         self.m = chain.m[0] if isinstance(chain.m, list | tuple) and chain.m else chain.m
         self.slices = grid.slices(self.m)

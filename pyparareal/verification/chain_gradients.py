@@ -89,9 +89,23 @@ def compared(work: Any) -> list[Comparison]:
     for name, c in zip(names, made, strict=True):
         if not c.ok and not work.found.blames():
             row = c.rows[0]
-            text = f"With respect to {name} it differs from the loop by {row.largest:.2g} (allowed: {row.allowed:.2g})."
-            work.found.add(Finding(Fault.UNEXPLAINED, place, text), group="gradients")
+            work.found.add(_differs(work, name, row, float(w.flatten(1).norm(dim=1).sum()), place), group="gradients")
     return made
+
+
+def _differs(work: Any, name: str, row: SliceErrors, incoming: float, place: Place) -> Finding:
+    """``incoming`` is what the tolerance of an adjoint solve is multiplied by, see :class:`pyparareal.Adjoint`."""
+    text = f"With respect to {name} it differs from the loop by {row.largest:.2g} (allowed: {row.allowed:.2g})."
+    own = getattr(work.chain.adjoint, "tol", None)
+    tol = work.tol if own is None else own
+    if tol < row.largest:
+        return Finding(Fault.UNEXPLAINED, place, text)
+    text += (
+        f" Its iterations end at an error of {tol:.2g} times the gradients that come in ({incoming:.2g}), more than "
+        "that: the tolerance suits states of their size, not the gradients."
+    )
+    advice = "Give the backward pass a tolerance of its own: adjoint=Adjoint(tol=...), about 1e-10 in float64."
+    return Finding(Fault.NOT_CONVERGED, place, text, suggestion=advice, numbers={"tolerance": tol})
 
 
 def _loop(work: Any, u0: Any) -> Any:

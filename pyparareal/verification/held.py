@@ -309,6 +309,10 @@ class RandomStates:
     def restore(self) -> None:
         random.setstate(self._then["Python's random"])
         np.random.set_state(self._then["NumPy's np.random"])  # noqa: NPY002 - it is the user's
+        self.restore_torch()
+
+    def restore_torch(self) -> None:
+        """Torch's alone: what it draws in training mode the package fixes."""
         torch = sys.modules.get("torch")
         if torch is None:
             return

@@ -18,11 +18,12 @@ from ..nn.parareal_network import PararealNetwork
 from ..nn.recurrent.layers import SolvedLayers
 from ..nn.recurrent.recurrence import Recurrence
 from .blocks import Block, BlockProbes, duplicated, holders, quiet
-from .both import changed, compared, outcome, summary, tensors_of
+from .both import changed, compared, outcome, shaken, summary, tensors_of
 from .calls import Raised, guarded
-from .faults import NOTE, Fault, Finding, Findings, Place
+from .expected import SENSITIVE
+from .faults import FAULT, NOTE, Fault, Finding, Findings, Place
 from .held import Held
-from .measures import digits, epsilon
+from .measures import differences, digits, epsilon
 from .result import Comparison, Verification
 
 Progress = Callable[[str, float], None]
@@ -49,6 +50,10 @@ def verifier_of(model: Any, data: Any, serial: Any, gradients: bool | None, quic
         return None
     if data is None or not tensors_of(data):
         raise ValueError(f"data: got {type(data).__name__}, expected a batch, a tensor [batch, features...]")
+    for t in tensors_of(data):
+        if not t.numel() or not (t == t).all() or not t.abs().max() < float("inf"):
+            got = "NaN or infinity" if t.numel() else f"a tensor {list(t.shape)} without elements"
+            raise ValueError(f"data: got {got}, expected finite values, at least one row")
     if serial is not None and not isinstance(serial, nn.Module):
         raise TypeError(f"serial: got {type(serial).__name__}, expected a torch.nn.Module or None")
     return kind(model, data, serial, gradients is not False, quick, progress)
@@ -69,7 +74,8 @@ class NetworkVerifier:
         self.model, self.data, self.serial = model, data, serial
         self.gradients, self.quick, self.progress = gradients, quick, progress
         self.held = Held({"": model, "data": data, "serial": serial})
-        self.found, self.scale = Findings(), 0.0
+        self.found, self.scale, self.grown = Findings(), 0.0, 1.0
+        self.drawing: list[Place] = []
         first = tensors_of(data)[0]
         self.facts: dict[str, Any] = {"input": list(first.shape), "dtype": str(first.dtype).removeprefix("torch.")}
 
@@ -79,7 +85,10 @@ class NetworkVerifier:
         try:
             comparisons = self._run()
         except Raised as raised:
-            self.found.add(raised.finding())
+            if self.found.blames() and raised.by_the_package:
+                self.facts["refused"] = str(raised)  # for what was found already
+            else:
+                self.found.add(raised.finding())
         finally:
             self.held.restore()
         return Verification(type(self.model).__name__, tuple(comparisons), self.found.all(), self.facts)
@@ -88,7 +97,7 @@ class NetworkVerifier:
         raise NotImplementedError
 
     def probes(self, blocks: Sequence[Block]) -> BlockProbes:
-        return BlockProbes(self.held, self.found, self.independent, self.gradients, holders(blocks))
+        return BlockProbes(self.held, self.found, self.independent, self.gradients, holders(blocks), self.drawing)
 
     def chain(self, blocks: Sequence[Block], u: Any) -> Any:
         """The blocks one after the other, each probed."""
@@ -117,17 +126,38 @@ class NetworkVerifier:
         self.scale = max((float(t.abs().max()) for n, t in known[0].items() if n.startswith("value")), default=0.0)
         made = compared(what, why, ours, *known, extra)
         bad = [c for c in made if not c.ok]
-        if bad and not self.found.blames():
+        grown = max(self.grown, _reaction(*known, 4 * eps))
+        explained = all(_relative(c, known[0]) <= 1e3 * grown * eps for c in bad)
+        if grown >= SENSITIVE and explained:
+            self._sensitive(what, made, bad, grown * eps)
+        elif bad and not self.found.blames():
             self.found.add(self._differs(bad))
         return summary(made, what, why)
 
     def _reference(self, reference: Callable[[Any], Any], eps: float, held: Held) -> tuple[Any, Any]:
         try:
             known = outcome(reference, self.data, self.model, held, self.gradients)
-            nearby = outcome(reference, changed(self.data, 4 * eps), self.model, held, self.gradients)
+            near = shaken(reference, self.model, 4 * eps)
+            nearby = outcome(near, changed(self.data, 4 * eps), self.model, held, self.gradients)
         except Exception as error:
             raise Raised(error, Place(words="the serial network")) from error
         return known, nearby
+
+    def _sensitive(self, what: str, made: Sequence[Comparison], bad: Sequence[Comparison], rounding: float) -> None:
+        """Differences that grow so much that the serial network is no better known than this."""
+        if self.found.has(Fault.CHAOS):
+            return
+        off = max((c.largest for c in made if ": value" in c.what), default=0.0)
+        eps = epsilon(tensors_of(self.data)[0])
+        text = (
+            f"Relative differences grow by {digits(rounding / eps)} along it, so that rounding alone may change its "
+            f"values by {digits(min(1.0, rounding))} of their size; those of {what} and serial differ by {digits(off)}."
+        )
+        if bad:
+            text += f" So may its gradients: {len(bad)} of what was compared differ, {bad[0].what} among them."
+        severity = FAULT if bad or off > 1e-2 * self.scale else NOTE
+        numbers = {"growth": rounding / eps, "largest": off}
+        self.found.add(Finding(Fault.CHAOS, Place(words="the chain of its blocks"), text, severity, numbers=numbers))
 
     def _differs(self, bad: Sequence[Comparison]) -> Finding:
         worst = max(bad, key=lambda c: c.rows[0].largest / max(c.rows[0].allowed, 1e-300))
@@ -136,9 +166,31 @@ class NetworkVerifier:
             f"{len(bad)} of what was compared differ, most {worst.what} by {digits(row.largest)} (allowed: "
             f"{digits(row.allowed)})."
         )
+        if self.drawing:
+            text += (
+                f" {self.drawing[0].words} draws random numbers: solved in parallel it gets other ones than serially."
+            )
+            return Finding(Fault.UNFIXED_RANDOMNESS, self.drawing[0], text, numbers={"tensors": names[:8]})
         only_buffers = all(name.startswith("buffer") for name in names)
         fault = Fault.STALE_STATISTICS if only_buffers else Fault.UNEXPLAINED
         return Finding(fault, Place(words=worst.what), text, numbers={"tensors": names[:8]})
+
+
+def _reaction(reference: dict[str, Tensor], nearby: dict[str, Tensor], size: float) -> float:
+    """By how much a relative change of ``size`` of the input has grown in the values."""
+    found = [0.0]
+    for name, t in reference.items():
+        if name.startswith("value") and t.numel():
+            scale = max(float(t.detach().double().abs().max()), 1e-300)
+            found.append(float(differences(nearby[name], t).max()) / (size * scale))
+    return max(found)
+
+
+def _relative(made: Comparison, reference: dict[str, Tensor]) -> float:
+    """The difference of one tensor in units of its size; infinite for buffers, which are counted, too."""
+    t = reference[made.what.rpartition(": ")[2]]
+    size = float(t.detach().double().abs().max()) if t.is_floating_point() and t.numel() else 0.0
+    return made.largest / size if size else float("inf")
 
 
 class BlocksVerifier(NetworkVerifier):
@@ -154,6 +206,9 @@ class BlocksVerifier(NetworkVerifier):
         self.facts["blocks"] = len(blocks)
         self.found.add(*duplicated(blocks, self.serial))
         self.chain(blocks, self.data)
+        if self.drawing:
+            text = "In training mode it draws random numbers, not only for dropout; in parallel it may get others."
+            self.found.add(Finding(Fault.UNFIXED_RANDOMNESS, self.drawing[0], text, NOTE))
         return []
 
 
@@ -293,6 +348,13 @@ class DepthVerifier(NetworkVerifier):
         self.facts["as set"] = str(report[-1])
         judged = [_judged(c, claims[not c.what.endswith("value")], self.scale) for c in made]
         bad = [c for c in judged if not c.ok]
+        off = max((c.largest for c in judged if ": value" in c.what), default=0.0)
+        if not bad and not claims[0] < float("inf") and off > 1e-2 * self.scale:
+            text = (
+                f"Its values differ from the serial ones by {digits(off)}, at a size of {digits(self.scale)}, and its "
+                "report cannot say by how much: the iterations do not get nearer to it. More of them may."
+            )
+            self.found.add(Finding(Fault.NOT_CONVERGED, Place(words="the network as set"), text, NOTE))
         if bad and not self.found.blames():
             text = (
                 f"{bad[0].what} differs from the serial one by {digits(bad[0].largest)}, where its report claims a "

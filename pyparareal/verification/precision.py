@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Is a step as exact as the dtype of its state? Three ways to see that it is computed in a narrower one.
+"""Is a step as exact as the dtype of its state? Four ways to see that it is computed in a narrower one.
 
 What torch does is watched operation by operation. Of any step: a result that the narrower dtype could hold exactly,
-or one that does not react to changes of its input that the state's dtype can well tell apart.
+one that does not react to changes of its input that the state's dtype can well tell apart, or one that jumps wherever
+one looks.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def precision(call: Call, out: Array) -> Iterator[Finding]:
     eps = _own(call.rows)
     if len(out) != len(call.rows) or epsilon(call.rows) > eps or eps > 1e-4:  # mixed precision, or narrow anyway
         return
-    for look in (_watched, _representable, _deaf):
+    for look in (_watched, _representable, _deaf, _stairs):
         for finding in look(call, out, eps):
             yield finding
             return
@@ -149,6 +150,52 @@ def _deaf(call: Call, out: Array, eps: float) -> Iterator[Finding]:
             f"somewhere within, digits are rounded away{dtype}."
         )
         yield Finding(Fault.NARROWED_DTYPE, call.places[j], text, numbers={"of": int(heard[j]), "deaf": int(dead[j])})
+
+
+def _stairs(call: Call, out: Array, eps: float) -> Iterator[Finding]:
+    """A part that is rounded jumps in every short interval; a kink bends and a branch jumps at few places."""
+    if arrays.is_torch(call.rows) or eps > 1e-10:
+        return  # watched, or too near to the narrow dtype
+    size = np.maximum(sizes(out), 1e-300)
+    noise = (_noise(call, out, eps) / size.reshape(-1, *[1] * (out.ndim - 1))).reshape(len(out), -1)
+    if (noise > 1e4 * eps).mean() < 0.5:
+        return
+    jumps = [_jump(call, noise, size, eps, seed) for seed in (30, 32, 34)]  # along lines of _noise
+    jumping = np.mean([jump > 0 for jump in jumps], axis=0) > 0.5
+    if np.mean(jumping) < 0.8:
+        return
+    j = int(np.argmax(jumping))
+    jump = float(np.median([jump[j] for jump in jumps])) / size[j]
+    text = (
+        f"Its result jumps by about {jump:.1g} of its size between inputs that differ by {2.0**-40:.1g}, in every "
+        f"short interval that was looked at, where {_name(call.rows)} allows {eps:.1g}: within, something is rounded."
+    )
+    yield Finding(Fault.NARROWED_DTYPE, call.places[j], text, numbers={"jump": jump})
+
+
+def _jump(call: Call, noise: Any, size: Any, eps: float, seed: int, h: float = 3 * 2.0**-14) -> Any:
+    """``[rows]``: the largest jump on a line through each row, found by bisection; 0 where it is no jump."""
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], numbers(call.rows).shape)
+    shape = (-1, *[1] * (signs.ndim - 1))
+    chosen = noise.argmax(1)
+
+    def at(t: Any) -> Any:
+        values = numbers(call(moved(call.rows, signs * t.reshape(shape), 1.0))).reshape(len(noise), -1)
+        return values[np.arange(len(values)), chosen]
+
+    low, high = np.full(len(noise), -h), np.full(len(noise), h)
+    f_low, f_high = at(low), at(high)
+    slope = (at(low + 2.0**-40) - f_low) / 2.0**-40  # of what is not rounded
+    whole = np.abs(f_high - f_low - slope * 2 * h)
+    while (high - low).max() > 2.0**-40:
+        middle = (low + high) / 2
+        f = at(middle)
+        left = np.abs(f - f_low - slope * (middle - low)) >= np.abs(f_high - f - slope * (high - middle))
+        low, f_low = np.where(left, low, middle), np.where(left, f_low, f)
+        high, f_high = np.where(left, middle, high), np.where(left, f, f_high)
+    found = np.abs(f_high - f_low - slope * (high - low))
+    real = (found > 0.1 * whole) & (found > 1e3 * eps * size) & (found > 1e3 * np.abs(slope) * (high - low))
+    return np.where(real, found, 0.0)
 
 
 def _narrower(call: Call, base: Array, signs: Any, eps: float, j: int) -> str:

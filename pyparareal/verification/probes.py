@@ -44,6 +44,7 @@ def probes(call: Call) -> Iterator[Finding]:
     """All findings about a call, the cheapest probes first."""
     call.held.restore()
     out = call(copy(call.rows))
+    draws = call.random and bool(call.held.random.changed())
     kept = list(_kind(call, out))
     if kept:
         yield from kept
@@ -56,13 +57,10 @@ def probes(call: Call) -> Iterator[Finding]:
         return  # what varies by itself would look like a dependence on anything
     yield from _pure(call, out)
     call.held.restore()
-    try:
-        yield from company(call, out)
-    except Raised:
-        if call.independent:  # else a batch may have to be as large as it is
-            raise
+    yield from company(call, out, draws)
     call.held.restore()
-    yield from _strides(call, out)
+    if not draws:  # the order in which numbers are drawn may follow the strides
+        yield from _strides(call, out)
     call.held.restore()
 
 
@@ -260,15 +258,20 @@ def _strides(call: Call, out: Array) -> Iterator[Finding]:
 # Row by row
 
 
-def company(call: Call, out: Array) -> Iterator[Finding]:
-    """Rows one by one, with other neighbours, and in another order, against all at once."""
+def company(call: Call, out: Array, draws: bool = False) -> Iterator[Finding]:
+    """Rows one by one and with other neighbours, against all at once; a step that ``draws`` not one by one."""
     if len(call.rows) < 2 or len(out) != len(call.rows):
         return
     small = tolerance(call, call.rows, out)
     call.held.restore()
     chosen = sample(len(call.rows))
-    alone = {j: _by_itself(call, j) for j in chosen}
-    d = {j: float(differences(alone[j], out[j : j + 1]).max(initial=0.0)) for j in chosen}
+    d, refused = dict.fromkeys(chosen, 0.0), None
+    try:
+        if not draws:
+            alone = {j: _by_itself(call, j) for j in chosen}
+            d = {j: float(differences(alone[j], out[j : j + 1]).max(initial=0.0)) for j in chosen}
+    except Raised as raised:
+        refused = raised
     few = chosen if len(chosen) <= 4 else [chosen[0], chosen[len(chosen) // 2], chosen[-1]]
     seen, how = _with_others(call, out, few)
     bad = [j for j in chosen if max(d[j], seen.get(j, 0.0)) > small[j]]
@@ -276,8 +279,10 @@ def company(call: Call, out: Array) -> Iterator[Finding]:
         j = bad[0]
         if j not in seen:
             seen, how = _with_others(call, out, [j])
-        yield _dependent(call, j, d[j], seen[j], how[j], float(small[j]))
+        yield _dependent(call, j, d[j], seen[j], how[j], float(small[j]), refused)
         return
+    if refused is not None and call.independent:  # else a batch may have to be as large as it is
+        raise refused
     most = max(d.values())
     if most > 0 and call.promises:
         j = max(d, key=lambda j: d[j])
@@ -290,12 +295,17 @@ def _by_itself(call: Call, j: int) -> Array:
     return copy(call.single(j, copy(call.rows[j : j + 1])))
 
 
-def _dependent(call: Call, j: int, alone: float, others: float, how: str, small: float) -> Finding:
+def _dependent(
+    call: Call, j: int, alone: float, others: float, how: str, small: float, refused: Raised | None
+) -> Finding:
     n, place = len(call.rows), call.places[j]
     if others > small:
+        by_itself = f"by {digits(alone)} when it is computed alone"
+        if refused is not None:
+            by_itself = f"alone it raises {type(refused.error).__name__} ({str(refused)[:200]})"
         text = (
-            f"Its result changes by {digits(others)} when {how}, and by {digits(alone)} when it is computed alone, "
-            f"among {n}; rounding would be at most {digits(small)}."
+            f"Its result changes by {digits(others)} when {how}, and {by_itself}, among {n}; rounding would be at most "
+            f"{digits(small)}."
         )
         found = {"others": others, "alone": alone, "rounding": small}
         return Finding(Fault.BATCH_NEIGHBOURS, place, text, **call.severity(not call.independent), numbers=found)

@@ -52,6 +52,7 @@ class SequenceVerifier(NetworkVerifier):
                 model.settings = own
 
         self.progress("solved and serial", 0.6)
+        self.grown = grown
         made = self.both("sequence", why, run, loop, extra=64 * tol * min(max(grown, 1.0), 1e6))
         report = model.report[0] if isinstance(model.report, list) and model.report else model.report
         if report is not None:

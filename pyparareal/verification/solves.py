@@ -47,6 +47,7 @@ class SolveVerifier(ChainVerifier):
         return Verification(self.chain.what, tuple(comparisons), self.found.all(), self.facts)
 
     def _run(self) -> list[Comparison]:
+        self._require_coarse()
         self.progress("serial chain", 0.0)
         u = self.serial_states()
         if u is None:
@@ -74,6 +75,13 @@ class SolveVerifier(ChainVerifier):
         return comparisons
 
     # The whole
+
+    def _require_coarse(self) -> None:
+        """Refused before any work, in the words of solve."""
+        method = self.chain.method
+        needed = self.chain.coarse is None and not isinstance(method, Newton) and method != "newton"
+        if needed and not hasattr(self.phi, "rediscretise"):
+            raise TypeError("coarse: not given, and fine has no rediscretise(m) to make one")
 
     def _coarse(self) -> Any:
         """The propagator of one step per slice, if there is one whose states are those of the fine one."""
@@ -175,6 +183,8 @@ class SolveVerifier(ChainVerifier):
             last = f", last residual {solution.residuals[-1]:.2g}" if solution.residuals else ""
             text = f"After {solution.iterations} iterations{last}: {status.value}."
             self.found.add(Finding(Fault.NOT_CONVERGED, place, text))
+            if self.growth.relative >= SENSITIVE:
+                self._unstable()
         elif bad is not None and not self.found.blames():
             place = self.place(bad.slice * self.m + (bad.step or 0))
             residual = self._residual(solution.u, bad.slice)
@@ -184,6 +194,18 @@ class SolveVerifier(ChainVerifier):
                 f"the step itself by {digits(residual)} in that slice."
             )
             self.found.add(Finding(Fault.UNEXPLAINED, place, text))
+
+    def _unstable(self) -> None:
+        """Beside a solve that failed: that differences grow is a likely reason."""
+        grown = self.growth
+        text = (
+            f"Relative differences grow by {digits(grown.relative)} along the chain, by exp({grown.exponent:.3g}) per "
+            "step, and so do the errors of the iterates: only slices that begin nearly exact get better, one after "
+            "the other."
+        )
+        numbers = {"growth": grown.relative, "exponent": grown.exponent}
+        place = Place(words="the chain")
+        self.found.add(Finding(Fault.CHAOS, place, text, NOTE, numbers=numbers))
 
     def _sensitive(self, comparison: Comparison, tol: float) -> None:
         grown = self.growth

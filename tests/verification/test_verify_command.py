@@ -76,15 +76,11 @@ def test_progress_on_a_terminal_only(capsys, monkeypatch):
         (["decay", "--dtype", "float16"], "dtype"),
         (["decay", "--points", "4"], "points"),
         ([EXAMPLE, "--steps", "4"], "only for a model problem"),
-        (["json:loads"], "TARGET"),
+        (["json:loads"], "TARGET: json:loads raised TypeError"),
         ([], "required"),
     ],
 )
 def test_mistakes(capsys, argv, words):
-    if argv == ["json:loads"]:
-        with pytest.raises(TypeError):
-            run(*argv)
-        return
     assert run(*argv) == 2
     shown = capsys.readouterr()
     assert words in shown.err
@@ -96,3 +92,11 @@ def test_a_target_that_returns_no_chain(capsys, tmp_path):
     (tmp_path / "chains.py").write_text("def case():\n    return 3, 4\n")
     assert run(str(tmp_path / "chains.py")) == 2
     assert "got int without grid= and m=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["def case():\n    raise KeyError('lost')\n", "x = (\n"])
+def test_what_the_file_raises_is_no_fault_that_was_found(tmp_path, capsys, text):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    assert run(str(path)) == 2
+    assert f"TARGET: {path} raised" in capsys.readouterr().err
