@@ -59,7 +59,7 @@ ADVICE = {
     Fault.BROKEN_PROMISE: "Say batch_invariant=False, or solve with deterministic=True.",
     Fault.ROUNDING: "Nothing to do; deterministic=True makes it bit for bit.",
     Fault.NOT_CONVERGED: "Allow more iterations, take a better coarse step, or a tolerance that the dtype can reach.",
-    Fault.RAISED: "See the error; the step must take any number of slices in a call.",
+    Fault.RAISED: "See the error; a call may have any number of rows: the slices of a solve, the examples of a batch.",
     Fault.OTHER_SHAPE: "Blocks of a chain keep shape and dtype; put what does not before or behind it.",
     Fault.UNEXPLAINED: "Please report it, with the table of slices.",
 }

@@ -157,7 +157,9 @@ class NetworkVerifier:
             text += f" So may its gradients: {len(bad)} of what was compared differ, {bad[0].what} among them."
         severity = FAULT if bad or off > 1e-2 * self.scale else NOTE
         numbers = {"growth": rounding / eps, "largest": off}
-        self.found.add(Finding(Fault.CHAOS, Place(words="the chain of its blocks"), text, severity, numbers=numbers))
+        advice = "Smaller weights or fewer blocks make it less so, float64 helps; single values cannot be compared."
+        place = Place(words="the chain of its blocks")
+        self.found.add(Finding(Fault.CHAOS, place, text, severity, advice, numbers))
 
     def _differs(self, bad: Sequence[Comparison]) -> Finding:
         worst = max(bad, key=lambda c: c.rows[0].largest / max(c.rows[0].allowed, 1e-300))
@@ -354,7 +356,8 @@ class DepthVerifier(NetworkVerifier):
                 f"Its values differ from the serial ones by {digits(off)}, at a size of {digits(self.scale)}, and its "
                 "report cannot say by how much: the iterations do not get nearer to it. More of them may."
             )
-            self.found.add(Finding(Fault.NOT_CONVERGED, Place(words="the network as set"), text, NOTE))
+            advice = 'Allow more iterations (forward=, policy="tolerance"), or take mode="serial".'
+            self.found.add(Finding(Fault.NOT_CONVERGED, Place(words="the network as set"), text, NOTE, advice))
         if bad and not self.found.blames():
             text = (
                 f"{bad[0].what} differs from the serial one by {digits(bad[0].largest)}, where its report claims a "
