@@ -13,7 +13,6 @@ from typing import Any
 
 from bench.cases import Result, case
 from bench.cases.gru_cases import newton_calls
-from bench.sequence_training import adding
 from pyparareal import _timing
 
 TOLERANCE = 1e-5  # of the largest state, against float64
@@ -298,6 +297,8 @@ def trained(hidden: int, sizes: GruSizes, device: str) -> dict[str, Any]:
     """The weights of a GRU after some updates on the adding problem."""
     import numpy as np
     import torch
+
+    from bench.sequence_training import adding
 
     updates, batch, length = sizes.trained
     torch.manual_seed(hidden)

@@ -65,6 +65,12 @@ def _best_change(analysis: Analysis) -> tuple[Priced, Priced] | None:
     return (was, best) if best["seconds"] < 0.95 * was["seconds"] else None
 
 
+SAME_STEP = (
+    "The serial chain here is this very step, one state at a time: if a kernel or a compiled loop can take all steps "
+    "in one call, hold it against that."
+)
+
+
 def serial_wins(analysis: Analysis) -> Iterator[Finding]:
     """Whether it pays: what was measured has the last word, then what the schedule is predicted to take."""
     for row in analysis.predicted:
@@ -90,7 +96,7 @@ def _paid(row: Predicted, serial: float, best: Priced) -> Finding:
         f"({_basis(row)})."
     )
     evidence = {**_solve(row), "measured speedup": times, "speedup": best["speedup"], "processors": best["processors"]}
-    return finding("pays", "good", "It pays", words, evidence)
+    return finding("pays", "good", "It pays", words, evidence, SAME_STEP)
 
 
 def _pays(analysis: Analysis, row: Predicted, first: Priced, best: Priced) -> Finding:
@@ -123,7 +129,7 @@ def _pays(analysis: Analysis, row: Predicted, first: Priced, best: Priced) -> Fi
         why = " The rest is what the model leaves out: Python between the steps, norms, waiting."
         title = "Serial is faster here; it would pay without overheads"
         return finding("pays", severity(analysis, lost), title, words + told + why, evidence, "", lost)
-    return finding("pays", "good", "It pays", words + told, evidence)
+    return finding("pays", "good", "It pays", words + told, evidence, SAME_STEP if row["solve"] >= 0 else "")
 
 
 def _lost(analysis: Analysis, row: Predicted) -> float:
