@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -98,7 +99,9 @@ def main(args: argparse.Namespace) -> int:
         names = ", ".join(profile_cases.CASES)
         raise ValueError(f"CASE: got {args.what!r}, expected one of {names}, or a file SCRIPT.py")
     out = args.out or Path(f"profile-{script.stem if script else args.what}.html")
-    if args.record is None:
+    if args.record is not None:  # a rank, which is told by an interrupt to save what it has seen
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background deaf to them
+    else:
         _require_writable("out", out, args.force, _is_report, (".html", ".htm"))
         if args.json is not None:
             _require_writable("json", args.json, args.force, _is_timeline, (".json", ".json.gz"))

@@ -186,7 +186,11 @@ class Map:
         if not callable(phi):
             raise TypeError(f"phi: got {type(phi).__name__}, expected a callable")
         self._phi, self._pass_points, self.batch_invariant = phi, pass_points, batch_invariant
-        self.works = phi  # whose name a timeline tells
+
+    @property
+    def works(self) -> Any:
+        """Whose name a timeline tells."""
+        return self._phi
 
     def step(self, u: Array, points: slice) -> Array:
         return self._phi(u, points) if self._pass_points else self._phi(u)
@@ -339,9 +343,13 @@ class Blocks:
         self._shared = None if several else modules
         self._list = list(modules) if several else []
         self.steps = len(self._list) if several else None
-        self.works = None if several else modules  # whose name a timeline tells
         if several and not self._list:
             raise ValueError("modules: got an empty list, expected one module per step")
+
+    @property
+    def works(self) -> Any:
+        """Whose name a timeline tells, if it is one module."""
+        return self._shared
 
     def step(self, u: Array, points: slice) -> Array:
         if self._shared is not None and u.ndim < 3:

@@ -105,4 +105,4 @@ def test_nvtx_sees_ranges_of_a_domain_of_its_own(tmp_path):
         assert depth >= 0
     assert depth == 0
     assert not any("elsewhere" in line for line in lines)
-    assert {"solve", "parareal.fine", "verb map", "<lambda>", "slice_norms", "parareal_update"} <= set(pushed)
+    assert {"solve", "parareal.fine", "verb map", "halve", "slice_norms", "parareal_update"} <= set(pushed)
