@@ -12,6 +12,7 @@ from pyparareal import cli, verify_command
 from pyparareal._progress import CLEAR
 
 EXAMPLE = str(Path(__file__).resolve().parents[2] / "examples" / "verify_step.py")
+with_example = pytest.mark.skipif(not Path(EXAMPLE).exists(), reason="examples/ is not beside tests/")
 
 
 def run(*argv):
@@ -37,6 +38,7 @@ def test_options_reach_the_solve(capsys, method):
     assert len(found["comparisons"][0]["slices"]) == 8
 
 
+@with_example
 def test_a_fault(capsys):
     assert run(EXAMPLE, "--json") == 1
     found = json.loads(capsys.readouterr().out)
@@ -70,7 +72,7 @@ def test_progress_on_a_terminal_only(capsys, monkeypatch):
         (["nothing"], "expected one of decay"),
         (["nothing.py"], "no file"),
         (["no_such_module:case"], "no module"),
-        ([f"{EXAMPLE}:absent"], "no function absent"),
+        pytest.param([f"{EXAMPLE}:absent"], "no function absent", marks=with_example),
         (["decay", "--method", "magic"], "expected one of parareal"),
         (["decay", "--m", "0"], "m: got 0"),
         (["decay", "--dtype", "float16"], "dtype"),
