@@ -45,7 +45,7 @@ class Mail:
     """What all stand-ins of one group share."""
 
     def __init__(self):
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.boxes = defaultdict(list)
 
 
@@ -71,7 +71,8 @@ class StandIn:
         self.mail, self.rank, self.size, self.calls, self.aborted = mail, rank, size, [], False
 
     def _box(self, source, to, kind):
-        return self.mail.boxes[source, to, kind]
+        with self.mail.lock:  # two threads that ask first would each get a box of their own
+            return self.mail.boxes[source, to, kind]
 
     def send(self, tensors, to, tag, kind="p2p"):
         (data,) = tensors
