@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from planted import launch, message, record, region, solve
 
-from pyparareal.profiling import analyse
+from pyparareal.profiling import Timeline, analyse
 from pyparareal.profiling.analysis import intervals
 from pyparareal.profiling.events import Event, RankClock, Sample
 from pyparareal.profiling.report import packing
@@ -22,6 +22,12 @@ def moments(rows):
     """Whole numbers n with [n, n + 1] inside."""
     rows = list(rows)
     return {n for n in MOMENTS for a, b in rows if a <= n and n + 1 <= b}
+
+
+@pytest.mark.parametrize("wrong", [3, None, Timeline()])
+def test_only_records_are_analysed(wrong):
+    with pytest.raises(TypeError, match=rf"record: got {type(wrong).__name__}, expected a Record"):
+        analyse(wrong)
 
 
 @given(pairs, pairs)

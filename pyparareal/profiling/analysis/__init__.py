@@ -24,7 +24,14 @@ def analyse(record: Record, *, roofs: Sequence[Roof] | None = None) -> Analysis:
     roofs : sequence of Roof, optional
         What the machine can do at most, as :func:`pyparareal.profiling.roofs.of_record` measures it. Default: those
         in ``record.about["roofs"]``, none if it has none.
+
+    Raises
+    ------
+    TypeError
+        ``record`` is no Record, but for instance the Timeline that has one.
     """
+    if not isinstance(record, Record):
+        raise TypeError(f"record: got {type(record).__name__}, expected a Record, such as timeline.record")
     work = work_of(record)
     ops = tables.by_op(work)
     found = Analysis(
